@@ -1,0 +1,42 @@
+"""The seam of collectors: what watches a rank during the worker's phases. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from andromeda_scale.config import Case
+from andromeda_scale.records import Phase
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a collector may look at.
+
+    `gather` exchanges one picklable object with every rank of the case and returns the list in
+    rank order; call it only in `stop`, outside any timed window, on every rank alike.
+    """
+
+    case: Case
+    runtime: Any  # andromeda_scale.runtime.Runtime
+    strategy: Any  # the Strategy
+    state: Any | None  # TrainState; None while phase "setup" starts
+    gather: Callable[[Any], list[Any]]
+
+
+class Collector(Protocol):
+    """What watches a rank. Costs nothing in a phase it did not ask for.
+
+    In phase "profile" the worker marks what it does with `record_function` ranges named
+    `andromeda::step`, `andromeda::data`, `andromeda::forward`, `andromeda::backward`,
+    `andromeda::update`, so a profiler can cut steps and parts. No range exists in "measure".
+    """
+
+    phases: frozenset[Phase]
+
+    def start(self, phase: Phase, context: Context) -> None: ...
+
+    def stop(self, phase: Phase) -> Mapping[str, Any]:
+        """End the phase; return raw values for the record (JSON types only)."""
+        ...

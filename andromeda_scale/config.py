@@ -1,0 +1,249 @@
+"""The schema of a suite and of a case (pydantic, unknown key = error). No torch.
+
+A suite is what the user writes: a base configuration and axes. A case is one fully resolved
+configuration at one world. Reading files, overrides and error texts live in `suite_file.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class Schema(BaseModel):
+    """Base of every schema: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class World(Schema):
+    """How many ranks, and on how many nodes. `8` is 8 ranks on one node, `2x8` 8 on each of 2."""
+
+    nodes: PositiveInt = 1
+    ranks_per_node: PositiveInt = 1
+
+    @property
+    def size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def __str__(self) -> str:
+        return f"{self.nodes}x{self.ranks_per_node}" if self.nodes > 1 else str(self.size)
+
+
+def _world(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a world is a number of ranks, or 'NODESxRANKS_PER_NODE' such as 2x8")
+    if isinstance(value, int):
+        if value < 1:
+            raise ValueError(f"{value} is not a positive number of ranks; use 1 or more")
+        return World(ranks_per_node=value)
+    if isinstance(value, str):
+        nodes, _, ranks = value.partition("x") if "x" in value else ("1", "", value)
+        if not (nodes.isdecimal() and ranks.isdecimal() and int(nodes) and int(ranks)):
+            raise ValueError(
+                f"{value!r} is not a world; use a number of ranks, or 2x8 for 2 nodes of 8 ranks"
+            )
+        return World(nodes=int(nodes), ranks_per_node=int(ranks))
+    return value
+
+
+WorldSpec = Annotated[World, BeforeValidator(_world)]
+
+
+class StrategySpec(Schema):
+    """A strategy by name with its options, which are checked by the strategy's own `Options`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _strategy(value: Any) -> Any:
+    if isinstance(value, str):
+        return StrategySpec(name=value)
+    if isinstance(value, dict) and "name" in value and "options" not in value:
+        rest = {k: v for k, v in value.items() if k != "name"}
+        return StrategySpec(name=value["name"], options=rest)
+    return value
+
+
+Strategy = Annotated[StrategySpec, BeforeValidator(_strategy)]
+
+
+class Data(Schema):
+    """Where tokens come from: the standard library's sources, seeded random ids, or files."""
+
+    source: Literal["stdlib", "random", "files"] = "stdlib"
+    files: tuple[str, ...] = ()  # text (read as bytes), or token shards: .npy, .bin (uint16)
+
+
+class Train(Schema):
+    """One training step."""
+
+    seq_len: PositiveInt = 128  # tokens per sequence
+    micro_batch_size: PositiveInt = 1  # sequences per rank and micro-batch
+    grad_accum: PositiveInt = 1  # micro-batches per step (strong scaling may set it)
+    mode: Literal["forward", "forward_backward", "train_step"] = "train_step"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.1
+    grad_clip: PositiveFloat | None = 1.0  # max norm of the global gradient; null = no clipping
+    compile: bool = False  # torch.compile, block by block
+    activation_checkpointing: Literal["none", "block"] = "none"
+    attention: Literal["naive", "sdpa_causal", "sdpa_bias"] | None = None  # null: the model's own
+
+
+class StrongScaling(Schema):
+    """Fixed work per step: the global batch stays, the share of a rank shrinks."""
+
+    global_batch_size: PositiveInt  # sequences per step over all ranks
+    shrink: Literal["accumulation", "micro_batch"] = "accumulation"
+
+
+class Strong(Schema):
+    """`scaling: {strong: {global_batch_size: 64}}`."""
+
+    strong: StrongScaling
+
+
+class Warmup(Schema):
+    """Warm-up ends by evidence between these bounds; equal bounds fix it (0 and 0: none)."""
+
+    min_steps: NonNegativeInt = 20
+    max_steps: NonNegativeInt = 100
+
+
+class Measure(Schema):
+    """How long each phase lasts, and how many launches make a result."""
+
+    warmup: Warmup = Warmup()
+    steps: PositiveInt = 50
+    repeats: PositiveInt = 3  # independent launches: the unit of replication
+    profile_steps: NonNegativeInt = 20  # separate steps under the profiler; 0: none
+
+
+class Limits(Schema):
+    """What ends a repeat that does not end by itself."""
+
+    timeout_s: PositiveFloat = 600.0  # one repeat, from its start to its last record
+    heartbeat_s: PositiveFloat = 120.0  # longest silence of a rank after its first step
+    memory_gib: PositiveFloat | None = None  # capacity per rank used for pruning; null: ask
+
+
+class Settings(Schema):
+    """Keys that a suite and a case share."""
+
+    data: Data = Data()
+    train: Train = Train()
+    driver: Literal["native"] = "native"
+    measure: Measure = Measure()
+    collect: tuple[str, ...] = ("communication", "memory", "system")
+    parity: Literal["full", "off"] = "full"
+    limits: Limits = Limits()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    fallback: Literal["none", "cpu"] = "none"  # what a case that lacks GPUs does
+    threads_per_rank: PositiveInt | None = None  # CPU; null: cores / largest world
+    seed: NonNegativeInt = 0
+
+
+class Suite(Settings):
+    """One YAML file: a question, a base configuration, axes to sweep."""
+
+    question: str = Field(min_length=1)
+    model: str | dict[str, Any]  # a file in configs/models or a path to one, or a mapping
+    strategy: Strategy = StrategySpec(name="ddp")
+    world: tuple[WorldSpec, ...] = Field(min_length=1)
+    scaling: Literal["weak"] | Strong = "weak"
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # dotted key -> values
+    env: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)  # a list is an axis
+
+
+# Keys that do not change what a repeat does: they never rename a case.
+_NOT_IN_ID: Any = {"model_name": True, "limits": True, "measure": {"repeats"}}
+
+
+class Case(Settings):
+    """One fully resolved configuration at one world.
+
+    `train.micro_batch_size` and `train.grad_accum` are what a rank really does, also under
+    strong scaling.
+    """
+
+    model_name: str
+    model: dict[str, Any]  # {"family": ..., shape...}, defaults left out, already validated
+    strategy: StrategySpec
+    world: World
+    regime: Literal["weak", "strong"] = "weak"
+    env: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per step over all ranks."""
+        return self.train.micro_batch_size * self.train.grad_accum * self.world.size
+
+    @property
+    def case_id(self) -> str:
+        """Readable slug and a hash of the configuration with defaults left out.
+
+        A new key with a default therefore renames no old case.
+        """
+        resolved = self.model_dump(exclude_defaults=True, exclude=_NOT_IN_ID)
+        text = json.dumps(resolved, sort_keys=True, default=list)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        slug = f"{self.model_name}_{self.strategy.name}_w{self.world}_{self.train.precision}"
+        return f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in slug)}-{digest}"
+
+
+class PlannedRepeat(Schema):
+    """One line of the plan: a case launched once more in fresh processes.
+
+    `role` "reference" marks a single-process run whose first losses others are compared with;
+    it has no row in results. `skip` holds the reason why nothing will be launched.
+    """
+
+    case_id: str
+    repeat: NonNegativeInt
+    role: Literal["measure", "reference"] = "measure"
+    reference_id: str | None = None  # case_id of this case's parity reference
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads_per_rank: PositiveInt = 1
+    skip: str | None = None
+    estimated_memory_bytes: NonNegativeInt | None = None  # per rank, from cost/
+
+
+class Plan(Schema):
+    """The ordered list of (case, repeat) a suite expands to, with every case by id: plan.json."""
+
+    schema_version: int = 1
+    suite_name: str
+    question: str
+    cases: dict[str, Case]
+    repeats: tuple[PlannedRepeat, ...]
+
+
+class RankSpec(Schema):
+    """What an agent tells one rank it forks: everything the worker needs, as plain data."""
+
+    case: Case
+    item: PlannedRepeat
+    rank: NonNegativeInt
+    world_size: PositiveInt
+    local_rank: NonNegativeInt  # index of the rank on its node: chooses the device
+    node_rank: NonNegativeInt
+    store_host: str
+    store_port: PositiveInt  # the agents' TCPStore; the group's keys are prefixed below
+    store_prefix: str  # "<case_id>/<repeat>/<attempt>"
+    record_path: str  # this rank's JSONL file
+    reference_losses: tuple[float, ...] | None = None  # per step, mean over the global batch

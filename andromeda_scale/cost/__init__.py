@@ -1,0 +1,1 @@
+"""Closed forms for parameters, FLOPs, bytes and traffic. Pure functions, no torch."""

@@ -1,0 +1,57 @@
+"""What a strategy says about its bytes: states per parameter, and traffic per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of state: bytes per parameter, divided over `shards` ranks (1: replicated)."""
+
+    bytes_per_parameter: float
+    shards: int = 1
+
+    @property
+    def per_rank(self) -> float:
+        """Bytes per parameter of the whole model that one rank holds."""
+        return self.bytes_per_parameter / self.shards
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """Bytes a rank holds per parameter of the model, between backward and update (Adam).
+
+    fp32 DDP: 4 + 4 + 0 + 8 = 16. `master` is a separate fp32 copy where the strategy keeps one.
+    """
+
+    parameters: Part
+    gradients: Part
+    master: Part
+    optimizer_state: Part
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Sum of all parts per rank and parameter."""
+        parts = (self.parameters, self.gradients, self.master, self.optimizer_state)
+        return sum(part.per_rank for part in parts)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of collective of a step: `op` moves `elements_per_parameter` x P elements."""
+
+    op: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    elements_per_parameter: float
+    bytes_per_element: int
+    per: Literal["step", "micro_batch"] = "step"
+    over: int = 0  # ranks in the group; 0: all data-parallel ranks
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """All collectives of one step of a strategy, scalars excluded."""
+
+    collectives: tuple[Collective, ...] = ()
+    buffer_bytes: int = 0  # buckets and staging buffers a rank keeps for them

@@ -1,0 +1,1 @@
+"""Processes: the driver, one agent a node, the ranks it forks."""

@@ -1,0 +1,1 @@
+"""Model families, built on meta and initialised by parameter name."""

@@ -1,0 +1,44 @@
+"""Name -> "module:Class". Adding a strategy, a collector or a model family is one line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from andromeda_scale.errors import UserError
+
+# Importing one of these modules never imports torch: `plan` and `list` run on a login node.
+STRATEGIES = {
+    "single": "andromeda_scale.strategies.single:Single",
+    "ddp": "andromeda_scale.strategies.ddp:Ddp",
+    "fsdp2": "andromeda_scale.strategies.fsdp2:Fsdp2",
+    "zero1": "andromeda_scale.strategies.zero:Zero1",
+    "zero2": "andromeda_scale.strategies.zero:Zero2",
+    "zero3": "andromeda_scale.strategies.zero:Zero3",
+}
+
+COLLECTORS = {
+    "communication": "andromeda_scale.collectors.communication:Communication",
+    "memory": "andromeda_scale.collectors.memory:Memory",
+    "system": "andromeda_scale.collectors.system:System",
+}
+
+# A model family's torch-free configuration; its modules lie in the file beside it.
+MODELS = {
+    "andromeda": "andromeda_scale.models.andromeda:AndromedaConfig",
+    "llama": "andromeda_scale.models.llama:LlamaConfig",
+}
+
+KINDS = {"strategy": STRATEGIES, "collector": COLLECTORS, "model family": MODELS}
+
+
+def load(kind: str, name: str) -> Any:
+    """The class registered as `name` under `kind` (a key of KINDS).
+
+    Raises UserError with the known names when there is none.
+    """
+    known = KINDS[kind]
+    if name not in known:
+        raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
