@@ -1,0 +1,35 @@
+# make bench [SUITE=configs/suites/quickstart.yaml] [ARGS="--set measure.repeats=5"]
+# make test | test-fast | lint
+
+SUITE ?= configs/suites/quickstart.yaml
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: bench test test-fast lint
+
+bench: $(VENV)/.installed
+	$(BIN)/andromeda-scale run $(SUITE) $(ARGS)
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/pytest tests $(ARGS)
+
+# No process group, no sub-minute waits: run it after every edit.
+test-fast: $(VENV)/.installed-test
+	$(BIN)/pytest tests/unit tests/replay $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
