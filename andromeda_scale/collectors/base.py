@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from andromeda_scale.config import Case
 from andromeda_scale.records import Phase
@@ -33,10 +33,27 @@ class Collector(Protocol):
     `andromeda::update`, so a profiler can cut steps and parts. No range exists in "measure".
     """
 
+    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase]
 
     def start(self, phase: Phase, context: Context) -> None: ...
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         """End the phase; return raw values for the record (JSON types only)."""
+        ...
+
+
+class NodeCollector(Protocol):
+    """What samples a node from its agent, one instance for a repeat. Built without arguments.
+
+    Both kinds share the registry: `where` says who builds one. The worker takes the classes whose
+    `where` is "rank", the agent those with "agent"; what `stop` returns goes into the node's line.
+    """
+
+    where: ClassVar[Literal["agent"]] = "agent"
+
+    def start(self) -> None: ...
+
+    def stop(self) -> Mapping[str, Any]:
+        """End sampling; return raw values for the node's line (JSON types only)."""
         ...
