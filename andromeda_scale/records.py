@@ -23,8 +23,10 @@ History of the format
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 SCHEMA_VERSION = 1
 
@@ -61,3 +63,120 @@ class RecordWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Problem(NamedTuple):
+    """Something in a run's files that was not used, or cannot be relied on."""
+
+    file: str  # relative to what was read
+    line: int  # 1 is the first; 0: the file as a whole
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.what}"
+
+
+@dataclass
+class RankRecord:
+    """The lines of one rank of one repeat, as they were written. `end` is None if there is none."""
+
+    rank: int
+    start: dict[str, Any] = field(default_factory=dict)
+    describe: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)  # phase name -> its line
+    end: dict[str, Any] | None = None
+
+    def values(self, phase: Phase, collector: str) -> dict[str, Any]:
+        """What a collector wrote in a phase; empty if it wrote nothing."""
+        values = self.phases.get(phase, {}).get("values", {}).get(collector)
+        return values if isinstance(values, dict) else {}
+
+
+@dataclass
+class RepeatRecord:
+    """Everything readable in a repeat's node files, and what was not."""
+
+    ranks: dict[int, RankRecord] = field(default_factory=dict)  # in the order of the files
+    nodes: list[dict[str, Any]] = field(default_factory=list)  # values of each agent's line
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> RepeatRecord:
+    """Read the node files of one repeat: every sound line is used, every other is named.
+
+    Of two lines that say the same thing of one rank the first is used. Never raises for what a
+    file holds, and fills in nothing that is not there.
+    """
+    record = RepeatRecord()
+    repeated: set[int] = set()
+    owner: dict[int, str] = {}
+    for path in sorted(directory.glob("node-*.jsonl"), key=lambda p: (len(p.name), p.name)):
+        for number, line in _lines(path, record.problems):
+            problem = _fault(line, case_id, repeat, world_size)
+            rank: Any = line.get("rank")
+            if problem is None and rank is None:
+                record.nodes.append(line["values"])
+            elif problem is None and rank not in repeated:
+                known = record.ranks.setdefault(rank, RankRecord(rank))
+                first = owner.setdefault(rank, path.name)
+                if first != path.name or not _add(known, line):
+                    repeated.add(rank)
+                    problem = f"rank {rank} was already read from {first}; the first is used"
+            if problem is not None:
+                record.problems.append(Problem(path.name, number, problem))
+    return record
+
+
+def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line that is a JSON object; the others become problems."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        problems.append(Problem(path.name, 0, f"cannot be read: {error.strerror}"))
+        return
+    with file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                cut = "" if text.endswith(b"\n") else "; the file ends in the middle of it"
+                problems.append(Problem(path.name, number, f"is not a JSON line{cut}"))
+                continue
+            if isinstance(line, dict):
+                yield number, line
+            else:
+                problems.append(Problem(path.name, number, "is not a JSON object"))
+
+
+def _fault(line: dict[str, Any], case_id: str, repeat: int, world_size: int) -> str | None:
+    """Why a line cannot be used; None if it can."""
+    kind, rank = line.get("kind"), line.get("rank")
+    if line.get("v") != SCHEMA_VERSION:
+        return f"has format version {line.get('v')!r}; this reads {SCHEMA_VERSION}"
+    if line.get("case_id") != case_id or line.get("repeat") != repeat:
+        return f"belongs to {line.get('case_id')!r} repeat {line.get('repeat')!r}"
+    if kind not in ("start", "describe", "phase", "node", "end"):
+        return f"is of unknown kind {kind!r}"
+    if kind == "node":
+        if rank is not None:
+            return f"is a node's line with a rank ({rank!r})"
+    elif type(rank) is not int or not 0 <= rank < world_size:
+        return f"has rank {rank!r} in a world of {world_size}"
+    if kind in ("describe", "phase", "node") and not isinstance(line.get("values"), dict):
+        return f"is a {kind!r} line without values"
+    if kind == "phase" and line.get("phase") not in get_args(Phase):
+        return f"is of unknown phase {line.get('phase')!r}"
+    if kind == "end" and line.get("status") not in get_args(Status):
+        return f"has unknown status {line.get('status')!r}"
+    return None
+
+
+def _add(record: RankRecord, line: dict[str, Any]) -> bool:
+    """File a sound line of a rank; False if its place is taken."""
+    kind = line["kind"]
+    if kind == "phase":
+        return record.phases.setdefault(line["phase"], line) is line
+    if getattr(record, kind):
+        return False
+    setattr(record, kind, line["values"] if kind == "describe" else line)
+    return True

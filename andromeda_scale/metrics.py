@@ -1,0 +1,211 @@
+"""The registry of numbers: name -> unit, direction, rules across ranks and launches, format.
+
+Every numeric column of the results is here; tables and documentation are made from it. Names
+carry their unit; shares are 0..1 in data and percent in print. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["higher", "lower", "none"]
+Launches = Literal["geometric mean", "mean", "max"]
+Text = Callable[[float], str]
+
+DEFAULT_FLOP_CONVENTION = "6n_noemb+causal"
+
+NOT_MEASURED = "-"
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with three to four significant digits."""
+    return significant(seconds * 1e3)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """`digits` significant digits without an exponent; thousands are grouped."""
+    if not math.isfinite(value):
+        return NOT_MEASURED
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(0, min(places, 6))}f}"
+
+
+def percent(share: float) -> str:
+    """A share of 0..1 as percent with one decimal."""
+    return f"{share * 100:.1f}%" if math.isfinite(share) else NOT_MEASURED
+
+
+def times(ratio: float) -> str:
+    """A ratio such as a speed-up."""
+    return f"{ratio:.2f}x" if math.isfinite(ratio) else NOT_MEASURED
+
+
+def binary(num_bytes: float) -> str:
+    """Bytes as MiB or GiB (binary units in print only)."""
+    if not math.isfinite(num_bytes):
+        return NOT_MEASURED
+    if num_bytes < 2**30:
+        return f"{num_bytes / 2**20:,.0f} MiB"
+    return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a result, and how it comes about."""
+
+    unit: str  # SI; "1" for a ratio or a share
+    better: Better
+    ranks: str  # rule across ranks
+    why: str  # the reason for that rule, in one line
+    launches: Launches  # rule across the ok repeats of a case
+    phase: str  # where it is measured
+    text: Text  # how a table prints it
+    meaning: str  # one sentence with the formula
+
+
+_SLOWEST = "a job is as fast as its slowest rank at every step"
+_PER_STEP = "max per step"
+
+METRICS: dict[str, Metric] = {
+    "step_time_s": Metric(
+        "s", "lower", _PER_STEP, _SLOWEST, "geometric mean", "measure", milliseconds,
+        "median over the steps of max over ranks of the step's wall time",
+    ),
+    "step_time_p95_s": Metric(
+        "s", "lower", _PER_STEP, _SLOWEST, "geometric mean", "measure", milliseconds,
+        "95th percentile over the steps of max over ranks of the step's wall time",
+    ),
+    "step_time_p99_s": Metric(
+        "s", "lower", _PER_STEP, _SLOWEST, "geometric mean", "measure", milliseconds,
+        "99th percentile over the steps of max over ranks of the step's wall time",
+    ),
+    "step_time_mad_s": Metric(
+        "s", "lower", _PER_STEP, _SLOWEST, "mean", "measure", milliseconds,
+        "median over the steps of |max over ranks of the step's wall time - step_time_s|",
+    ),
+    "window_step_s": Metric(
+        "s", "lower", "max", "the window ends when the last rank ends it", "geometric mean",
+        "measure", milliseconds,
+        "(max over ranks of the window's wall time) / steps: the t of strong scaling",
+    ),
+    "tokens_per_s": Metric(
+        "tokens/s", "higher", "sum of tokens / max of window",
+        "all ranks' tokens are one job's work, done when the last rank is", "geometric mean",
+        "measure", significant,
+        "tokens really processed by all ranks / max over ranks of the window's wall time",
+    ),
+    "tokens_per_s_per_gpu": Metric(
+        "tokens/s", "higher", "sum of tokens / max of window", "tokens_per_s shared by its ranks",
+        "geometric mean", "measure", significant,
+        "tokens_per_s / world_size (a rank is one accelerator, or one CPU process)",
+    ),
+    "speedup": Metric(
+        "1", "higher", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
+        "measure", times,
+        "X(n)/X(n0), X = tokens_per_s, n0 = base_world_size of the same strategy and settings",
+    ),
+    "efficiency": Metric(
+        "1", "higher", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
+        "measure", percent,
+        "weak: (X(n)/n) / (X(n0)/n0), X = tokens_per_s; strong: n0 t(n0) / (n t(n)), "
+        "t = window_step_s",
+    ),
+    "efficiency_common": Metric(
+        "1", "higher", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
+        "measure", percent,
+        "efficiency against the best per-GPU throughput of any strategy at the smallest world",
+    ),
+    "mfu": Metric(
+        "1", "higher", "as tokens_per_s", "all ranks' work over all ranks' peak",
+        "geometric mean", "measure", percent,
+        "tokens_per_s * flops_per_token / (world_size * peak), by flop_convention; empty for a "
+        "device without a known peak",
+    ),
+    "peak_memory_bytes": Metric(
+        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
+        "measure", binary,
+        "peak of the measured window; CUDA: allocated by torch, CPU: resident set",
+    ),
+    "state_bytes": Metric(
+        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
+        "warmup", binary,
+        "parameters, gradients, master copies and optimizer state between backward and update",
+    ),
+    "imbalance": Metric(
+        "1", "lower", "max / mean - 1 per step", "the excess of the slowest is what others wait for",
+        "mean", "profile", percent,
+        "mean over steps of max over ranks of compute_s / mean over ranks of compute_s - 1",
+    ),
+    "slow_rank_excess": Metric(
+        "1", "lower", "slowest against the median of the others",
+        "says how far the slowest rank stands out", "mean", "profile", percent,
+        "median over steps of (compute of the slowest rank - median compute of the others) / "
+        "median step time",
+    ),
+    "profile_slowdown": Metric(
+        "1", "lower", _PER_STEP, _SLOWEST, "mean", "profile", times,
+        "step_time_s of the profile phase / step_time_s: what the profiler costs",
+    ),
+    "setup_s": Metric(
+        "s", "lower", "max", "training starts when the last rank is ready", "mean", "setup",
+        significant,
+        "from the start of the worker to the model built, wrapped and placed",
+    ),
+    "first_step_s": Metric(
+        "s", "lower", "max", _SLOWEST, "mean", "warmup", significant,
+        "wall time of the very first step: lazy allocation, autotuning, compilation",
+    ),
+    "compile_s": Metric(
+        "s", "lower", "max", "training starts when the last rank has compiled", "mean", "setup",
+        significant,
+        "seconds torch.compile took; empty without it",
+    ),
+}  # fmt: skip
+
+_MEANS = "step time is cut on every rank; means over ranks and steps add up to the step"
+METRICS |= {
+    name: Metric("s", better, "mean", _MEANS, "mean", "profile", milliseconds, meaning)
+    for name, better, meaning in (
+        ("profile_step_s", "lower", "mean over steps of max over ranks of the profiled step"),
+        ("compute_s", "none", "seconds per step computing: kernels or operators, no collectives"),
+        ("comm_total_s", "lower", "seconds per step in which any collective executes: |union I|"),
+        ("comm_exposed_s", "lower", "seconds per step with collectives and no compute: |I - C|"),
+        ("comm_overlapped_s", "none", "comm_total_s - comm_exposed_s"),
+        ("exposed_wait_s", "lower", "exposed seconds per step before the last rank has arrived"),
+        ("exposed_transfer_s", "lower", "comm_exposed_s - exposed_wait_s"),
+        ("data_s", "lower", "seconds per step getting the next batch, hidden by nothing"),
+        ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
+        ("end_skew_s", "lower", "seconds per step after a rank's own step until the longest ends"),
+    )
+} | {
+    "comm_exposed_share": Metric(
+        "1", "lower", "mean / max of step", "exposed seconds of a mean rank in the job's step",
+        "mean", "profile", percent,
+        "comm_exposed_s / profile_step_s",
+    ),
+}  # fmt: skip
+
+# What a case was, beside its numbers: columns that identify a row and decide what may be compared.
+SETTINGS: dict[str, str] = {
+    "strategy": "how the model is spread over ranks, without its options",
+    "options": "options of the strategy that were set, key=value",
+    "driver": "who wraps the model",
+    "model": "name of the model's configuration",
+    "model_config": "the model's shape, canonical JSON",
+    "regime": "weak or strong scaling",
+    "mode": "forward, forward_backward or train_step",
+    "seq_len": "tokens per sequence",
+    "micro_batch_size": "sequences per rank and micro-batch",
+    "grad_accum": "micro-batches per step",
+    "global_batch_size": "sequences per step over all ranks",
+    "precision": "fp32 or bf16",
+    "other": "every other setting that differs from its default, canonical JSON",
+    "device_name": "the accelerator, or the processor, as it names itself",
+    "threads_per_rank": "intra-op CPU threads of each rank",
+    "software": "versions and commit the numbers were made with",
+}
