@@ -137,7 +137,7 @@ METRICS: dict[str, Metric] = {
         "parameters, gradients, master copies and optimizer state between backward and update",
     ),
     "imbalance": Metric(
-        "1", "lower", "max / mean - 1 per step", "the excess of the slowest is what others wait for",
+        "1", "lower", "max / mean - 1 per step", "others wait for the excess of the slowest",
         "mean", "profile", percent,
         "mean over steps of max over ranks of compute_s / mean over ranks of compute_s - 1",
     ),
@@ -168,27 +168,27 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 _MEANS = "step time is cut on every rank; means over ranks and steps add up to the step"
+_PARTS: tuple[tuple[str, Better, str], ...] = (
+    ("profile_step_s", "lower", "mean over steps of max over ranks of the profiled step"),
+    ("compute_s", "none", "seconds per step computing: kernels or operators, no collectives"),
+    ("comm_total_s", "lower", "seconds per step in which any collective executes: |union I|"),
+    ("comm_exposed_s", "lower", "seconds per step with collectives and no compute: |I - C|"),
+    ("comm_overlapped_s", "none", "comm_total_s - comm_exposed_s"),
+    ("exposed_wait_s", "lower", "exposed seconds per step before the last rank has arrived"),
+    ("exposed_transfer_s", "lower", "comm_exposed_s - exposed_wait_s"),
+    ("data_s", "lower", "seconds per step getting the next batch, hidden by nothing"),
+    ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
+    ("end_skew_s", "lower", "seconds per step from the end of a rank's step to the longest's"),
+)
 METRICS |= {
     name: Metric("s", better, "mean", _MEANS, "mean", "profile", milliseconds, meaning)
-    for name, better, meaning in (
-        ("profile_step_s", "lower", "mean over steps of max over ranks of the profiled step"),
-        ("compute_s", "none", "seconds per step computing: kernels or operators, no collectives"),
-        ("comm_total_s", "lower", "seconds per step in which any collective executes: |union I|"),
-        ("comm_exposed_s", "lower", "seconds per step with collectives and no compute: |I - C|"),
-        ("comm_overlapped_s", "none", "comm_total_s - comm_exposed_s"),
-        ("exposed_wait_s", "lower", "exposed seconds per step before the last rank has arrived"),
-        ("exposed_transfer_s", "lower", "comm_exposed_s - exposed_wait_s"),
-        ("data_s", "lower", "seconds per step getting the next batch, hidden by nothing"),
-        ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
-        ("end_skew_s", "lower", "seconds per step after a rank's own step until the longest ends"),
-    )
-} | {
-    "comm_exposed_share": Metric(
-        "1", "lower", "mean / max of step", "exposed seconds of a mean rank in the job's step",
-        "mean", "profile", percent,
-        "comm_exposed_s / profile_step_s",
-    ),
-}  # fmt: skip
+    for name, better, meaning in _PARTS
+}
+METRICS["comm_exposed_share"] = Metric(
+    "1", "lower", "mean / max of step", "exposed seconds of a mean rank in the job's step",
+    "mean", "profile", percent,
+    "comm_exposed_s / profile_step_s",
+)  # fmt: skip
 
 # What a case was, beside its numbers: columns that identify a row and decide what may be compared.
 SETTINGS: dict[str, str] = {
