@@ -1,0 +1,194 @@
+"""Speed-up and efficiency against a named base, refused across unlike configurations. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from andromeda_scale.analysis.stats import Interval, log_ratio_interval
+
+# Keys that must be equal for two rows to differ by their world alone.
+SAME = (
+    "regime",
+    "strategy",
+    "options",
+    "driver",
+    "model",
+    "model_config",
+    "mode",
+    "seq_len",
+    "precision",
+    "other",
+    "device_name",
+    "threads_per_rank",
+    "software",
+)
+# Weak scaling holds the work of a rank, strong scaling the work of all ranks.
+SAME_BY_REGIME = {
+    "weak": ("micro_batch_size", "grad_accum"),
+    "strong": ("global_batch_size",),
+}
+# A common base may be another strategy: only how the model is spread may differ.
+SPREAD = frozenset({"strategy", "options", "driver"})
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What each pooled launch of a case measured."""
+
+    tokens_per_s: Sequence[float]
+    window_step_s: Sequence[float]  # window / steps
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One row against its base."""
+
+    speedup: Interval
+    efficiency: Interval
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why two rows cannot be compared: the keys that differ, with both values."""
+
+    differing: dict[str, tuple[Any, Any]]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{key} differs" if key in ("model_config", "other") else f"{key} {mine} against {base}"
+            for key, (mine, base) in self.differing.items()
+        )
+
+
+def keys(regime: str, *, ignore: frozenset[str] = frozenset()) -> list[str]:
+    """The keys that must be equal under a regime."""
+    return [key for key in (*SAME, *SAME_BY_REGIME.get(regime, ())) if key not in ignore]
+
+
+def differing(
+    row: Mapping[str, Any], base: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()
+) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values forbid an efficiency of `row` against `base`, with both values.
+
+    A key that neither table has is not judged; one that only one of them has differs. Rows that
+    do not say their regime are taken as weak scaling.
+    """
+    found = {}
+    for key in keys(str(row.get("regime", "weak")), ignore=ignore):
+        mine, other = _value(row, key), _value(base, key)
+        if mine != other:
+            found[key] = (mine, other)
+    return found
+
+
+def _value(row: Mapping[str, Any], key: str) -> Any:
+    value = row.get(key)
+    return None if value is None or value != value else value  # NaN is an absent value
+
+
+def compare(
+    row: Mapping[str, Any],
+    base: Mapping[str, Any],
+    row_launches: Launches,
+    base_launches: Launches,
+    *,
+    ignore: frozenset[str] = frozenset(),
+) -> Scaling | Refused:
+    """Speed-up and efficiency of one case against another, with intervals over launches.
+
+    S = X(n)/X(n0); weak E = (X(n)/n) / (X(n0)/n0), X = tokens_per_s; strong
+    E = n0 t(n0) / (n t(n)), t = window / steps.
+    """
+    unlike = differing(row, base, ignore=ignore)
+    if unlike:
+        return Refused(unlike)
+    speedup = log_ratio_interval(row_launches.tokens_per_s, base_launches.tokens_per_s)
+    gain = speedup
+    if row.get("regime") == "strong":
+        gain = log_ratio_interval(base_launches.window_step_s, row_launches.window_step_s)
+    ranks = row["world_size"] / base["world_size"]
+    return Scaling(speedup, Interval(*(value / ranks for value in gain)))
+
+
+COLUMNS = (
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "efficiency",
+    "efficiency_low",
+    "efficiency_high",
+    "base_case_id",
+    "base_world_size",
+    "base_tokens_per_s_per_gpu",
+    "efficiency_common",
+    "common_base_case_id",
+    "not_compared",
+)
+
+
+def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.DataFrame:
+    """`cases` with COLUMNS: each measured row against the smallest measured world of its group.
+
+    A group holds the rows that differ by their world alone. A row that is its own base although
+    the same strategy was measured at a smaller world says in `not_compared` which keys forbid it.
+    """
+    measured = cases[cases["tokens_per_s"].notna()]
+    rows = [
+        {str(key): value for key, value in row.items()}
+        for row in measured.sort_values(["world_size", "nodes"], kind="stable").to_dict("records")
+    ]
+    found = {row["case_id"]: _against_bases(row, rows, launches) for row in rows}
+    columns = pd.DataFrame(
+        [found.get(case_id, {}) for case_id in cases["case_id"]],
+        index=cases.index,
+        columns=list(COLUMNS),
+    )
+    return pd.concat([cases, columns], axis=1)
+
+
+def _against_bases(
+    row: dict[str, Any], rows: list[dict[str, Any]], launches: Mapping[str, Launches]
+) -> dict[str, Any]:
+    """Values of COLUMNS for one row; `rows` are all measured ones, smallest world first."""
+    base = next(other for other in rows if not differing(row, other))
+    alike = [other for other in rows if not differing(row, other, ignore=SPREAD)]
+    smallest = [other for other in alike if other["world_size"] == alike[0]["world_size"]]
+    common = max(smallest, key=lambda other: float(other["tokens_per_s_per_gpu"]))
+    mine = launches[row["case_id"]]
+    result = compare(row, base, mine, launches[base["case_id"]])
+    shared = compare(row, common, mine, launches[common["case_id"]], ignore=SPREAD)
+    assert isinstance(result, Scaling)
+    assert isinstance(shared, Scaling)
+    known = row["case_id"] != base["case_id"]  # against itself there is nothing to estimate
+    return {
+        "speedup": result.speedup.centre,
+        "speedup_low": result.speedup.low if known else None,
+        "speedup_high": result.speedup.high if known else None,
+        "efficiency": result.efficiency.centre,
+        "efficiency_low": result.efficiency.low if known else None,
+        "efficiency_high": result.efficiency.high if known else None,
+        "base_case_id": base["case_id"],
+        "base_world_size": base["world_size"],
+        "base_tokens_per_s_per_gpu": base["tokens_per_s_per_gpu"],
+        "efficiency_common": shared.efficiency.centre,
+        "common_base_case_id": common["case_id"],
+        "not_compared": None if known else _refusal(row, rows),
+    }
+
+
+def _refusal(row: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
+    """Why the nearest smaller world of the same strategy and model is not this row's base."""
+    smaller = [
+        (differing(row, other), other)
+        for other in rows
+        if other["world_size"] < row["world_size"]
+        and all(other[key] == row[key] for key in ("strategy", "driver", "model"))
+    ]
+    if not smaller:
+        return None
+    unlike, other = min(smaller, key=lambda pair: len(pair[0]))
+    return f"world {other['world_size']}: {Refused(unlike)}"

@@ -1,0 +1,89 @@
+"""Intervals over launches: the launch is the unit of replication, not the step. No torch.
+
+Rates and times vary by factors, so intervals are t intervals on logarithms of the launches'
+values, and the centre is their geometric mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+MIN_LAUNCHES = 3  # with fewer, there is no interval between launches
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A centre with its 95 % interval; low and high are NaN where there is none."""
+
+    centre: float
+    low: float
+    high: float
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Arithmetic mean of launches with a t interval."""
+    if not len(values):
+        return NOTHING
+    mean, squared_error, df = _mean(np.asarray(values, dtype=float))
+    return _interval(mean, squared_error, df, enough=len(values) >= MIN_LAUNCHES)
+
+
+def log_interval(values: Sequence[float]) -> Interval:
+    """Geometric mean of launches with a t interval on their logs. Values must be positive."""
+    if not len(values):
+        return NOTHING
+    mean, squared_error, df = _mean(np.log(np.asarray(values, dtype=float)))
+    enough = len(values) >= MIN_LAUNCHES
+    return _exp(_interval(mean, squared_error, df, enough=enough))
+
+
+def log_ratio_interval(values: Sequence[float], base: Sequence[float]) -> Interval:
+    """Geometric mean of `values` over that of `base`, with Welch's t interval on the logs.
+
+    Degrees of freedom after Welch (1947) and Satterthwaite (1946).
+    """
+    if not len(values) or not len(base):
+        return NOTHING
+    mean_a, error_a, df_a = _mean(np.log(np.asarray(values, dtype=float)))
+    mean_b, error_b, df_b = _mean(np.log(np.asarray(base, dtype=float)))
+    enough = min(len(values), len(base)) >= MIN_LAUNCHES
+    squared_error = error_a + error_b
+    df = math.nan
+    if enough and squared_error > 0:
+        df = squared_error**2 / (error_a**2 / df_a + error_b**2 / df_b)
+    return _exp(_interval(mean_a - mean_b, squared_error, df, enough=enough))
+
+
+def sign_test(differences: np.ndarray) -> float:
+    """P(at least this many positive | each sign equally likely), one-sided; zeros count against."""
+    num = len(differences)
+    positive = int(np.count_nonzero(differences > 0))
+    return sum(math.comb(num, k) for k in range(positive, num + 1)) / 2**num
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, int]:
+    """Mean, its squared standard error (0 for one value) and degrees of freedom."""
+    num = len(values)
+    variance = float(values.var(ddof=1)) if num > 1 else 0.0
+    return float(values.mean()), variance / num, num - 1
+
+
+def _interval(centre: float, squared_error: float, df: float, *, enough: bool) -> Interval:
+    if not enough:
+        return Interval(centre, math.nan, math.nan)
+    if squared_error == 0:
+        return Interval(centre, centre, centre)
+    half = float(stdtrit(df, (1 + CONFIDENCE) / 2)) * math.sqrt(squared_error)
+    return Interval(centre, centre - half, centre + half)
+
+
+def _exp(interval: Interval) -> Interval:
+    return Interval(*(math.exp(value) for value in interval))
