@@ -19,13 +19,15 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
+    model_validator,
 )
 
 
 class Schema(BaseModel):
     """Base of every schema: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class World(Schema):
@@ -87,6 +89,14 @@ class Data(Schema):
     source: Literal["stdlib", "random", "files"] = "stdlib"
     files: tuple[str, ...] = ()  # text (read as bytes), or token shards: .npy, .bin (uint16)
 
+    @model_validator(mode="after")
+    def _files_are_the_source(self) -> Data:
+        if self.source == "files" and not self.files:
+            raise ValueError("files is empty; list at least one path under data.files")
+        if self.source != "files" and self.files:
+            raise ValueError(f"source {self.source} reads no files; use source: files")
+        return self
+
 
 class Train(Schema):
     """One training step."""
@@ -118,11 +128,31 @@ class Strong(Schema):
     strong: StrongScaling
 
 
+def _scaling(value: Any) -> Any:
+    if value != "weak" and not isinstance(value, dict | Strong):
+        raise ValueError(
+            f"{value!r} is not a regime; use weak, or {{strong: {{global_batch_size: 64}}}}"
+        )
+    return value
+
+
+Scaling = Annotated[Literal["weak"] | Strong, BeforeValidator(_scaling)]
+
+
 class Warmup(Schema):
     """Warm-up ends by evidence between these bounds; equal bounds fix it (0 and 0: none)."""
 
     min_steps: NonNegativeInt = 20
     max_steps: NonNegativeInt = 100
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Warmup:
+        if self.min_steps > self.max_steps:
+            raise ValueError(
+                f"min_steps {self.min_steps} is above max_steps {self.max_steps}; "
+                "raise max_steps or lower min_steps"
+            )
+        return self
 
 
 class Measure(Schema):
@@ -165,9 +195,30 @@ class Suite(Settings):
     model: str | dict[str, Any]  # a file in configs/models or a path to one, or a mapping
     strategy: Strategy = StrategySpec(name="ddp")
     world: tuple[WorldSpec, ...] = Field(min_length=1)
-    scaling: Literal["weak"] | Strong = "weak"
+    scaling: Scaling = "weak"
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # dotted key -> values
     env: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)  # a list is an axis
+
+    @field_validator("world", mode="before")
+    @classmethod
+    def _one_world_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | str) else value
+
+    @field_validator("axes", "env")
+    @classmethod
+    def _no_empty_axis(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, values in value.items():
+            if not values and not isinstance(values, str):
+                raise ValueError(f"{key} has no values; list at least one, or remove the axis")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _names_of_variables(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is no name of a variable; use letters, digits and _")
+        return value
 
 
 # Keys that do not change what a repeat does: they never rename a case.
@@ -231,6 +282,7 @@ class Plan(Schema):
     question: str
     cases: dict[str, Case]
     repeats: tuple[PlannedRepeat, ...]
+    notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
 
 
 class RankSpec(Schema):

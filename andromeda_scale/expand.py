@@ -1,0 +1,203 @@
+"""Suite -> cases: the product of axes and worlds, every point validated as if written out."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from andromeda_scale import resources, safe_yaml
+from andromeda_scale.config import Case, Schema, Settings, Strong, Suite, Train, World
+from andromeda_scale.errors import UserError
+from andromeda_scale.registry import COLLECTORS, load
+from andromeda_scale.validation import suggestion, validate
+
+MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
+
+# These do not change what a repeat does, or are lists already.
+_NO_AXES = ("question", "axes", "world", "limits", "measure.repeats", "fallback")
+# The key that the short form `model: NAME` or `strategy: NAME` stands for.
+_SHORT_FORMS = {"model": "base", "strategy": "name"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One case of the product, and why it cannot exist (None: it can)."""
+
+    case: Case
+    skip: str | None = None
+
+
+def expand(suite: Suite, where: str) -> list[Point]:
+    """Every point of axes x worlds in the order written, the last axis fastest, world last.
+
+    `where` names the suite in errors. Raises UserError for a value no case can have.
+    """
+    axes = axes_of(suite, where)
+    num_points = math.prod(map(len, axes.values())) * len(suite.world)
+    if num_points > MAX_CASES:
+        raise UserError(
+            f"axes: span {num_points} cases, more than {MAX_CASES} ({where}); shorten an axis"
+        )
+    base = suite.model_dump(mode="json", exclude_unset=True, exclude={"axes", "env"})
+    base["env"] = {k: v for k, v in suite.env.items() if isinstance(v, str)}
+    if "strategy" in base:
+        base["strategy"] = {"name": suite.strategy.name, **suite.strategy.options}
+    return list(_points(base, axes, suite.world, where))
+
+
+def axes_of(suite: Suite, where: str) -> dict[str, tuple[Any, ...]]:
+    """Every axis but world: those under `axes`, and each variable of `env` that is a list."""
+    axes = dict(suite.axes)
+    axes |= {f"env.{name}": v for name, v in suite.env.items() if not isinstance(v, str)}
+    for key in axes:
+        if any(key == no or key.startswith(f"{no}.") for no in _NO_AXES):
+            remedy = (
+                "list the values under world itself"
+                if key == "world"
+                else f"set {key} once, outside axes"
+            )
+            raise UserError(
+                f"axes.{key}: is no axis, for it makes no other case ({where}); {remedy}"
+            )
+    return axes
+
+
+def _points(
+    base: dict[str, Any], axes: dict[str, tuple[Any, ...]], worlds: tuple[World, ...], where: str
+) -> Iterator[Point]:
+    for values in itertools.product(*axes.values()):
+        raw = copy.deepcopy(base)
+        # A parent goes first: an axis over model must not undo one over model.num_layers.
+        for key, value in sorted(zip(axes, values, strict=True), key=lambda kv: kv[0].count(".")):
+            set_key(raw, key, value)
+        at = ", ".join(f"{key}={_short(v)}" for key, v in zip(axes, values, strict=True))
+        place = f"{where}, at {at}" if at else where
+        point = validate(Suite, raw, place)
+        name, model = resolve_model(raw["model"], place)
+        options = _strategy_options(point, place)
+        for collector in point.collect:
+            _known_collector(collector, place)
+        settings = {key: getattr(point, key) for key in Settings.model_fields}
+        for world in worlds:
+            train, skip = _train_at(point, world)
+            case = Case(
+                **(settings | {"train": train}),
+                model_name=name,
+                model=model,
+                strategy=point.strategy.model_copy(update={"options": options}),
+                world=world,
+                regime="strong" if isinstance(point.scaling, Strong) else "weak",
+                env={k: v for k, v in point.env.items() if isinstance(v, str)},
+            )
+            yield Point(case, skip or _strategy_skip(case))
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Write `value` at a dotted key of nested mappings, in place.
+
+    `model: NAME` becomes `{base: NAME}` and `strategy: NAME` `{name: NAME}` to hold a key below.
+    """
+    *parents, last = key.split(".")
+    at = raw
+    for depth, parent in enumerate(parents):
+        inner = at.get(parent)
+        if isinstance(inner, str) and depth == 0 and parent in _SHORT_FORMS:
+            inner = {_SHORT_FORMS[parent]: inner}
+        elif inner is None or (parent == "scaling" and inner == "weak"):
+            inner = {}
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"{key}: {parent} is {_short(inner)}, which holds no keys; set {parent}"
+            )
+        at[parent] = at = dict(inner)
+    at[last] = value
+
+
+def resolve_model(value: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """(name, {"family": ..., options that are not defaults}) of a suite's `model`.
+
+    `value` is a name or path of a model file, or a mapping: `{base: NAME, key: value}` changes
+    keys of a file, `{family: ..., key: value}` stands alone; `name` names either.
+    """
+    changes = {"base": value} if isinstance(value, str) else dict(value)
+    base, name = changes.pop("base", None), changes.pop("name", None)
+    written: dict[str, Any] = {}
+    path = where
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"model.base: {base!r} is not text ({where}); name a model file")
+        found = resources.find("models", base)
+        path = str(found)
+        written, _ = safe_yaml.read(found)
+        if not isinstance(written, dict):
+            raise UserError(f"{path}: is not a mapping; write family and sizes as key: value")
+        written = dict(written)
+        suffix = "".join(f"+{key}={_short(v)}" for key, v in changes.items())
+        name = name or f"{written.pop('name', found.stem)}{suffix}"
+        written.pop("name", None)
+    options = written | changes
+    family = options.pop("family", None)
+    if not isinstance(family, str):
+        raise UserError(f"model.family: is missing ({path}); name a family, such as andromeda")
+    config_class: type[Schema] = load("model family", family)
+    config = validate(
+        config_class,
+        options,
+        lambda key: where if key.rpartition(".")[2] in changes else path,
+        prefix="model",
+    )
+    model = {"family": family, **config.model_dump(mode="json", exclude_defaults=True)}
+    return str(name or family), model
+
+
+def _strategy_options(suite: Suite, where: str) -> dict[str, Any]:
+    try:
+        strategy = load("strategy", suite.strategy.name)
+    except UserError as error:
+        raise UserError(f"strategy: {error} ({where}); use one of these") from error
+    options = validate(strategy.Options, suite.strategy.options, where, prefix="strategy")
+    dumped: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
+    return dumped
+
+
+def _known_collector(name: str, where: str) -> None:
+    if name not in COLLECTORS:
+        raise UserError(
+            f"collect: {name!r} is no collector ({where}); {suggestion(name, list(COLLECTORS))}"
+        )
+
+
+def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
+    """What one rank does at this world, and why it cannot."""
+    train = suite.train
+    if not isinstance(suite.scaling, Strong):
+        return train, None
+    strong = suite.scaling.strong
+    shrinks = "grad_accum" if strong.shrink == "accumulation" else "micro_batch_size"
+    keeps = "micro_batch_size" if strong.shrink == "accumulation" else "grad_accum"
+    unit = getattr(train, keeps) * world.size
+    share, rest = divmod(strong.global_batch_size, unit)
+    skip = (
+        f"global batch {strong.global_batch_size} does not divide into {keeps} "
+        f"{getattr(train, keeps)} x {world.size} ranks"
+        if rest
+        else None
+    )
+    return train.model_copy(update={shrinks: max(1, share)}), skip
+
+
+def _strategy_skip(case: Case) -> str | None:
+    if case.world.size > 1 and not load("strategy", case.strategy.name).distributed:
+        return f"{case.strategy.name} runs on one rank only"
+    return None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value:
+        rest = ",".join(f"{k}={v}" for k, v in value.items() if k != "name")
+        return f"{value['name']}({rest})" if rest else str(value["name"])
+    return "null" if value is None else str(value)

@@ -1,0 +1,105 @@
+"""What a node offers, found without torch: cores, memory, GPUs that CUDA programs may use."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One node, and how many alike nodes there are."""
+
+    cpu_cores: int  # that this process may use
+    gpus: Sequence[int] = ()  # memory in bytes of each GPU that may be used
+    memory_bytes: int = 0
+    nodes: int = 1
+
+
+def detect_machine() -> Machine:
+    """This machine within the limits of affinity, container and CUDA_VISIBLE_DEVICES."""
+    return Machine(_cpu_cores(), _gpus() if torch_cuda_version() else (), _memory_bytes())
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version torch was built for, None for a CPU build or no torch at all.
+
+    Read from torch/version.py, because importing torch takes seconds.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = Path(spec.origin).with_name("version.py")
+    text = version.read_text(encoding="utf-8") if version.is_file() else ""
+    found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _cpu_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    if quota.isdecimal() and period.isdecimal():
+        cores = min(cores or 1, int(quota) // int(period))
+    return max(1, cores or 1)
+
+
+def _memory_bytes() -> int:
+    total = int(psutil.virtual_memory().total)
+    limit = _cgroup("memory.max")
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return (_CGROUP / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""  # no cgroup v2 here: no such limit
+
+
+def _gpus() -> tuple[int, ...]:
+    """Memory in bytes of the GPUs left visible, in NVML's order; () without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handles[i]).total) for i in visible)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_devices(variable: str | None, uuids: Sequence[str]) -> list[int]:
+    """Indices that CUDA_VISIBLE_DEVICES leaves, by CUDA's rule: stop at the first unknown entry."""
+    if variable is None:
+        return list(range(len(uuids)))
+    chosen: list[int] = []
+    for entry in (part.strip() for part in variable.split(",")):
+        matches = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if entry.isdecimal() and int(entry) < len(uuids):
+            matches = [int(entry)]
+        if len(matches) != 1 or matches[0] in chosen:
+            break
+        chosen += matches
+    return chosen
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

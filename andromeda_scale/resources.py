@@ -1,0 +1,46 @@
+"""Finds the YAML and JSON files the package ships, or a user's own in their place. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from andromeda_scale.errors import UserError
+
+Kind = Literal["suites", "models", "hardware", "deepspeed"]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the shipped files of one kind, sorted."""
+    return sorted(f.stem for f in (SHIPPED / kind).glob("*") if f.suffix in _SUFFIXES)
+
+
+def find(kind: Kind, name: str) -> Path:
+    """The file at the path `name`, or the shipped file of that name.
+
+    A name with a slash or a suffix is a path. Raises UserError naming the nearest known name.
+    """
+    if _is_path(name):
+        if Path(name).exists():
+            return Path(name)
+        raise UserError(
+            f"{name}: no such file; give the path of a {kind[:-1]} file, "
+            f"or one of the shipped {kind}: {', '.join(names(kind))}"
+        )
+    for suffix in _SUFFIXES:
+        if (shipped := SHIPPED / kind / f"{name}{suffix}").is_file():
+            return shipped
+    near_names = difflib.get_close_matches(name, names(kind), n=1)
+    hint = f"did you mean {near_names[0]}? " if near_names else ""
+    raise UserError(
+        f"{name}: no shipped file of this name in {kind}; {hint}"
+        f"use one of {', '.join(names(kind)) or '(none shipped)'}, or the path of a file"
+    )
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name or name.endswith(_SUFFIXES)

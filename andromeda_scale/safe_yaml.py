@@ -1,0 +1,113 @@
+"""Reads YAML that anybody may have written: small, finite, no duplicate keys. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from andromeda_scale.errors import UserError
+
+MAX_BYTES = 1 << 20  # a suite is a page of text
+MAX_NODES = 100_000  # after expanding aliases: a few hundred bytes can name 10^9 nodes
+
+
+class _RefusedError(Exception):
+    """(problem, remedy); `parse` adds the file's name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and refuses a key written twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise _RefusedError(
+                        f"{key.value}: stands twice, again in line {line}", "keep one"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as text for want of a dot; YAML 1.2, and everybody, as a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read(path: Path) -> tuple[Any, str]:
+    """(value, text) of one YAML file; raises UserError naming the file, line and remedy."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the path of a YAML file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES} bytes; give a YAML file of settings")
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a readable YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file"
+        ) from error
+    return parse(text, str(path)), text
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of one YAML document (None when empty). `where` names it in errors."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if (size := _expanded_size(node, {})) > MAX_NODES:
+                raise _RefusedError(
+                    f"its aliases expand to {size:.3g} values, more than {MAX_NODES}",
+                    "remove the aliases",
+                )
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except _RefusedError as error:
+        problem, remedy = error.args
+        raise UserError(f"{problem} ({where}); {remedy}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: is not YAML: {_problem(error)}; mend that line") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: is nested too deeply; a suite needs five levels") from error
+    except ValueError as error:  # a date of month 13, an integer of 5000 digits, a NUL
+        raise UserError(f"{where}: holds a value that cannot be read: {error}; quote it") from error
+
+
+def _expanded_size(node: yaml.Node, done: dict[int, int]) -> int:
+    """Number of nodes below and with `node`, each alias counted as what it stands for."""
+    if id(node) in done:
+        if done[id(node)] < 0:
+            line = node.start_mark.line + 1
+            raise _RefusedError(f"the value in line {line} holds itself", "remove that alias")
+        return done[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    done[id(node)] = -1
+    children = (
+        [part for pair in node.value for part in pair]
+        if isinstance(node, yaml.MappingNode)
+        else node.value
+    )
+    done[id(node)] = 1 + sum(_expanded_size(child, done) for child in children)
+    return done[id(node)]
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
