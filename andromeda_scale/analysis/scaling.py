@@ -141,7 +141,18 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
         {str(key): value for key, value in row.items()}
         for row in measured.sort_values(["world_size", "nodes"], kind="stable").to_dict("records")
     ]
-    found = {row["case_id"]: _against_bases(row, rows, launches) for row in rows}
+    alone: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    common: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        alone.setdefault(_signature(row), []).append(row)
+        common.setdefault(_signature(row, SPREAD), []).append(row)
+    found = {}
+    for row in rows:
+        base = alone[_signature(row)][0]
+        best = _best_at_smallest_world(common[_signature(row, SPREAD)])
+        found[row["case_id"]] = _columns(row, base, best, launches)
+        if base is row:
+            found[row["case_id"]]["not_compared"] = _refusal(row, rows)
     columns = pd.DataFrame(
         [found.get(case_id, {}) for case_id in cases["case_id"]],
         index=cases.index,
@@ -150,14 +161,23 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
     return pd.concat([cases, columns], axis=1)
 
 
-def _against_bases(
-    row: dict[str, Any], rows: list[dict[str, Any]], launches: Mapping[str, Launches]
+def _signature(row: dict[str, Any], ignore: frozenset[str] = frozenset()) -> tuple[Any, ...]:
+    """Equal for two rows exactly if `differing` finds nothing."""
+    return tuple(_value(row, key) for key in keys(row["regime"], ignore=ignore))
+
+
+def _best_at_smallest_world(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    smallest = [row for row in rows if row["world_size"] == rows[0]["world_size"]]
+    return max(smallest, key=lambda row: float(row["tokens_per_s_per_gpu"]))
+
+
+def _columns(
+    row: dict[str, Any],
+    base: dict[str, Any],
+    common: dict[str, Any],
+    launches: Mapping[str, Launches],
 ) -> dict[str, Any]:
-    """Values of COLUMNS for one row; `rows` are all measured ones, smallest world first."""
-    base = next(other for other in rows if not differing(row, other))
-    alike = [other for other in rows if not differing(row, other, ignore=SPREAD)]
-    smallest = [other for other in alike if other["world_size"] == alike[0]["world_size"]]
-    common = max(smallest, key=lambda other: float(other["tokens_per_s_per_gpu"]))
+    """Values of COLUMNS for one row against its base and the best of any strategy."""
     mine = launches[row["case_id"]]
     result = compare(row, base, mine, launches[base["case_id"]])
     shared = compare(row, common, mine, launches[common["case_id"]], ignore=SPREAD)
@@ -176,7 +196,6 @@ def _against_bases(
         "base_tokens_per_s_per_gpu": base["tokens_per_s_per_gpu"],
         "efficiency_common": shared.efficiency.centre,
         "common_base_case_id": common["case_id"],
-        "not_compared": None if known else _refusal(row, rows),
     }
 
 

@@ -66,7 +66,7 @@ def sign_test(differences: np.ndarray) -> float:
     """P(at least this many positive | each sign equally likely), one-sided; zeros count against."""
     num = len(differences)
     positive = int(np.count_nonzero(differences > 0))
-    return sum(math.comb(num, k) for k in range(positive, num + 1)) / 2**num
+    return float(sum(math.comb(num, k) for k in range(positive, num + 1)) / 2**num)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float, int]:
