@@ -1,0 +1,76 @@
+"""Configuration of the Andromeda family. No torch; the modules lie in `andromeda_net.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from andromeda_scale.config import Schema, Train
+from andromeda_scale.cost.model import Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MIN_ROTARY_DIM = 32
+
+
+class AndromedaConfig(Schema):
+    """Decoder-only, grouped queries, QK-norm, partial xPos, ALiBi on the first heads, GELU.
+
+    `deepnorm`: post-norm with scaled residuals (DeepNet, arXiv:2203.00555) instead of pre-norm.
+    """
+
+    vocab_size: PositiveInt
+    d_model: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt = 128
+    alibi_num_heads: NonNegativeInt
+    deepnorm: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}; "
+                "use a divisor, such as 1 or num_heads"
+            )
+        if self.head_dim < MIN_ROTARY_DIM or self.head_dim % 4:
+            raise ValueError(
+                f"head_dim: {self.head_dim} cannot hold its rotary part, max(head_dim / 2, "
+                f"{MIN_ROTARY_DIM}) dimensions in pairs; use a multiple of 4 from {MIN_ROTARY_DIM}"
+            )
+        if self.alibi_num_heads > self.num_heads:
+            raise ValueError(
+                f"alibi_num_heads: {self.alibi_num_heads} is more than num_heads "
+                f"{self.num_heads}; use at most that"
+            )
+        return self
+
+    def shape(self) -> Shape:
+        """What the closed forms need."""
+        return Shape(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            d_ff=4 * self.d_model,
+            gated_ffn=False,
+            layer_norm=True,
+            qk_norm=True,
+            final_norm=not self.deepnorm,
+            head_bias=True,
+            rotary_dim=max(self.head_dim // 2, MIN_ROTARY_DIM),
+            alibi_num_heads=self.alibi_num_heads,
+            attention="sdpa_bias" if self.alibi_num_heads else "sdpa_causal",
+        )
+
+    def build(self, train: Train) -> nn.Module:
+        """The module on torch's current default device."""
+        from andromeda_scale.models.andromeda_net import Andromeda
+
+        return Andromeda(self, train)

@@ -1,0 +1,86 @@
+"""Builds a model on the meta device and fills it with weights that no sharding changes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from andromeda_scale import registry
+from andromeda_scale.config import Train
+from andromeda_scale.models.layers import INIT_STD
+
+
+class ModelFactory:
+    """One model of one configuration and seed.
+
+    A parameter's value depends on (seed, its name) alone: on no rank, no order, no sharding. On
+    another kind of device the same seed gives other values, as its generator differs.
+    """
+
+    def __init__(self, model: dict[str, Any], train: Train, seed: int) -> None:
+        options = {key: value for key, value in model.items() if key != "family"}
+        self.config = registry.load("model family", model["family"])(**options)
+        self.train = train
+        self.seed = seed
+        self._std = _init_std(self.build())
+
+    def build(self) -> nn.Module:
+        """The module on the meta device: shapes without memory."""
+        with torch.device("meta"):
+            module: nn.Module = self.config.build(self.train)
+        return module
+
+    def full_parameter(
+        self, name: str, shape: torch.Size | tuple[int, ...], device: torch.device | str
+    ) -> Tensor:
+        """The whole fp32 value of the parameter called `name` in the bare model."""
+        if isinstance(std := self._std[name], str):
+            return torch.full(shape, {"ones": 1.0, "zeros": 0.0}[std], device=device)
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.empty(shape, device=device).normal_(0.0, std, generator=generator)
+
+    @torch.no_grad()
+    def materialise(self, module: nn.Module, device: torch.device | str) -> None:
+        """Allocate `module` (as `build` gave it, or then sharded by FSDP2) and fill it.
+
+        One full parameter at a time exists beside the module. Nothing is communicated.
+        """
+        module.to_empty(device=device)  # the position tables compute themselves again
+        for name, parameter in module.named_parameters():
+            full = self.full_parameter(name, parameter.shape, device)
+            if isinstance(parameter, DTensor):
+                parameter.to_local().copy_(_local_shard(full, parameter))
+            else:
+                parameter.copy_(full)
+
+
+def _local_shard(full: Tensor, parameter: DTensor) -> Tensor:
+    """This rank's part of `full` under the parameter's placements."""
+    mesh = parameter.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None, "this rank is not in the parameter's mesh"
+    for axis, placement in enumerate(parameter.placements):
+        if isinstance(placement, Shard):
+            chunks = full.chunk(mesh.size(axis), dim=placement.dim)
+            # chunk() gives fewer chunks than ranks when rows run out: the last ranks hold none.
+            index = coordinate[axis]
+            full = chunks[index] if index < len(chunks) else full.narrow(placement.dim, 0, 0)
+    return full
+
+
+def _init_std(model: nn.Module) -> dict[str, float | str]:
+    """How each parameter starts: a standard deviation, "ones" or "zeros"."""
+    std: dict[str, float | str] = {}
+    for prefix, module in model.named_modules():
+        drawn = isinstance(module, nn.Linear | nn.Embedding)
+        for name, _ in module.named_parameters(prefix, recurse=False):
+            if name.endswith("bias"):
+                std[name] = "zeros"
+            else:
+                std[name] = getattr(module, "init_std", INIT_STD) if drawn else "ones"
+    return std
