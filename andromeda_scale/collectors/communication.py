@@ -2,30 +2,201 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.executions import (
+    Execution,
+    canonical_op,
+    flight_recorder_entries,
+    group_ranks,
+    join_gloo,
+    join_nccl,
+)
+from andromeda_scale.collectors.intervals import covers, intervals, length_within, minus, union
+from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
 from andromeda_scale.records import Phase
+
+# (name, ranks) of a group -> (sequence numbers, nanoseconds) of its collectives on one rank.
+_Durations = dict[tuple[str, tuple[int, ...]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 class Communication:
     """Total, exposed, waiting and transfer seconds of every step, and bytes by collective.
 
-    Values of `profile`, seconds, one number per step of this rank:
-        step_s, compute_s, comm_total_s, comm_exposed_s, comm_overlapped_s, exposed_wait_s,
-        exposed_transfer_s, data_s, host_s
-    where compute + exposed_wait + exposed_transfer + data + host = step, and
-        collectives: [{op, backend_op, dtype, ranks, count_per_step, bytes_per_step,
-                       wire_bytes_per_step, total_s, transfer_s, busbw_gbps}]
-    or {"error": reason} when the trace cannot be trusted.
+    Values of `profile`, in seconds, one number per step of this rank, defined in METRICS:
+        step_s                 length of the step, and its disjoint classes, which sum to it:
+        compute_s              C: operators (CPU), kernels that are no collectives (CUDA)
+        exposed_wait_s         W: waiting for a later rank, outside C
+        exposed_transfer_s     X: exposed communication that is no waiting
+        data_s                 D: the batch, outside C and communication
+        host_s                 H: the rest
+        comm_total_s, comm_exposed_s, comm_overlapped_s
+        parts                  {forward_s, backward_s, optimizer_s, data_s}: each [seconds]
+    and per kind of collective, as means over the steps,
+        collectives: [{op, c10d_op, backend_op, dtype, ranks, scalar, count_per_step,
+                       bytes_per_step, wire_bytes_per_step, total_s_per_step,
+                       transfer_s_per_step, busbw_gbps}]
+    where bytes are S of METRICS and wire bytes count what the backend ran. When the trace cannot
+    be trusted the value is {"error": reason} on every rank.
+
+    Build it before the process group: the flight recorder reads its size once.
     """
 
     where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"profile"})
 
+    def __init__(self) -> None:
+        # Holds every collective of some 20 steps; older torch knows the second name only.
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "32768")
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", os.environ["TORCH_FR_BUFFER_SIZE"])
+
     def start(self, phase: Phase, context: Context) -> None:
-        raise NotImplementedError
+        from torch.autograd.profiler import profile
+
+        self._context = context
+        device = "cuda" if context.runtime.device.type == "cuda" else None
+        # torch.profiler would build a tree of all events; this keeps Kineto's own list.
+        self._profiler = profile(use_kineto=True, use_device=device, record_shapes=True)
+        self._profiler.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
-        raise NotImplementedError
+        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        result = self._profiler.kineto_results
+        del self._profiler
+        try:
+            timeline, executions = self._read(result)
+            mine: _Durations | str = _durations(executions)
+        except TraceError as error:
+            mine = str(error)
+        everyone = self._context.gather(mine)
+        errors = [f"rank {rank}: {x}" for rank, x in enumerate(everyone) if isinstance(x, str)]
+        if errors:
+            return {"error": "; ".join(errors)}
+        try:
+            transfers = _transfers(executions, everyone)
+        except TraceError as error:  # every rank sees the same tables, so every rank says so
+            return {"error": str(error)}
+        return {
+            **_classes(timeline, executions, transfers),
+            "collectives": _kinds(executions, transfers, len(timeline.steps)),
+        }
+
+    def _read(self, result: Any) -> tuple[Timeline, list[Execution]]:
+        """Timeline and the collectives issued within a step."""
+        events = Events(result.events())
+        timeline = read_timeline(events)
+        groups = group_ranks()
+        found = join_gloo(events, flight_recorder_entries(result.trace_start_ns()), groups)
+        found += join_nccl(events, groups)
+        steps = union(timeline.host)
+        inside = covers(steps, np.array([e.issued_ns for e in found], np.int64))
+        executions = [e for e, kept in zip(found, inside, strict=True) if kept]
+        if not executions and self._context.runtime.world_size > 1:
+            raise TraceError("no collective in any profiled step of a run of several ranks")
+        return timeline, executions
+
+
+def _durations(executions: list[Execution]) -> _Durations:
+    """What one rank tells the others: how long each of its collectives executed."""
+    rows = defaultdict(list)
+    for e in executions:
+        rows[e.group, e.ranks].append((e.seq, e.end_ns - e.start_ns))
+    tables = {group: np.array(sorted(x), np.int64).T for group, x in rows.items()}
+    return {group: (table[0], table[1]) for group, table in tables.items()}
+
+
+def _transfers(executions: list[Execution], everyone: list[_Durations]) -> NDArray[np.int64]:
+    """transfer[k] of METRICS for each execution: the shortest duration over the group's ranks.
+
+    Raises TraceError where two ranks of any group saw other collectives.
+    """
+    shortest: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
+    for group in sorted({group for table in everyone for group in table}):
+        name, ranks = group
+        tables = [everyone[rank].get(group) for rank in ranks]
+        first = tables[0]
+        if first is None or not all(t and np.array_equal(first[0], t[0]) for t in tables):
+            counts = {rank: len(t[0]) if t else 0 for rank, t in zip(ranks, tables, strict=True)}
+            raise TraceError(f"ranks saw other collectives in group {name}: count by rank {counts}")
+        fastest = np.min([t[1] for t in tables if t], axis=0)
+        shortest[group] = dict(zip(first[0].tolist(), fastest.tolist(), strict=True))
+    return np.array([shortest[e.group, e.ranks][e.seq] for e in executions], np.int64)
+
+
+def _classes(
+    timeline: Timeline, executions: list[Execution], transfers: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The disjoint classes of every step, in seconds, from unions alone."""
+    starts = np.array([e.start_ns for e in executions], np.int64)
+    ends = np.array([e.end_ns for e in executions], np.int64)
+    compute, steps = timeline.compute, timeline.steps
+    comm = union(intervals(starts, ends))
+    waiting = union(intervals(starts, ends - transfers))
+    data = minus(minus(timeline.data, compute), comm)
+
+    total = length_within(comm, steps)
+    exposed = length_within(minus(comm, compute), steps)
+    values = {
+        "step_s": steps[:, 1] - steps[:, 0],
+        "compute_s": length_within(compute, steps),
+        "exposed_wait_s": length_within(minus(waiting, compute), steps),
+        "data_s": length_within(data, steps),
+        "comm_total_s": total,
+        "comm_exposed_s": exposed,
+        "comm_overlapped_s": total - exposed,
+    }
+    values["exposed_transfer_s"] = exposed - values["exposed_wait_s"]
+    values["host_s"] = values["step_s"] - values["compute_s"] - exposed - values["data_s"]
+    return {
+        **{name: (x / 1e9).tolist() for name, x in values.items()},
+        "parts": {name: (x / 1e9).tolist() for name, x in timeline.parts.items()},
+    }
+
+
+def bus_factor(op: str, group_size: int) -> float:
+    """Bytes a rank moves per byte of the collective's size (nccl-tests, PERFORMANCE.md)."""
+    share = (group_size - 1) / group_size
+    return {
+        "all_reduce": 2 * share,
+        "all_gather": share,
+        "reduce_scatter": share,
+        "all_to_all": share,
+    }.get(op, 1.0)
+
+
+def _kinds(
+    executions: list[Execution], transfers: NDArray[np.int64], num_steps: int
+) -> list[dict[str, Any]]:
+    """One row per kind of collective, the largest first."""
+    rows: dict[tuple[Any, ...], list[tuple[int, int, int]]] = defaultdict(list)
+    for e, transfer in zip(executions, transfers.tolist(), strict=True):
+        kind = (e.op, e.c10d_op, e.backend_op, e.dtype, e.ranks, e.scalar)
+        rows[kind].append((e.size_bytes, e.end_ns - e.start_ns, transfer))
+    result = []
+    for (op, c10d_op, backend_op, dtype, ranks, scalar), found in rows.items():
+        size, total_ns, transfer_ns = (sum(column) for column in zip(*found, strict=True))
+        wire = size * bus_factor(canonical_op(backend_op), len(ranks))
+        result.append(
+            {
+                "op": op,
+                "c10d_op": c10d_op,
+                "backend_op": backend_op,
+                "dtype": dtype,
+                "ranks": list(ranks),
+                "scalar": scalar,
+                "count_per_step": len(found) / num_steps,
+                "bytes_per_step": size / num_steps,
+                "wire_bytes_per_step": wire / num_steps,
+                "total_s_per_step": total_ns / num_steps / 1e9,
+                "transfer_s_per_step": transfer_ns / num_steps / 1e9,
+                "busbw_gbps": size * bus_factor(op, len(ranks)) / max(transfer_ns, 1),
+            }
+        )
+    return sorted(result, key=lambda row: row["bytes_per_step"], reverse=True)

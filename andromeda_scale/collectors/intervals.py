@@ -35,7 +35,8 @@ def covers(a: Intervals, points: NDArray[np.int64]) -> NDArray[np.bool_]:
     if not len(a):
         return np.zeros(np.shape(points), dtype=bool)
     index = np.searchsorted(a[:, 0], points, side="right") - 1
-    return (index >= 0) & (points < a[index, 1])
+    inside: NDArray[np.bool_] = (index >= 0) & (points < a[index, 1])
+    return inside
 
 
 def minus(a: Intervals, b: Intervals) -> Intervals:

@@ -1,0 +1,158 @@
+"""The profiler's events of one rank, cut into steps, compute, data and parts.
+
+Host events come from the thread that trains, device events from all streams. Times are
+nanoseconds of one clock per rank; nothing here compares clocks of two ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from andromeda_scale.collectors.intervals import Intervals, intervals, minus, union
+
+STEP = "andromeda::step"
+DATA = "andromeda::data"
+# Range of the worker -> name of the part in METRICS.
+PARTS = {
+    "andromeda::forward": "forward_s",
+    "andromeda::backward": "backward_s",
+    "andromeda::update": "optimizer_s",
+    DATA: "data_s",
+}
+
+# Work of the CPU. Inductor's own kernels are no operators: the call of their graph stands for them.
+_COMPUTE = ("aten::", "fsdp::", "## Call CompiledFxGraph")
+# Operators that issue or await a collective; a DTensor's aten:: operator may hold one inside.
+_COMMUNICATE = ("c10d::", "_c10d_functional::", "c10d_functional::")
+
+
+class TraceError(ValueError):
+    """The trace does not hold what a number needs; the message says what is missing."""
+
+
+class Events:
+    """The profiler's events as columns; `raw[i]` is the event itself."""
+
+    def __init__(self, raw: Sequence[Any]) -> None:
+        from torch._C._autograd import DeviceType
+
+        self.raw = raw
+        count = len(raw)
+        table: dict[str, int] = {}  # some 200 names for 100,000 events: test each name once
+        self._code = np.fromiter(
+            (table.setdefault(e.name(), len(table)) for e in raw), np.int64, count
+        )
+        self._names = list(table)
+        starts = np.fromiter((e.start_ns() for e in raw), np.int64, count)
+        durations = np.fromiter((e.duration_ns() for e in raw), np.int64, count)
+        self.spans: Intervals = intervals(starts, starts + durations)
+        self.thread = np.fromiter((e.start_thread_id() for e in raw), np.int64, count)
+        cpu = DeviceType.CPU
+        self._on_device = np.fromiter((e.device_type() != cpu for e in raw), np.bool_, count)
+
+    def name(self, index: int) -> str:
+        return self._names[int(self._code[index])]
+
+    def find(self, test: Callable[[str], bool], *, device: bool = False) -> NDArray[np.int64]:
+        """Indices of host (or device) events whose name passes `test`, by time of their start."""
+        passed = np.array([test(name) for name in self._names], np.bool_)
+        if not len(passed):
+            return np.empty(0, np.int64)
+        found = np.flatnonzero(passed[self._code] & (self._on_device == device))
+        return found[np.argsort(self.spans[found, 0], kind="stable")]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One rank's profiled steps: `host` as the worker issued them, `steps` as they executed.
+
+    On a CPU both are the same. On a device a step lasts until the last kernel it launched.
+    `compute` and `data` are unions; `parts` holds nanoseconds per step by METRICS' names.
+    """
+
+    host: Intervals
+    steps: Intervals
+    compute: Intervals
+    data: Intervals
+    parts: dict[str, NDArray[np.int64]]
+
+
+def is_collective_kernel(name: str) -> bool:
+    """Whether a device kernel is NCCL's: ncclKernel_*, ncclDevKernel_*, ncclSymk*."""
+    return name.startswith("nccl")
+
+
+def read_timeline(events: Events) -> Timeline:
+    """Steps, compute, data and parts of a profiled phase.
+
+    Raises TraceError where no step is marked.
+    """
+    steps_at = events.find(lambda name: name == STEP)
+    if not len(steps_at):
+        raise TraceError(f"the profiler saw no {STEP!r} range")
+    ranges_at = events.find(lambda name: name in PARTS)
+    names = [PARTS[events.name(i)] for i in ranges_at.tolist()]
+    host, ranges = events.spans[steps_at], events.spans[ranges_at]
+
+    kernels_at = events.find(lambda name: True, device=True)
+    if len(kernels_at):
+        launched, kernels, compute = _device_work(events, kernels_at.tolist())
+        steps = device_windows(host, launched, kernels)
+        parts = device_windows(ranges, launched, kernels)
+    else:
+        steps, parts = host, ranges
+        compute = _cpu_work(events, thread=int(events.thread[steps_at[0]]))
+
+    step_of = np.searchsorted(host[:, 0], ranges[:, 0], side="right") - 1
+    lengths = {name: np.zeros(len(host), np.int64) for name in PARTS.values()}
+    for name, step, (start, end) in zip(names, step_of, parts, strict=True):
+        if step >= 0:
+            lengths[name][step] += end - start
+    is_data = np.array([name == PARTS[DATA] for name in names], np.bool_)
+    return Timeline(host, steps, compute, union(ranges[is_data]), lengths)
+
+
+def _cpu_work(events: Events, thread: int) -> Intervals:
+    """Operators of the training thread without the time inside collective operators.
+
+    Autograd's own events wrap hooks that block, so they do not count as work.
+    """
+
+    def here(prefixes: tuple[str, ...]) -> Intervals:
+        found = events.find(lambda name: name.startswith(prefixes))
+        return union(events.spans[found[events.thread[found] == thread]])
+
+    return minus(here(_COMPUTE), here(_COMMUNICATE))
+
+
+def _device_work(
+    events: Events, indices: list[int]
+) -> tuple[NDArray[np.int64], Intervals, Intervals]:
+    """(launch time of each kernel, span of each kernel, union of those that compute)."""
+    raw = events.raw
+    kernels = [i for i in indices if not raw[i].is_user_annotation()]
+    compute = [i for i in kernels if not is_collective_kernel(events.name(i))]
+    operators = events.find(lambda name: True).tolist()
+    issued = {raw[i].correlation_id(): int(events.spans[i, 0]) for i in operators}
+    launched = [issued.get(raw[i].linked_correlation_id(), events.spans[i, 0]) for i in kernels]
+    return np.array(launched, np.int64), events.spans[kernels], union(events.spans[compute])
+
+
+def device_windows(host: Intervals, launched: NDArray[np.int64], kernels: Intervals) -> Intervals:
+    """When what was issued in each host range executed: ranges in order, as disjoint windows.
+
+    A window ends with the last kernel launched in its range (or with the range itself, if that
+    is later) and starts where the window before it ended, but not before its range.
+    """
+    ends = host[:, 1].copy()
+    index = np.searchsorted(host[:, 0], launched, side="right") - 1
+    inside = (index >= 0) & (launched < host[index, 1])
+    np.maximum.at(ends, index[inside], kernels[inside, 1])
+    ends = np.maximum.accumulate(ends)
+    starts = np.maximum(host[:, 0], np.concatenate([host[:1, 0], ends[:-1]]))
+    return intervals(starts, np.maximum(ends, starts))
