@@ -43,7 +43,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 class PositionTables(nn.Module):
     """Rotary tables and attention bias of one sequence length, shared by all blocks.
 
-    rotary_q, rotary_k: (2, T, R) cosine and sine, scaled by xPos. bias: (heads, T, T), -inf above
+    rotary_q, rotary_k: (2, T, R / 2) cosine and sine, scaled by xPos. bias: (heads, T, T), -inf above
     the diagonal; heads is what the kernel needs: 1, h, the ALiBi heads, or 0 (no bias).
     """
 
@@ -67,8 +67,8 @@ class PositionTables(nn.Module):
         bias_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         seq_len = train.seq_len
         for name, size, dtype in (
-            ("rotary_q", (2, seq_len, shape.rotary_dim), torch.float32),
-            ("rotary_k", (2, seq_len, shape.rotary_dim), torch.float32),
+            ("rotary_q", (2, seq_len, shape.rotary_dim // 2), torch.float32),
+            ("rotary_k", (2, seq_len, shape.rotary_dim // 2), torch.float32),
             ("bias", (len(self.slopes), seq_len, seq_len), bias_dtype),
         ):
             self.register_buffer(name, torch.empty(size, dtype=dtype), persistent=False)
@@ -78,7 +78,7 @@ class PositionTables(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionTables:
         # Moving off the meta device leaves garbage, and module.bfloat16() rounds cosines:
         # whatever happened to the tables, they are computed again.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.compute()
         return self
 
@@ -86,17 +86,16 @@ class PositionTables(nn.Module):
     def compute(self) -> None:
         """Fill all tables on the device they lie on, in their own dtypes."""
         device = self.rotary_q.device
-        _, seq_len, dim = self.rotary_q.shape
+        _, seq_len, pairs = self.rotary_q.shape
         position = torch.arange(seq_len, dtype=torch.float32, device=device)
-        even = torch.arange(0, dim, 2, dtype=torch.float32, device=device)
-        angle = torch.outer(position, self.theta ** (-even / dim)).repeat(1, 2)
+        share = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
+        angle = torch.outer(position, self.theta**-share)
         rotary = torch.stack((angle.cos(), angle.sin()))
         scale = torch.ones_like(angle)
         if self.xpos:
             # Only i - j enters q k^T; counting from the middle keeps the powers small.
             power = (position - seq_len // 2) / XPOS_SCALE_BASE
-            base = (even + 0.4 * dim) / (1.4 * dim)
-            scale = (base.repeat(2) ** power[:, None]).to(torch.float32)
+            scale = ((share + 0.4) / 1.4) ** power[:, None]
         self.rotary_q, self.rotary_k = rotary * scale, rotary / scale
         slopes = torch.tensor(self.slopes, dtype=torch.float32, device=device)
         distance = position[None, :] - position[:, None]
@@ -105,12 +104,15 @@ class PositionTables(nn.Module):
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the first R dimensions of x (B, heads, T, dh) by table (2, T, R), in fp32."""
+    """Turn the first R dimensions of x (B, heads, T, dh) by table (2, T, R / 2), in fp32.
+
+    Dimension i is paired with i + R / 2.
+    """
     cos, sin = table[:, : x.shape[-2]]
-    turned, rest = x.float().split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    pairs = cos.shape[-1]
+    first, second = x[..., :pairs].float(), x[..., pairs : 2 * pairs].float()
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*turned, x[..., 2 * pairs :].float()), dim=-1)
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -1,0 +1,51 @@
+"""Bytes a rank sends per step, by collective, from what a strategy says of its traffic. No torch.
+
+A ring sends, per rank and S bytes in all, 2S (n-1)/n for an all-reduce and S (n-1)/n for an
+all-gather or a reduce-scatter, with n the group's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from andromeda_scale.cost.layout import Traffic
+
+RING_FACTOR: Mapping[str, int] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+
+
+@dataclass(frozen=True)
+class CommunicationBytes:
+    """Bytes per rank and step of each kind of collective, scalars excluded."""
+
+    payload: Mapping[str, float]  # S: the whole tensors reduced or gathered
+    wire: Mapping[str, float]  # what a ring sends from each rank
+
+    @property
+    def total_wire(self) -> float:
+        return sum(self.wire.values())
+
+
+def bytes_per_step(
+    traffic: Traffic,
+    num_parameters: int,
+    world_size: int,
+    grad_accum: int,
+    *,
+    doubled: frozenset[str] = frozenset(),
+) -> CommunicationBytes:
+    """Sum the collectives of one step.
+
+    `doubled`: kinds that the backend carries out as all-reduce and that therefore send twice;
+    gloo does so with reduce_scatter.
+    """
+    payload: dict[str, float] = {}
+    wire: dict[str, float] = {}
+    for part in traffic.collectives:
+        times = grad_accum if part.per == "micro_batch" else 1
+        size = times * part.elements_per_parameter * num_parameters * part.bytes_per_element
+        ranks = part.over or world_size
+        factor = RING_FACTOR[part.op] * (2 if part.op in doubled else 1)
+        payload[part.op] = payload.get(part.op, 0.0) + size
+        wire[part.op] = wire.get(part.op, 0.0) + factor * size * (ranks - 1) / ranks
+    return CommunicationBytes(payload, wire)
