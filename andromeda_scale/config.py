@@ -92,9 +92,9 @@ class Data(Schema):
     @model_validator(mode="after")
     def _files_are_the_source(self) -> Data:
         if self.source == "files" and not self.files:
-            raise ValueError("files is empty; list at least one path under data.files")
+            raise ValueError("files: is empty; list at least one path")
         if self.source != "files" and self.files:
-            raise ValueError(f"source {self.source} reads no files; use source: files")
+            raise ValueError(f"source: {self.source} reads no files; use source: files")
         return self
 
 
@@ -149,7 +149,7 @@ class Warmup(Schema):
     def _bounds_in_order(self) -> Warmup:
         if self.min_steps > self.max_steps:
             raise ValueError(
-                f"min_steps {self.min_steps} is above max_steps {self.max_steps}; "
+                f"min_steps: {self.min_steps} is above max_steps {self.max_steps}; "
                 "raise max_steps or lower min_steps"
             )
         return self
@@ -202,14 +202,16 @@ class Suite(Settings):
     @field_validator("world", mode="before")
     @classmethod
     def _one_world_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int | str) else value
+        if isinstance(value, int | str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("axes", "env")
     @classmethod
     def _no_empty_axis(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key, values in value.items():
             if not values and not isinstance(values, str):
-                raise ValueError(f"{key} has no values; list at least one, or remove the axis")
+                raise ValueError(f"{key}: has no values; list at least one, or remove the axis")
         return value
 
     @field_validator("env")

@@ -7,18 +7,19 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from andromeda_scale import resources, safe_yaml
 from andromeda_scale.config import Case, Schema, Settings, Strong, Suite, Train, World
 from andromeda_scale.errors import UserError
-from andromeda_scale.registry import COLLECTORS, load
-from andromeda_scale.validation import suggestion, validate
+from andromeda_scale.registry import KINDS, MODELS, load
+from andromeda_scale.validation import Where, place, suggestion, validate
 
 MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
 
 # These do not change what a repeat does, or are lists already.
-_NO_AXES = ("question", "axes", "world", "limits", "measure.repeats", "fallback")
+_NO_AXES = ("question", "axes", "world", "limits", "measure.repeats")
 # The key that the short form `model: NAME` or `strategy: NAME` stands for.
 _SHORT_FORMS = {"model": "base", "strategy": "name"}
 
@@ -31,16 +32,17 @@ class Point:
     skip: str | None = None
 
 
-def expand(suite: Suite, where: str) -> list[Point]:
+def expand(suite: Suite, where: Where) -> list[Point]:
     """Every point of axes x worlds in the order written, the last axis fastest, world last.
 
-    `where` names the suite in errors. Raises UserError for a value no case can have.
+    `where` says in errors where a value was written. Raises UserError for a value no case can have.
     """
     axes = axes_of(suite, where)
     num_points = math.prod(map(len, axes.values())) * len(suite.world)
     if num_points > MAX_CASES:
         raise UserError(
-            f"axes: span {num_points} cases, more than {MAX_CASES} ({where}); shorten an axis"
+            f"axes: span {num_points} cases, more than {MAX_CASES} ({place(where, 'axes')}); "
+            "shorten an axis"
         )
     base = suite.model_dump(mode="json", exclude_unset=True, exclude={"axes", "env"})
     base["env"] = {k: v for k, v in suite.env.items() if isinstance(v, str)}
@@ -49,7 +51,7 @@ def expand(suite: Suite, where: str) -> list[Point]:
     return list(_points(base, axes, suite.world, where))
 
 
-def axes_of(suite: Suite, where: str) -> dict[str, tuple[Any, ...]]:
+def axes_of(suite: Suite, where: Where) -> dict[str, tuple[Any, ...]]:
     """Every axis but world: those under `axes`, and each variable of `env` that is a list."""
     axes = dict(suite.axes)
     axes |= {f"env.{name}": v for name, v in suite.env.items() if not isinstance(v, str)}
@@ -61,13 +63,14 @@ def axes_of(suite: Suite, where: str) -> dict[str, tuple[Any, ...]]:
                 else f"set {key} once, outside axes"
             )
             raise UserError(
-                f"axes.{key}: is no axis, for it makes no other case ({where}); {remedy}"
+                f"axes.{key}: is no axis, for it makes no other case "
+                f"({place(where, f'axes.{key}')}); {remedy}"
             )
     return axes
 
 
 def _points(
-    base: dict[str, Any], axes: dict[str, tuple[Any, ...]], worlds: tuple[World, ...], where: str
+    base: dict[str, Any], axes: dict[str, tuple[Any, ...]], worlds: tuple[World, ...], where: Where
 ) -> Iterator[Point]:
     for values in itertools.product(*axes.values()):
         raw = copy.deepcopy(base)
@@ -75,12 +78,12 @@ def _points(
         for key, value in sorted(zip(axes, values, strict=True), key=lambda kv: kv[0].count(".")):
             set_key(raw, key, value)
         at = ", ".join(f"{key}={_short(v)}" for key, v in zip(axes, values, strict=True))
-        place = f"{where}, at {at}" if at else where
-        point = validate(Suite, raw, place)
-        name, model = resolve_model(raw["model"], place)
-        options = _strategy_options(point, place)
+        here = partial(_at_point, where, at)
+        point = validate(Suite, raw, here)
+        name, model = resolve_model(raw["model"], here)
+        options = _strategy_options(point, here)
         for collector in point.collect:
-            _known_collector(collector, place)
+            _refuse_unknown("collector", collector, "collect", here)
         settings = {key: getattr(point, key) for key in Settings.model_fields}
         for world in worlds:
             train, skip = _train_at(point, world)
@@ -94,6 +97,10 @@ def _points(
                 env={k: v for k, v in point.env.items() if isinstance(v, str)},
             )
             yield Point(case, skip or _strategy_skip(case))
+
+
+def _at_point(where: Where, at: str, key: str) -> str:
+    return f"{place(where, key)}, at {at}" if at else place(where, key)
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -117,7 +124,7 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     at[last] = value
 
 
-def resolve_model(value: Any, where: str) -> tuple[str, dict[str, Any]]:
+def resolve_model(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
     """(name, {"family": ..., options that are not defaults}) of a suite's `model`.
 
     `value` is a name or path of a model file, or a mapping: `{base: NAME, key: value}` changes
@@ -126,11 +133,17 @@ def resolve_model(value: Any, where: str) -> tuple[str, dict[str, Any]]:
     changes = {"base": value} if isinstance(value, str) else dict(value)
     base, name = changes.pop("base", None), changes.pop("name", None)
     written: dict[str, Any] = {}
-    path = where
+    path = place(where, "model")
     if base is not None:
         if not isinstance(base, str):
-            raise UserError(f"model.base: {base!r} is not text ({where}); name a model file")
-        found = resources.find("models", base)
+            raise UserError(
+                f"model.base: {base!r} is not text ({place(where, 'model.base')}); "
+                "name a model file"
+            )
+        try:
+            found = resources.find("models", base)
+        except UserError as error:
+            raise UserError(f"model: {error} ({place(where, 'model')})") from error
         path = str(found)
         written, _ = safe_yaml.read(found)
         if not isinstance(written, dict):
@@ -141,34 +154,31 @@ def resolve_model(value: Any, where: str) -> tuple[str, dict[str, Any]]:
         written.pop("name", None)
     options = written | changes
     family = options.pop("family", None)
-    if not isinstance(family, str):
-        raise UserError(f"model.family: is missing ({path}); name a family, such as andromeda")
+    if family is None:
+        raise UserError(f"model.family: is missing ({path}); use one of {', '.join(MODELS)}")
+    _refuse_unknown("model family", family, "model.family", path)
     config_class: type[Schema] = load("model family", family)
     config = validate(
         config_class,
         options,
-        lambda key: where if key.rpartition(".")[2] in changes else path,
+        lambda key: place(where, key) if key.rpartition(".")[2] in changes else path,
         prefix="model",
     )
     model = {"family": family, **config.model_dump(mode="json", exclude_defaults=True)}
     return str(name or family), model
 
 
-def _strategy_options(suite: Suite, where: str) -> dict[str, Any]:
-    try:
-        strategy = load("strategy", suite.strategy.name)
-    except UserError as error:
-        raise UserError(f"strategy: {error} ({where}); use one of these") from error
-    options = validate(strategy.Options, suite.strategy.options, where, prefix="strategy")
-    dumped: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
-    return dumped
+def _strategy_options(suite: Suite, where: Where) -> dict[str, Any]:
+    _refuse_unknown("strategy", suite.strategy.name, "strategy", where)
+    options_class: type[Schema] = load("strategy", suite.strategy.name).Options
+    options = validate(options_class, suite.strategy.options, where, prefix="strategy")
+    return options.model_dump(mode="json", exclude_defaults=True)
 
 
-def _known_collector(name: str, where: str) -> None:
-    if name not in COLLECTORS:
-        raise UserError(
-            f"collect: {name!r} is no collector ({where}); {suggestion(name, list(COLLECTORS))}"
-        )
+def _refuse_unknown(kind: str, name: Any, key: str, where: Where) -> None:
+    if not isinstance(name, str) or name not in KINDS[kind]:
+        remedy = suggestion(str(name), list(KINDS[kind]))
+        raise UserError(f"{key}: {name!r} is no {kind} ({place(where, key)}); {remedy}")
 
 
 def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:

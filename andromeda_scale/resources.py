@@ -28,17 +28,16 @@ def find(kind: Kind, name: str) -> Path:
         if Path(name).exists():
             return Path(name)
         raise UserError(
-            f"{name}: no such file; give the path of a {kind[:-1]} file, "
+            f"{name}: no such file in {Path.cwd()}; give the path of a file, "
             f"or one of the shipped {kind}: {', '.join(names(kind))}"
         )
     for suffix in _SUFFIXES:
         if (shipped := SHIPPED / kind / f"{name}{suffix}").is_file():
             return shipped
-    near_names = difflib.get_close_matches(name, names(kind), n=1)
-    hint = f"did you mean {near_names[0]}? " if near_names else ""
+    close = difflib.get_close_matches(name, names(kind), n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names(kind))}"
     raise UserError(
-        f"{name}: no shipped file of this name in {kind}; {hint}"
-        f"use one of {', '.join(names(kind)) or '(none shipped)'}, or the path of a file"
+        f"{name}: no shipped {kind[:-1]} of this name; {remedy} (a file of yours needs its suffix)"
     )
 
 

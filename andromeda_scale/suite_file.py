@@ -38,7 +38,7 @@ def load_suite(
         return sources[-1] if sources else str(path)
 
     suite = validate(Suite, raw, where)
-    expand(suite, str(path))  # every point must be valid before anything starts
+    expand(suite, where)  # every point must be valid before anything starts
     comments = "".join(f"# {option}\n" for option in overrides.values())
     return suite, path.stem, text.rstrip("\n") + "\n" + comments
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args
 
@@ -28,7 +29,7 @@ def validate(schema: type[S], raw: Any, where: Where, prefix: str = "") -> S:
     except (TypeError, ValueError) as error:  # dates, keys that are no text
         raise UserError(
             f"{prefix or 'the file'}: holds a value of a kind no setting has ({error}) "
-            f"({_place(where, prefix)}); quote it"
+            f"({place(where, prefix)}); quote it"
         ) from error
     try:
         # Only JSON mode is strict about numbers and still takes a list for a tuple.
@@ -68,11 +69,17 @@ def _paragraph(
     inner = ".".join(_location(raw, details)).replace(".[", "[")
     key = ".".join(part for part in (prefix, inner) if part)
     problem, remedy = _problem_and_remedy(schema, details, inner)
+    # Our own validators look at several keys at once and name the one to change: "key: problem".
+    own_key = re.match(r"([\w.]+): ", problem) if details["type"] == "value_error" else None
+    if own_key:
+        key = f"{key}.{own_key[1]}" if key else own_key[1]
+        problem = problem.removeprefix(own_key[0])
     more = f" (and {len(top)} more to mend after this)" if top else ""
-    return f"{key or 'the file'}: {problem} ({_place(where, key)}); {remedy}{more}"
+    return f"{key or 'the file'}: {problem} ({place(where, key)}); {remedy}{more}"
 
 
-def _place(where: Where, key: str) -> str:
+def place(where: Where, key: str) -> str:
+    """Where the value of a dotted key was written."""
     return where(key) if callable(where) else where
 
 
