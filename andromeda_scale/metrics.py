@@ -15,8 +15,6 @@ Better = Literal["higher", "lower", "none"]
 Launches = Literal["geometric mean", "mean", "max"]
 Text = Callable[[float], str]
 
-DEFAULT_FLOP_CONVENTION = "6n_noemb+causal"
-
 NOT_MEASURED = "-"
 
 
@@ -140,6 +138,16 @@ METRICS: dict[str, Metric] = {
         "1", "lower", "max / mean - 1 per step", "others wait for the excess of the slowest",
         "mean", "profile", percent,
         "mean over steps of max over ranks of compute_s / mean over ranks of compute_s - 1",
+    ),
+    "imbalance_persistent": Metric(
+        "1", "lower", "max / mean - 1 of medians", "the part that is always the same rank's",
+        "mean", "profile", percent,
+        "max over ranks of the rank's median compute_s / mean of those medians - 1",
+    ),
+    "imbalance_transient": Metric(
+        "1", "lower", "difference", "the part that moves from rank to rank", "mean", "profile",
+        percent,
+        "imbalance - imbalance_persistent",
     ),
     "slow_rank_excess": Metric(
         "1", "lower", "slowest against the median of the others",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,8 @@ class Slowest(NamedTuple):
 
     rank: int
     excess: float  # share of the step, see METRICS["slow_rank_excess"]
-    stands_out: bool  # out of this launch's own noise
+    steps_slower: int  # than the median of the other ranks
+    num_steps: int
 
 
 def imbalance(compute_s: np.ndarray) -> dict[str, float]:
@@ -47,35 +47,32 @@ def _excess(compute_s: np.ndarray) -> np.ndarray:
 
 
 def slowest(compute_s: np.ndarray, step_s: np.ndarray) -> Slowest | None:
-    """The rank with the largest median compute, from (ranks, steps) seconds; None for one rank.
-
-    It stands out if there are MIN_STEPS steps, its median excess over the others' median is
-    above MIN_EXCESS of the median step, and a sign test over the steps passes ALPHA / ranks (it
-    was chosen among them all).
-    """
+    """The rank with the largest median compute, from (ranks, steps) seconds; None for one rank."""
     num_ranks, num_steps = compute_s.shape
     if num_ranks < 2:
         return None
     rank = int(np.median(compute_s, axis=1).argmax())
     gap = compute_s[rank] - np.median(np.delete(compute_s, rank, axis=0), axis=0)
     excess = float(np.median(gap) / np.median(step_s.max(axis=0)))
-    stands_out = (
-        num_steps >= MIN_STEPS and excess > MIN_EXCESS and sign_test(gap) < ALPHA / num_ranks
-    )
-    return Slowest(rank, excess, stands_out)
+    return Slowest(rank, excess, int(np.count_nonzero(gap > 0)), num_steps)
 
 
-def slow_rank(launches: Sequence[Slowest]) -> int | None:
-    """The rank to name for a case: one that stands out in every launch, or None.
+def slow_rank(launches: Sequence[Slowest], num_ranks: int) -> int | None:
+    """The rank to call slow, or None where none stands out of the noise.
 
-    A launch places its processes anew, so one launch's slow rank may be an accident of placement.
-    From MIN_LAUNCHES launches the 95 % t interval of its excess must also lie above 0.
+    It is the slowest of every launch (each places its processes anew, so one launch's may be an
+    accident), by more than MIN_EXCESS of the step in each; over at least MIN_STEPS steps in all,
+    a sign test passes ALPHA / num_ranks (it was chosen among them); and from MIN_LAUNCHES launches
+    the 95 % t interval of its excess lies above 0.
     """
     if not launches or len({launch.rank for launch in launches}) > 1:
         return None
-    if not all(launch.stands_out for launch in launches):
+    if min(launch.excess for launch in launches) <= MIN_EXCESS:
         return None
-    low = mean_interval([launch.excess for launch in launches]).low
-    if len(launches) >= MIN_LAUNCHES and (math.isnan(low) or low <= 0):
+    num_steps = sum(launch.num_steps for launch in launches)
+    chance = sign_test(sum(launch.steps_slower for launch in launches), num_steps)
+    if num_steps < MIN_STEPS or chance >= ALPHA / num_ranks:
+        return None
+    if len(launches) >= MIN_LAUNCHES and mean_interval([one.excess for one in launches]).low <= 0:
         return None
     return launches[0].rank

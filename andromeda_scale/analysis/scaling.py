@@ -114,20 +114,21 @@ def compare(
     return Scaling(speedup, Interval(*(value / ranks for value in gain)))
 
 
-COLUMNS = (
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-    "efficiency",
-    "efficiency_low",
-    "efficiency_high",
-    "base_case_id",
-    "base_world_size",
-    "base_tokens_per_s_per_gpu",
-    "efficiency_common",
-    "common_base_case_id",
-    "not_compared",
-)
+COLUMNS: dict[str, str] = {
+    "speedup": "float64",
+    "speedup_low": "float64",
+    "speedup_high": "float64",
+    "efficiency": "float64",
+    "efficiency_low": "float64",
+    "efficiency_high": "float64",
+    "base_case_id": "str",
+    "base_world_size": "Int64",
+    "base_tokens_per_s": "float64",
+    "base_tokens_per_s_per_gpu": "float64",
+    "efficiency_common": "float64",
+    "common_base_case_id": "str",
+    "not_compared": "str",  # why a row is its own base, where a smaller world was measured
+}
 
 
 def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.DataFrame:
@@ -158,7 +159,9 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
         index=cases.index,
         columns=list(COLUMNS),
     )
-    return pd.concat([cases, columns], axis=1)
+    texts = [name for name, kind in COLUMNS.items() if kind == "str"]
+    columns[texts] = columns[texts].fillna("")
+    return pd.concat([cases, columns.astype(COLUMNS)], axis=1)
 
 
 def _signature(row: dict[str, Any], ignore: frozenset[str] = frozenset()) -> tuple[Any, ...]:
@@ -193,6 +196,7 @@ def _columns(
         "efficiency_high": result.efficiency.high if known else None,
         "base_case_id": base["case_id"],
         "base_world_size": base["world_size"],
+        "base_tokens_per_s": base["tokens_per_s"],
         "base_tokens_per_s_per_gpu": base["tokens_per_s_per_gpu"],
         "efficiency_common": shared.efficiency.centre,
         "common_base_case_id": common["case_id"],

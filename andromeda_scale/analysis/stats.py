@@ -62,11 +62,9 @@ def log_ratio_interval(values: Sequence[float], base: Sequence[float]) -> Interv
     return _exp(_interval(mean_a - mean_b, squared_error, df, enough=enough))
 
 
-def sign_test(differences: np.ndarray) -> float:
-    """P(at least this many positive | each sign equally likely), one-sided; zeros count against."""
-    num = len(differences)
-    positive = int(np.count_nonzero(differences > 0))
-    return float(sum(math.comb(num, k) for k in range(positive, num + 1)) / 2**num)
+def sign_test(num_positive: int, num: int) -> float:
+    """P(at least `num_positive` of `num` signs are positive | either is as likely), one-sided."""
+    return float(sum(math.comb(num, k) for k in range(num_positive, num + 1)) / 2**num)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float, int]:

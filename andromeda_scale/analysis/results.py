@@ -1,0 +1,78 @@
+"""The results of a run as three tables, and their Parquet files. No torch.
+
+results.parquet   a row a case
+repeats.parquet   a row a case x repeat: the launches behind a case's numbers
+ranks.parquet     a row a case x repeat x rank
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from andromeda_scale.errors import UserError
+
+FILES = {"cases": "results.parquet", "repeats": "repeats.parquet", "ranks": "ranks.parquet"}
+_KEY = b"andromeda_scale"  # in the metadata of each file
+
+
+@dataclass
+class Results:
+    """What a run found. `problems` are one line each: what was not used, and why."""
+
+    cases: pd.DataFrame
+    repeats: pd.DataFrame
+    ranks: pd.DataFrame
+    problems: list[str] = field(default_factory=list)
+    suite_name: str = ""
+    question: str = ""
+
+
+def write(results: Results, directory: Path) -> None:
+    """Write FILES into `directory`, each whole or not at all."""
+    about = {
+        "suite_name": results.suite_name,
+        "question": results.question,
+        "problems": results.problems,
+    }
+    for name, file in FILES.items():
+        table = pa.Table.from_pandas(getattr(results, name), preserve_index=False)
+        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
+        part = directory / f".{file}.{os.getpid()}.part"
+        try:
+            pq.write_table(table.replace_schema_metadata(metadata), part)
+            os.replace(part, directory / file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def read(directory: Path) -> Results:
+    """Read what `write` wrote. Raises UserError if a file is missing or damaged."""
+    frames: dict[str, pd.DataFrame] = {}
+    about: dict[str, Any] = {}
+    for name, file in FILES.items():
+        try:
+            table = pq.read_table(directory / file)
+            about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise UserError(
+                f"{directory / file}: cannot be read ({str(error).splitlines()[0]}); give the "
+                "directory of a run that has finished, with its plan.json and cases or its "
+                "Parquet files"
+            ) from error
+        frames[name] = table.to_pandas()
+    return Results(
+        frames["cases"],
+        frames["repeats"],
+        frames["ranks"],
+        list(about.get("problems", [])),
+        str(about.get("suite_name", "")),
+        str(about.get("question", "")),
+    )

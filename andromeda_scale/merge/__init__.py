@@ -1,0 +1,80 @@
+"""Records -> results, from a run's files alone. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from pydantic import ValidationError
+
+from andromeda_scale.analysis.results import Results, write
+from andromeda_scale.analysis.scaling import add_scaling
+from andromeda_scale.config import Case, Plan, PlannedRepeat
+from andromeda_scale.errors import UserError
+from andromeda_scale.merge import cases, ranks, repeats
+
+__all__ = ["Results", "merge_run", "write"]
+
+
+def merge_run(run_dir: Path) -> Results:
+    """Read plan.json and every repeat's files; a row for every planned case, whatever became of it.
+
+    Raises UserError only if `run_dir` holds no readable plan.
+    """
+    plan = read_plan(run_dir)
+    items: dict[str, list[PlannedRepeat]] = {}
+    for item in plan.repeats:
+        if item.role == "measure":
+            items.setdefault(item.case_id, []).append(item)
+    problems: list[str] = []
+    repeat_rows, case_rows, rank_frames, launches = [], [], [], {}
+    for case_id, planned in items.items():
+        merged = [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
+        rows = [one.row for one in merged]
+        problems += [problem for one in merged for problem in one.problems]
+        parity = _parity(run_dir, plan.cases[case_id], planned[0])
+        row, launches[case_id] = cases.case_row(
+            plan.cases[case_id], planned, rows, parity, problems
+        )
+        case_rows.append(row)
+        repeat_rows += rows
+        rank_frames += [one.ranks for one in merged if one.ranks is not None]
+    empty = cases.frame([], ranks.COLUMNS)
+    return Results(
+        cases=add_scaling(cases.frame(case_rows, cases.COLUMNS), launches),
+        repeats=cases.frame(repeat_rows, repeats.COLUMNS),
+        ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
+        problems=problems,
+        suite_name=plan.suite_name,
+        question=plan.question,
+    )
+
+
+def read_plan(run_dir: Path) -> Plan:
+    """The plan a run was made by. Raises UserError if there is none to be read."""
+    path = Path(run_dir) / "plan.json"
+    try:
+        plan = Plan.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
+        raise UserError(
+            f"{path}: is not a readable plan ({reason}); give the directory of a run, as "
+            "`andromeda-scale run` printed it"
+        ) from error
+    unknown = {item.case_id for item in plan.repeats} - set(plan.cases)
+    if unknown:
+        raise UserError(
+            f"{path}: repeats name cases it does not hold: {', '.join(sorted(unknown))}"
+        )
+    return plan
+
+
+def _parity(run_dir: Path, case: Case, item: PlannedRepeat) -> str:
+    """Whether first losses could be compared: a rank that compared and found none equal is
+    `diverged`, so a case with a finished reference and an ok launch has passed."""
+    if case.parity == "off":
+        return "off"
+    if item.reference_id is None:
+        return "reference"
+    status = repeats.read_status(run_dir / "cases" / item.reference_id / "0" / "status.json", [])
+    return "ok" if status.get("status") == "ok" else "unavailable"

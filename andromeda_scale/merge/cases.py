@@ -1,0 +1,278 @@
+"""The repeats of a case -> its row: statuses, settings, and numbers over its ok launches."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from andromeda_scale import registry
+from andromeda_scale.analysis.balance import Slowest, slow_rank
+from andromeda_scale.analysis.scaling import Launches
+from andromeda_scale.analysis.stats import log_interval
+from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.cost.hardware import peak_flops
+from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
+from andromeda_scale.errors import UserError
+from andromeda_scale.merge.repeats import OF_CASES
+from andromeda_scale.merge.system import flatten, unlike
+from andromeda_scale.metrics import METRICS
+
+Row = dict[str, Any]
+
+COLUMNS: dict[str, str] = {
+    "case_id": "str",
+    "status": "str",  # ok if any launch is; otherwise of the first that is not
+    "statuses": "str",  # of all repeats, counted
+    "cause": "str",  # of the first repeat that is not ok, with where
+    "num_repeats_ok": "int64",
+    "num_repeats_planned": "int64",
+    "num_launches": "int64",  # whose numbers are pooled here
+    "mixed": "bool",  # whether ok launches of unlike systems were left out
+    "missing_ranks": "str",  # ranks without an end record, by repeat
+    "strategy": "str",
+    "options": "str",
+    "driver": "str",
+    "model": "str",
+    "model_config": "str",
+    "regime": "str",
+    "world_size": "int64",
+    "nodes": "int64",
+    "ranks_per_node": "int64",
+    "mode": "str",
+    "seq_len": "int64",
+    "micro_batch_size": "int64",
+    "grad_accum": "int64",
+    "global_batch_size": "int64",
+    "precision": "str",
+    "other": "str",
+    "device": "str",
+    "device_name": "str",
+    "threads_per_rank": "int64",
+    "software": "str",
+    "num_steps": "Int64",
+    "num_profile_steps": "Int64",
+    **{name: "float64" for name in METRICS if name not in OF_CASES},
+    "tokens_per_s_low": "float64",
+    "tokens_per_s_high": "float64",
+    "tokens_per_s_per_gpu_low": "float64",
+    "tokens_per_s_per_gpu_high": "float64",
+    "slow_rank": "Int64",
+    "slow_rank_host": "str",
+    "peak_memory_rank": "Int64",
+    "peak_memory_host": "str",
+    "num_parameters": "Int64",
+    "flops_per_token": "float64",
+    "flop_convention": "str",
+    "mfu": "float64",
+    "parity": "str",  # ok, unavailable, off; reference: the case is the reference's own program
+}
+
+# In columns of their own, or without influence on a number.
+_NOT_OTHER: Any = {
+    "model_name": True,
+    "model": True,
+    "strategy": True,
+    "world": True,
+    "regime": True,
+    "driver": True,
+    "limits": True,
+    "collect": True,
+    "parity": True,
+    "device": True,
+    "fallback": True,
+    "threads_per_rank": True,
+    "train": {"mode", "seq_len", "micro_batch_size", "grad_accum", "precision"},
+    "measure": {"repeats", "profile_steps"},
+}
+
+
+def case_row(
+    case: Case,
+    items: Sequence[PlannedRepeat],
+    repeats: list[Row],
+    parity: str,
+    problems: list[str],
+) -> tuple[Row, Launches]:
+    """One row from the rows of all planned repeats, whose `pooled` is set here.
+
+    Launches on unlike systems are not pooled: the largest group of equal fingerprints counts
+    (the earliest of equals), the row is `mixed`, and the keys that differ are a problem.
+    """
+    pooled = _pool(case.case_id, repeats, problems)
+    for row in pooled:
+        row["pooled"] = True
+    launches = Launches(
+        [row["tokens_per_s"] for row in pooled], [row["window_step_s"] for row in pooled]
+    )
+    ok = [row for row in repeats if row["status"] == "ok"]
+    row = {
+        **_outcome(items, repeats),
+        "parity": parity,
+        "num_repeats_ok": len(ok),
+        "num_launches": len(pooled),
+        "mixed": len(pooled) < len(ok),
+        **_settings(case, items[0]),
+        "device_name": _first(pooled or repeats, "device_name"),
+        "software": _first(pooled or repeats, "software"),
+        **_numbers(pooled, case.world.size),
+    }
+    return row | _flops(case, row), launches
+
+
+def _pool(case_id: str, repeats: list[Row], problems: list[str]) -> list[Row]:
+    groups: dict[str, list[Row]] = {}
+    for row in repeats:
+        if row["status"] == "ok":
+            groups.setdefault(row["fingerprint"], []).append(row)
+    if not groups:
+        return []
+    largest = max(groups.values(), key=len)
+    if len(groups) > 1:
+        left = [
+            str(row["repeat"]) for group in groups.values() for row in group if group is not largest
+        ]
+        kept = [str(row["repeat"]) for row in largest]
+        keys = ", ".join(unlike(list(groups))) or "having an environment line"
+        problems.append(
+            f"{case_id}: repeats {', '.join(left)} ran on unlike systems and are not pooled; "
+            f"used: {', '.join(kept)}; they differ in {keys}"
+        )
+    return largest
+
+
+def _outcome(items: Sequence[PlannedRepeat], repeats: list[Row]) -> Row:
+    counts = Counter(row["status"] for row in repeats)
+    failed = [row for row in repeats if row["status"] not in ("ok", "pending")]
+    other = failed or [row for row in repeats if row["status"] != "ok"]
+    return {
+        "case_id": items[0].case_id,
+        "status": "ok" if counts["ok"] else other[0]["status"],
+        "statuses": ", ".join(f"{status} x{num}" for status, num in counts.items()),
+        "cause": _cause(other[0]) if other else "",
+        "num_repeats_planned": len(repeats),
+        "missing_ranks": "; ".join(
+            f"repeat {row['repeat']}: {row['unfinished_ranks']}"
+            for row in repeats
+            if row.get("unfinished_ranks")
+        ),
+    }
+
+
+def _cause(row: Row) -> str:
+    """Where and why a repeat ended, in one line."""
+    where = f"rank {row['rank']}" if row["rank"] is not None else ""
+    where += f" on {row['host']}" if row["host"] else ""
+    where += f" in {row['phase']}" if row["phase"] else ""
+    why = " ".join(row["cause"].split())
+    return ": ".join(part for part in (where.strip(), why) if part)
+
+
+def _settings(case: Case, item: PlannedRepeat) -> Row:
+    other = flatten(case.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OTHER))
+    options = flatten(case.strategy.options)
+    return {
+        "strategy": case.strategy.name,
+        "options": ", ".join(f"{key}={_plain(value)}" for key, value in options.items()),
+        "driver": case.driver,
+        "model": case.model_name,
+        "model_config": json.dumps(case.model, sort_keys=True),
+        "regime": case.regime,
+        "world_size": case.world.size,
+        "nodes": case.world.nodes,
+        "ranks_per_node": case.world.ranks_per_node,
+        "mode": case.train.mode,
+        "seq_len": case.train.seq_len,
+        "micro_batch_size": case.train.micro_batch_size,
+        "grad_accum": case.train.grad_accum,
+        "global_batch_size": case.global_batch_size,
+        "precision": case.train.precision,
+        "other": json.dumps(other, sort_keys=True),
+        "device": item.device,
+        "threads_per_rank": item.threads_per_rank,
+    }
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _numbers(pooled: list[Row], world_size: int) -> Row:
+    """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
+    if not pooled:
+        return {}
+    row: Row = {name: _first(pooled, name) for name in ("num_steps", "num_profile_steps")}
+    for name, metric in METRICS.items():
+        values = np.array([launch.get(name, math.nan) for launch in pooled], dtype=float)
+        values = values[~np.isnan(values)]
+        if name in OF_CASES or not len(values):
+            continue
+        if metric.launches == "geometric mean":
+            row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
+        else:
+            row[name] = float(values.max() if metric.launches == "max" else values.mean())
+    for name in ("tokens_per_s", "tokens_per_s_per_gpu"):
+        _, row[f"{name}_low"], row[f"{name}_high"] = log_interval([one[name] for one in pooled])
+    fullest = max(pooled, key=lambda one: float(one.get("peak_memory_bytes", -1.0)))
+    row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
+    return row | _slow_rank(pooled, world_size)
+
+
+def _slow_rank(pooled: list[Row], world_size: int) -> Row:
+    if not all("slowest_rank" in launch for launch in pooled):
+        return {}
+    launches = [
+        Slowest(
+            launch["slowest_rank"],
+            launch["slow_rank_excess"],
+            launch["steps_slower"],
+            launch["num_profile_steps"],
+        )
+        for launch in pooled
+    ]
+    rank = slow_rank(launches, world_size)
+    if rank is None:
+        return {}
+    hosts = dict.fromkeys(launch["slowest_host"] for launch in pooled)
+    return {"slow_rank": rank, "slow_rank_host": ", ".join(host for host in hosts if host)}
+
+
+def _flops(case: Case, row: Row) -> Row:
+    """Parameters and FLOPs of the model; MFU where the device's peak is known."""
+    try:
+        family = registry.load("model family", str(case.model.get("family")))
+        options = {key: value for key, value in case.model.items() if key != "family"}
+        shape = family(**options).shape()
+    except (UserError, ValueError):  # a model of a newer or older version: no closed forms
+        return {}
+    per_token = flops_per_token(shape, case.train.seq_len, case.train.mode, DEFAULT_CONVENTION)
+    found: Row = {
+        "num_parameters": num_parameters(shape),
+        "flops_per_token": per_token,
+        "flop_convention": DEFAULT_CONVENTION,
+    }
+    peak = peak_flops(row["device_name"], case.train.precision) if row["device_name"] else None
+    if peak is not None and "tokens_per_s" in row:
+        found["mfu"] = mfu(row["tokens_per_s"], per_token, row["world_size"], peak.flops_per_s)
+    return found
+
+
+def _first(rows: list[Row], key: str) -> Any:
+    """The first value there is; None without any."""
+    return next((row[key] for row in rows if row.get(key) not in (None, "")), None)
+
+
+def frame(rows: list[Row], columns: dict[str, str]) -> pd.DataFrame:
+    """Rows as a table with exactly these columns and types, whatever the rows lack."""
+    table = pd.DataFrame(rows, columns=list(columns))
+    for name, kind in columns.items():
+        if kind == "str":
+            table[name] = table[name].fillna("")
+        elif kind == "bool":
+            table[name] = table[name].fillna(False)
+    return table.astype(columns)

@@ -1,0 +1,196 @@
+"""One repeat's records -> a row per rank, and the raw series of all ranks as matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from andromeda_scale.analysis.breakdown import SERIES
+from andromeda_scale.records import Phase, RankRecord, RepeatRecord
+
+COLUMNS: dict[str, str] = {
+    "case_id": "str",
+    "repeat": "int64",
+    "rank": "int64",
+    "status": "str",  # of its end record; empty without one
+    "host": "str",
+    "node_rank": "Int64",
+    "local_rank": "Int64",
+    "device": "str",
+    "step_time_s": "float64",  # median of the rank's own steps
+    "window_s": "float64",
+    "tokens": "float64",
+    **{name: "float64" for name in SERIES if name != "step_s"},  # means over the steps
+    "profile_step_s": "float64",  # mean of the rank's own profiled steps
+    "peak_memory_bytes": "float64",
+    "state_bytes": "float64",
+    "setup_s": "float64",
+    "first_step_s": "float64",
+    "compile_s": "float64",
+}
+
+
+@dataclass
+class RankTable:
+    """All ranks of one repeat. Matrices are (ranks, steps) in rank order, seconds."""
+
+    frame: pd.DataFrame  # a row a rank of the world, also for ranks without a record
+    step_s: np.ndarray | None  # phase measure
+    profile: dict[str, np.ndarray]  # by name of SERIES; empty if there is none to trust
+    unfinished: list[int]  # ranks without an end record
+    problems: list[str] = field(default_factory=list)
+
+
+def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int) -> RankTable:
+    """Gather what every rank wrote; what is not there stays empty and is named."""
+    ranks = [record.ranks.get(rank, RankRecord(rank)) for rank in range(world_size)]
+    problems: list[str] = []
+    step_s = _matrix(ranks, "measure", "step_time", "step_ns", problems)
+    if step_s is not None:
+        step_s /= 1e9
+    profile = _profile(ranks, problems)
+    columns = {
+        "case_id": case_id,
+        "repeat": repeat,
+        "rank": range(world_size),
+        **_identity(ranks),
+        **_scalars(ranks),
+    }
+    if step_s is not None:
+        columns["step_time_s"] = np.median(step_s, axis=1)
+    for name, series in profile.items():
+        columns["profile_step_s" if name == "step_s" else name] = series.mean(axis=1)
+    frame = pd.DataFrame(columns).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    unfinished = [rank.rank for rank in ranks if rank.end is None]
+    return RankTable(frame, step_s, profile, unfinished, problems)
+
+
+def _identity(ranks: list[RankRecord]) -> dict[str, list[Any]]:
+    return {
+        "status": [_text(rank.end or {}, "status") for rank in ranks],
+        "host": [_text(rank.start, "host") for rank in ranks],
+        "device": [_text(rank.start, "device") for rank in ranks],
+        "node_rank": [_integer(rank.start, "node_rank") for rank in ranks],
+        "local_rank": [_integer(rank.start, "local_rank") for rank in ranks],
+    }
+
+
+def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for rank in ranks:
+        measured = rank.values("measure", "step_time")
+        states = [
+            number(rank.values(phase, "memory").get("states"), "total_bytes")
+            for phase in ("warmup", "measure", "profile")
+        ]
+        row = {
+            "window_s": number(measured, "window_ns") / 1e9,
+            "tokens": number(measured, "tokens"),
+            "peak_memory_bytes": number(rank.values("measure", "memory"), "peak_memory_bytes"),
+            "state_bytes": next((value for value in states if value == value), math.nan),
+            "setup_s": _seconds(rank, "setup"),
+            "first_step_s": _first_step_s(rank),
+            "compile_s": number(rank.describe.get("compile"), "seconds"),
+        }
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _profile(ranks: list[RankRecord], problems: list[str]) -> dict[str, np.ndarray]:
+    """The series of the communication collector; none if any rank's cannot be trusted."""
+    errors: dict[str, list[int]] = {}
+    for rank in ranks:
+        error = rank.values("profile", "communication").get("error")
+        if error is not None:
+            errors.setdefault(str(error), []).append(rank.rank)
+    problems += [f"communication on {of_ranks(found)}: {why}" for why, found in errors.items()]
+    if errors:
+        return {}
+    profile: dict[str, np.ndarray] = {}
+    for name in SERIES:
+        series = _matrix(ranks, "profile", "communication", name, problems)
+        if series is None or (profile and series.shape != profile["step_s"].shape):
+            return {}
+        profile[name] = series
+    return profile
+
+
+def _matrix(
+    ranks: list[RankRecord], phase: Phase, collector: str, key: str, problems: list[str]
+) -> np.ndarray | None:
+    """(ranks, steps) of one series; None if no rank wrote it, or if not all wrote alike."""
+    rows = [_series(rank.values(phase, collector).get(key)) for rank in ranks]
+    lengths: dict[int, list[int]] = {}
+    for rank, row in zip(ranks, rows, strict=True):
+        lengths.setdefault(0 if row is None else len(row), []).append(rank.rank)
+    if len(lengths) == 1 and 0 not in lengths:
+        return np.stack([row for row in rows if row is not None])
+    if any(key in rank.values(phase, collector) for rank in ranks):
+        found = "; ".join(f"{num} on {of_ranks(who)}" for num, who in sorted(lengths.items()))
+        problems.append(f"{phase} {collector}.{key} has unequal numbers of steps: {found}")
+    return None
+
+
+def _series(value: Any) -> np.ndarray | None:
+    """A list of finite numbers that are not negative, or None."""
+    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
+        return None
+    try:
+        series = np.asarray(value, dtype=float)
+    except OverflowError:
+        return None
+    return series if bool(np.isfinite(series).all() and (series >= 0).all()) else None
+
+
+def _first_step_s(rank: RankRecord) -> float:
+    """The first step of the repeat, in whichever phase it ran."""
+    for phase in ("warmup", "measure"):
+        steps = rank.values(phase, "step_time").get("step_ns")
+        if isinstance(steps, list) and steps:
+            return number({"first": steps[0]}, "first") / 1e9
+    return math.nan
+
+
+def _seconds(rank: RankRecord, phase: Phase) -> float:
+    line = rank.phases.get(phase)
+    return number(line, "end_s") - number(line, "start_s")
+
+
+def number(values: Any, key: str) -> float:
+    """A finite number that is not negative, or NaN."""
+    value: Any = values.get(key) if isinstance(values, dict) else None
+    if type(value) not in (int, float):
+        return math.nan
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) and found >= 0 else math.nan
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _integer(values: dict[str, Any], key: str) -> Any:
+    value = values.get(key)
+    return value if type(value) is int and abs(value) < 2**31 else pd.NA
+
+
+def of_ranks(ranks: Iterable[int]) -> str:
+    """Ranks in ascending order as 'rank 3' or 'ranks 0-2, 7'."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    return f"{'rank' if text.isdecimal() else 'ranks'} {text}"

@@ -1,0 +1,213 @@
+"""One repeat -> one row: how it ended, on what, and its numbers if it is ok."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+
+from andromeda_scale.analysis.balance import imbalance, slowest
+from andromeda_scale.analysis.breakdown import additive
+from andromeda_scale.analysis.throughput import step_times, throughput
+from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.merge.ranks import RankTable, number, of_ranks, rank_table
+from andromeda_scale.merge.system import read_system
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.records import RepeatRecord, Status, read_repeat
+
+# Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
+OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu")
+
+COLUMNS: dict[str, str] = {
+    "case_id": "str",
+    "repeat": "int64",
+    "status": "str",
+    "cause": "str",
+    "phase": "str",  # where a repeat that is not ok ended
+    "rank": "Int64",
+    "host": "str",
+    "unfinished_ranks": "str",
+    "pooled": "bool",  # its numbers are in the case's row
+    "device_name": "str",
+    "software": "str",
+    "fingerprint": "str",
+    "hosts": "str",
+    "started_unix_s": "float64",
+    "ended_unix_s": "float64",
+    "outside_s": "float64",  # seconds the repeat took outside the ranks' phases
+    "num_steps": "Int64",
+    "num_profile_steps": "Int64",
+    "tokens": "float64",
+    "window_s": "float64",
+    **{name: "float64" for name in METRICS if name not in OF_CASES},
+    "slowest_rank": "Int64",
+    "slowest_host": "str",
+    "steps_slower": "Int64",  # in which slowest_rank computed longer than the others' median
+    "peak_memory_rank": "Int64",
+    "peak_memory_host": "str",
+}
+
+
+class Ending(NamedTuple):
+    """How a repeat ended, and where, if not ok."""
+
+    status: str
+    cause: str = ""
+    phase: str = ""
+    rank: int | None = None
+    host: str = ""
+
+
+@dataclass
+class MergedRepeat:
+    """One repeat's row, its ranks' rows (None if it never started), and what was not used."""
+
+    row: dict[str, Any]
+    ranks: pd.DataFrame | None
+    problems: list[str] = field(default_factory=list)
+
+
+def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat:
+    """Read one planned repeat's directory; never raises for what is in it."""
+    row: dict[str, Any] = {"case_id": item.case_id, "repeat": item.repeat}
+    directory = run_dir / "cases" / item.case_id / str(item.repeat)
+    if item.skip is not None:
+        return MergedRepeat(row | _ended(Ending("skipped", item.skip)), None)
+    if not directory.is_dir():
+        return MergedRepeat(row | _ended(Ending("pending", "not started")), None)
+    size = case.world.size
+    record = read_repeat(directory, item.case_id, item.repeat, size)
+    table = rank_table(record, item.case_id, item.repeat, size)
+    system = read_system(record, table)
+    status_problems: list[str] = []
+    status = read_status(directory / "status.json", status_problems)
+    ending = _ending(status, record, table)
+    row |= system.columns() | _about(status, table)
+    if ending.status == "ok":
+        numbers, why = _numbers(table)
+        if why:
+            ending = Ending("invalid", why)
+        row |= numbers
+    found = [str(problem) for problem in record.problems]
+    found += status_problems + table.problems + system.problems
+    where = f"{item.case_id}/{item.repeat}"
+    return MergedRepeat(
+        row | _ended(ending), table.frame, [f"{where}: {problem}" for problem in found]
+    )
+
+
+def read_status(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The launcher's word on how the repeat ended; empty if there is none to be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        problems.append("status.json: is not a JSON file")
+        return {}
+    if not isinstance(found, dict) or found.get("status") not in get_args(Status):
+        problems.append("status.json: has no known status")
+        return {}
+    return found
+
+
+def _ending(status: dict[str, Any], record: RepeatRecord, table: RankTable) -> Ending:
+    """status.json's word, unless a rank contradicts it: ok means complete end records."""
+    if not status:
+        return Ending("interrupted", "did not finish: there is no status.json")
+    if status["status"] != "ok":
+        return _ending_of(status, status.get("rank"), status.get("host"))
+    for rank in sorted(record.ranks.values(), key=lambda rank: rank.rank):
+        if rank.end is not None and rank.end["status"] != "ok":
+            return _ending_of(rank.end, rank.rank, rank.start.get("host"))
+    if table.unfinished:
+        return Ending("invalid", f"no end record of {of_ranks(table.unfinished)}")
+    return Ending("ok")
+
+
+def _ending_of(words: dict[str, Any], rank: Any, host: Any) -> Ending:
+    return Ending(
+        status=words["status"],
+        cause=str(words.get("cause") or ""),
+        phase=str(words.get("phase") or ""),
+        rank=rank if type(rank) is int and abs(rank) < 2**31 else None,
+        host=str(host or ""),
+    )
+
+
+def _ended(ending: Ending) -> dict[str, Any]:
+    return {**ending._asdict(), "pooled": False}
+
+
+def _about(status: dict[str, Any], table: RankTable) -> dict[str, Any]:
+    hosts = dict.fromkeys(host for host in table.frame["host"] if host)
+    return {
+        "unfinished_ranks": of_ranks(table.unfinished) if table.unfinished else "",
+        "hosts": ", ".join(hosts),
+        **{name: number(status, name) for name in ("started_unix_s", "ended_unix_s", "outside_s")},
+    }
+
+
+def _numbers(table: RankTable) -> tuple[dict[str, Any], str]:
+    """METRICS of an ok repeat, or why it cannot have any."""
+    frame, step_s = table.frame, table.step_s
+    if step_s is None:
+        return {}, "the ranks' step times of phase measure are missing or unequal in number"
+    window_s, tokens = frame["window_s"].to_numpy(), frame["tokens"].to_numpy()
+    if not ((window_s > 0) & (tokens > 0)).all():
+        return {}, "a rank's window or tokens of phase measure are missing"
+    row: dict[str, Any] = {
+        "num_steps": step_s.shape[1],
+        "tokens": float(tokens.sum()),
+        "window_s": float(window_s.max()),
+        **step_times(step_s),
+        **throughput(window_s, tokens, step_s.shape[1]),
+        **{
+            name: _max(frame[name])
+            for name in ("setup_s", "first_step_s", "compile_s", "state_bytes")
+        },
+        **_memory(frame),
+    }
+    if table.profile:
+        row |= _profile(table, row["step_time_s"])
+    return row, ""
+
+
+def _memory(frame: pd.DataFrame) -> dict[str, Any]:
+    peak = frame["peak_memory_bytes"]
+    if peak.isna().all():
+        return {}
+    fullest = int(peak.to_numpy(na_value=-1.0).argmax())
+    return {
+        "peak_memory_bytes": float(peak.iloc[fullest]),
+        "peak_memory_rank": fullest,
+        "peak_memory_host": frame["host"].iloc[fullest],
+    }
+
+
+def _profile(table: RankTable, step_time_s: float) -> dict[str, Any]:
+    profile = table.profile
+    job = profile["step_s"].max(axis=0)
+    row: dict[str, Any] = {
+        "num_profile_steps": len(job),
+        "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
+        **additive(profile),
+    }
+    found = slowest(profile["compute_s"], profile["step_s"])
+    if found is not None:  # more than one rank: there is something to balance
+        row |= imbalance(profile["compute_s"]) | {
+            "slow_rank_excess": found.excess,
+            "slowest_rank": found.rank,
+            "slowest_host": table.frame["host"].iloc[found.rank],
+            "steps_slower": found.steps_slower,
+        }
+    return row
+
+
+def _max(values: pd.Series) -> float:
+    return float(values.max())

@@ -1,0 +1,98 @@
+"""What a repeat ran on and with, from its nodes' environment lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from andromeda_scale.environment import fingerprint
+from andromeda_scale.merge.ranks import RankTable
+from andromeda_scale.records import RepeatRecord
+
+
+@dataclass
+class System:
+    """Empty strings where no node said it."""
+
+    device_name: str = ""
+    software: str = ""  # versions and commit, for people and for comparing rows
+    fingerprint: str = ""  # canonical JSON: launches are pooled only where it is equal
+    problems: list[str] = field(default_factory=list)
+
+    def columns(self) -> dict[str, str]:
+        return {
+            "device_name": self.device_name,
+            "software": self.software,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def read_system(record: RepeatRecord, table: RankTable) -> System:
+    """Read every node's environment; nodes that differ are named, and make one fingerprint."""
+    environments = [node.get("environment") for node in record.nodes]
+    known = [found for found in environments if isinstance(found, dict) and found]
+    if not known:
+        return System(problems=["no node says its environment: unlike systems cannot be told"])
+    prints: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for environment in known:
+        try:
+            found = fingerprint(environment)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.append(f"a node's environment cannot be read: {error!r}")
+            continue
+        prints[json.dumps(found, sort_keys=True)] = found
+    if len(prints) > 1:
+        problems.append(f"its nodes differ in {', '.join(unlike(list(prints)))}")
+    cuda = table.frame["device"].str.startswith("cuda").any()
+    return System(
+        device_name=_join(_device_names(known, cuda=bool(cuda))),
+        software=_join([_software(environment) for environment in known]),
+        fingerprint="\n".join(sorted(prints)),
+        problems=problems,
+    )
+
+
+def unlike(fingerprints: list[str]) -> list[str]:
+    """Dotted keys in which fingerprints (canonical JSON, a line a node) differ."""
+    flat = [
+        flatten(json.loads(line)) for text in fingerprints for line in text.splitlines() if line
+    ]
+    names = dict.fromkeys(name for found in flat for name in found)
+    return [name for name in names if len({repr(found.get(name)) for found in flat}) > 1]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _device_names(environments: list[dict[str, Any]], *, cuda: bool) -> list[str]:
+    if not cuda:
+        return [str(found.get("cpu_model") or "") for found in environments]
+    names = []
+    for found in environments:
+        gpus = found.get("gpus")
+        if isinstance(gpus, list):
+            names += [str(gpu.get("name") or "") for gpu in gpus if isinstance(gpu, dict)]
+    return names
+
+
+def _software(environment: dict[str, Any]) -> str:
+    versions = environment.get("versions")
+    parts = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
+    git = environment.get("git")
+    if isinstance(git, dict) and git.get("commit"):
+        parts.append(f"commit {str(git['commit'])[:12]}{' (modified)' if git.get('dirty') else ''}")
+    return ", ".join(parts)
+
+
+def _join(names: list[str]) -> str:
+    return " | ".join(dict.fromkeys(name for name in names if name))
