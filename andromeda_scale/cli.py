@@ -1,0 +1,220 @@
+"""The commands, no logic: each reads its arguments, calls one stage, prints what was asked.
+
+Exit status: 0 the command did what it says; 1 it could not finish, or a sweep measured nothing;
+2 a mistake in what was given, before anything started; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from andromeda_scale.errors import UserError
+
+if TYPE_CHECKING:
+    from andromeda_scale.config import Plan
+
+RUNS = Path("runs")
+
+
+class _Commands(TyperGroup):
+    """Turns a user's mistake into one paragraph and status 2, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"andromeda-scale: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("andromeda-scale: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distributed scaling benchmarks for training transformers: one YAML file to a table.",
+)
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite or a YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the suite."),
+]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option("--axis", metavar="KEY=V1,V2", help="Sweep one key over these values."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+AllowMixed = Annotated[
+    bool,
+    typer.Option("--allow-mixed", help="Go on although software or hardware has changed."),
+]
+
+
+class Only(StrEnum):
+    """What `--only` can select."""
+
+    failed = "failed"
+
+
+OnlyFailed = Annotated[
+    Only | None, typer.Option("--only", help="failed: run again what did not end ok.")
+]
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    set_: Sets = None,
+    axis: Axes = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Default: runs/SUITE-DATE-TIME.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start afresh, resume nothing.")] = False,
+    only: OnlyFailed = None,
+    allow_mixed: AllowMixed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plan, launch, measure, merge and print the scaling table; resumes an unfinished run.
+
+    Status 0: every planned repeat has ended and at least one case was measured; failed cases are
+    rows of the table. Status 1: nothing could be measured.
+    """
+    from andromeda_scale import sweep
+
+    plan, text = _plan(suite, set_, axis)
+    path, resumed = sweep.choose(plan, RUNS, run_dir, new=new, only_failed=only is not None)
+    run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
+    if resumed and not quiet:
+        typer.echo(f"going on with {path} (--new starts afresh)", err=True)
+    raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
+
+
+@app.command()
+def resume(
+    run_dir: RunPath,
+    only: OnlyFailed = None,
+    allow_mixed: AllowMixed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run where it stopped; what has ended stays."""
+    from andromeda_scale import sweep
+
+    run = sweep.reopen(run_dir, allow_mixed=allow_mixed)
+    raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
+
+
+@app.command()
+def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
+    """Show what would run, what is skipped and why, memory and launches; starts nothing."""
+    from andromeda_scale.plan_table import print_plan
+
+    print_plan(_plan(suite, set_, axis)[0])
+
+
+@app.command()
+def status(run_dir: RunPath) -> None:
+    """Say how far a run is: done, running, failed, time left."""
+    from andromeda_scale import sweep
+
+    for line in sweep.progress(run_dir):
+        typer.echo(line)
+
+
+class Format(StrEnum):
+    """How `report` prints the table."""
+
+    terminal = "terminal"
+    md = "md"
+    csv = "csv"
+
+
+@app.command()
+def report(
+    run_dir: RunPath,
+    format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
+) -> None:
+    """Merge a run's records again and print the scaling table; needs the files alone."""
+    from andromeda_scale import sweep
+
+    sweep.print_report(run_dir, format_.value)
+
+
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    models = "models"
+    suites = "suites"
+    strategies = "strategies"
+    collectors = "collectors"
+    metrics = "metrics"
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what is there, one line each."""
+    from andromeda_scale.catalogue import entries
+
+    rows = entries(kind.value)
+    width = max(len(name) for name, _ in rows)
+    for name, meaning in rows:
+        typer.echo(f"{name:<{width}}  {meaning}".rstrip())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a suite file, for editors."""
+    import json
+
+    from andromeda_scale.suite_schema import suite_schema
+
+    typer.echo(json.dumps(suite_schema(), indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what works here, and what to install where it does not. Status 1: no sweep can run."""
+    from andromeda_scale.doctor import examine
+
+    broken = False
+    for check in examine(RUNS):
+        broken |= check.needed and not check.ok
+        mark = "ok  " if check.ok else "FAIL" if check.needed else "lack"
+        typer.echo(f"{mark}  {check.name}: {check.detail}")
+        if not check.ok:
+            typer.echo(f"      {check.remedy}")
+    raise typer.Exit(1 if broken else 0)
+
+
+def _plan(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[Plan, str]:
+    from andromeda_scale.machine import detect_machine
+    from andromeda_scale.plan import make_plan
+    from andromeda_scale.suite_file import load_suite
+
+    loaded, name, text = load_suite(suite, sets or [], axes or [])
+    return make_plan(loaded, name, detect_machine()), text
+
+
+def finish(run_dir: Path, quiet: bool = False) -> int:
+    """Merge, write and print a run; for agents that an outer launcher started."""
+    from andromeda_scale import sweep
+
+    return sweep.finish(run_dir, quiet)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Suite -> plan: which cases run here, why the others do not, and in which order. No torch.
+
+Stated rules
+    devices    `auto` takes CUDA where a node has a GPU for each of the case's ranks. A machine
+               with fewer GPUs skips the case, or runs it on CPU under `fallback: cpu`.
+    cores      more CPU ranks than cores measure the scheduler: skipped, unless the suite sets
+               threads_per_rank and so says that sharing is meant.
+    threads    cores / the most ranks any case puts on a node, equal at every size.
+    memory     a case whose estimate exceeds a rank's capacity is skipped with both numbers.
+    order      parity references first; then each repeat runs every case once, in an order
+               shuffled by (seed, repeat): randomised blocks, so neither the position in the
+               sweep nor the neighbour before is a confounder.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from andromeda_scale import data
+from andromeda_scale.config import Case, Plan, PlannedRepeat, StrategySpec, Suite, World
+from andromeda_scale.cost import memory
+from andromeda_scale.cost.memory import MemoryEstimate
+from andromeda_scale.errors import UserError
+from andromeda_scale.expand import Point, expand
+from andromeda_scale.machine import Machine, detect_machine
+from andromeda_scale.registry import load
+
+__all__ = ["Machine", "detect_machine", "estimate_memory", "make_plan", "reference_of"]
+
+GIB = 1 << 30
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A case, the kind of device it would use here, and why it does not run (None: it does)."""
+
+    case: Case
+    device: Device
+    skip: str | None
+    memory_bytes: int
+
+
+def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
+    """The ordered list of what is launched and what is skipped, with reasons.
+
+    Raises UserError for a value no case can have, data that cannot be read, and a suite of which
+    no case can run on `machine`.
+    """
+    points, notes = _without_duplicates(expand(suite, suite_name))
+    _check_data(points, suite_name)
+    placed = [_place(point, machine) for point in points]
+    running = [p for p in placed if p.skip is None]
+    if not running:
+        reasons = list(dict.fromkeys(str(p.skip) for p in placed))
+        more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+        raise UserError(
+            f"{suite_name}: none of its {len(placed)} cases can run here: {reasons[0]}{more}; "
+            "change world, device, fallback or limits, or use another machine"
+        )
+    largest = max(p.case.world.ranks_per_node for p in running)
+    threads = max(1, machine.cpu_cores // largest)
+    if suite.threads_per_rank is None:
+        notes.append(f"{threads} threads per rank at every size: cores / {largest} ranks")
+    notes.append("each repeat runs every case once, in an order shuffled by seed and repeat")
+    references = _references(running, machine)
+    rows = [_row(p, 0, threads, role="reference") for p in references.values()]
+    for repeat in range(suite.measure.repeats):
+        block = running.copy()
+        random.Random(f"{suite.seed}/{repeat}").shuffle(block)
+        rows += [_row(p, repeat, threads, _reference_id(p)) for p in block]
+    rows += [_row(p, 0, threads) for p in placed if p.skip is not None]
+    cases = {p.case.case_id: p.case for p in [*references.values(), *placed]}
+    return Plan(
+        suite_name=suite_name,
+        question=suite.question,
+        cases=cases,
+        repeats=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def estimate_memory(case: Case) -> MemoryEstimate:
+    """Bytes one rank of the case needs, from the closed forms."""
+    strategy = load("strategy", case.strategy.name)
+    options = strategy.Options(**case.strategy.options)
+    num_ranks, precision = case.world.size, case.train.precision
+    return memory.estimate(
+        _model_config(case).shape(),
+        case.train,
+        strategy.layout(options, precision, num_ranks),
+        strategy.traffic(options, precision, num_ranks),
+        num_ranks,
+    )
+
+
+def reference_of(case: Case, device: Device) -> Case:
+    """The single process whose first losses this case must show.
+
+    Same model, data, seed and global batch, the batch by accumulation; always on the same kind of
+    device. It measures nothing, so cases that differ only in what is measured share it.
+    """
+    grad_accum = case.global_batch_size // case.train.micro_batch_size
+    return Case(
+        model_name=case.model_name,
+        model=case.model,
+        data=case.data,
+        train=case.train.model_copy(update={"grad_accum": grad_accum}),
+        seed=case.seed,
+        env=case.env,
+        threads_per_rank=case.threads_per_rank,
+        strategy=StrategySpec(name="single"),
+        world=World(),
+        device=device,
+        limits=case.limits,
+        collect=(),
+        parity="off",
+    )
+
+
+def _without_duplicates(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """Points with unique ids, and a note for each that said the same as another."""
+    unique: dict[str, Point] = {}
+    notes: list[str] = []
+    for point in points:
+        case_id = point.case.case_id
+        known = unique.get(case_id)
+        if known is None or (known.skip and not point.skip):
+            unique[case_id] = point
+        if known is not None:
+            skip = next((p.skip for p in (known, point) if p.skip), None)
+            notes.append(f"{case_id} is there twice, kept once" + (f" ({skip})" if skip else ""))
+    return list(unique.values()), notes
+
+
+def _check_data(points: Sequence[Point], suite_name: str) -> None:
+    """Refuse data that some case cannot read, before anything starts."""
+    checked = set()
+    for case in (point.case for point in points if point.skip is None):
+        vocab_size = _model_config(case).shape().vocab_size
+        key = (case.data, vocab_size, case.train.seq_len)
+        if key not in checked:
+            try:
+                data.check(case.data, vocab_size=vocab_size, seq_len=case.train.seq_len)
+            except UserError as error:
+                problem, _, remedy = str(error).partition("; ")
+                raise UserError(f"{problem} (suite {suite_name}); {remedy}") from error
+            checked.add(key)
+
+
+def _place(point: Point, machine: Machine) -> _Placed:
+    case = point.case
+    needed = estimate_memory(case).total
+    device, skip = _device(case, machine)
+    skip = point.skip or skip or _nodes_skip(case, machine)
+    if skip is None and needed > (capacity := _capacity(case, device, machine)):
+        skip = (
+            f"needs about {needed / GIB:.1f} GiB per rank, "
+            f"has {capacity / GIB:.1f} GiB of {'GPU' if device == 'cuda' else 'host'} memory"
+        )
+    return _Placed(case, device, skip, needed)
+
+
+def _device(case: Case, machine: Machine) -> tuple[Device, str | None]:
+    """The kind of device a case uses here, and why it cannot."""
+    ranks, gpus = case.world.ranks_per_node, len(machine.gpus)
+    if case.device != "cpu" and gpus >= ranks:
+        return "cuda", None
+    wants_gpus = case.device == "cuda" or (case.device == "auto" and gpus > 0)
+    if wants_gpus and case.fallback == "none":
+        return "cuda", f"{ranks} ranks need {ranks} GPUs per node, {gpus} here (no fallback: cpu)"
+    if ranks > machine.cpu_cores and case.threads_per_rank is None:
+        return "cpu", (
+            f"{ranks} ranks on {machine.cpu_cores} cores would share cores "
+            "(threads_per_rank allows it)"
+        )
+    return "cpu", None
+
+
+def _nodes_skip(case: Case, machine: Machine) -> str | None:
+    if case.world.nodes <= machine.nodes:
+        return None
+    return f"needs {case.world.nodes} nodes, {machine.nodes} here (start an agent on each)"
+
+
+def _capacity(case: Case, device: Device, machine: Machine) -> float:
+    """Bytes one rank may use."""
+    if case.limits.memory_gib is not None:
+        return case.limits.memory_gib * GIB
+    if device == "cuda":
+        return min(machine.gpus)
+    return machine.memory_bytes / case.world.ranks_per_node
+
+
+def _references(running: Sequence[_Placed], machine: Machine) -> dict[str, _Placed]:
+    """The references of all cases, by id; one that does not fit is skipped like a case."""
+    references: dict[str, _Placed] = {}
+    for placed in running:
+        case_id = _reference_id(placed)
+        if case_id is not None and case_id not in references:
+            reference = reference_of(placed.case, placed.device)
+            references[case_id] = _place(Point(reference), machine)
+    return references
+
+
+def _reference_id(placed: _Placed) -> str | None:
+    """Id of the reference, None where parity is off or the case is the reference's own program."""
+    if placed.case.parity == "off" or placed.case.strategy.name == "single":
+        return None
+    return reference_of(placed.case, placed.device).case_id
+
+
+def _row(
+    placed: _Placed,
+    repeat: int,
+    threads: int,
+    reference_id: str | None = None,
+    role: Literal["measure", "reference"] = "measure",
+) -> PlannedRepeat:
+    return PlannedRepeat(
+        case_id=placed.case.case_id,
+        repeat=repeat,
+        role=role,
+        reference_id=reference_id,
+        device=placed.device,
+        threads_per_rank=placed.case.threads_per_rank or threads,
+        skip=placed.skip,
+        estimated_memory_bytes=placed.memory_bytes,
+    )
+
+
+def _model_config(case: Case) -> Any:
+    """The family's torch-free configuration: here only its shape is asked for."""
+    options = {key: value for key, value in case.model.items() if key != "family"}
+    return load("model family", case.model["family"])(**options)

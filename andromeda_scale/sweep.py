@@ -1,0 +1,187 @@
+"""What the commands do with a run: choose its directory, launch it, merge it, say how far it is.
+
+Imports the stages where they are used, so that a status or a table costs no torch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from andromeda_scale.config import Plan, PlannedRepeat
+from andromeda_scale.errors import UserError
+from andromeda_scale.launch.run_dir import FAILED, RunDir
+from andromeda_scale.plan_table import duration
+
+if TYPE_CHECKING:
+    from andromeda_scale.analysis.results import Results
+
+MEASURED, NOTHING_MEASURED, INTERRUPTED = 0, 1, 130
+
+
+def choose(
+    plan: Plan, parent: Path, run_dir: Path | None, *, new: bool = False, only_failed: bool = False
+) -> tuple[Path, bool]:
+    """(where this plan runs, whether that takes up an earlier run).
+
+    A given `run_dir`; else the newest run of the same suite and cases under `parent` if it is
+    unfinished (or, with `only_failed`, in any state); else a fresh directory named by the time.
+    Raises UserError, before anything is written.
+    """
+    if run_dir is not None:
+        exists = (run_dir / "plan.json").exists()
+        if exists and new:
+            raise UserError(
+                f"--run-dir {run_dir}: holds a run already; leave out --new to go on with it, "
+                "or name another directory"
+            )
+        if only_failed and not exists:
+            raise UserError(f"--run-dir {run_dir}: holds no run; leave out --only to start one")
+        return run_dir, exists
+    earlier = None if new else _newest(plan, parent)
+    if earlier is not None and (only_failed or _unfinished(earlier)):
+        return earlier.path, True
+    if only_failed:
+        raise UserError(
+            f"--only failed: no run of {plan.suite_name} with these cases lies under {parent}/; "
+            "name its directory with --run-dir, or leave out --only"
+        )
+    return _fresh(plan, parent), False
+
+
+def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = False) -> RunDir:
+    """Make or take up the run directory of a plan."""
+    from andromeda_scale import environment
+
+    found = environment.fingerprint(environment.collect())
+    return RunDir.create(run_dir, plan, suite_text, found, allow_mixed=allow_mixed)
+
+
+def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
+    """An existing run, refused on other software or hardware."""
+    from andromeda_scale import environment
+
+    run = RunDir.open(run_dir)
+    found = environment.fingerprint(environment.collect())
+    run.check_fingerprint(found, allow_mixed=allow_mixed)
+    return run
+
+
+def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> int:
+    """Launch what is left, merge, print; the exit status."""
+    from andromeda_scale.launch import driver
+
+    outcome = driver.run(run.plan, run, only_failed=only_failed, quiet=quiet)
+    code = finish(run.path, quiet)
+    return INTERRUPTED if outcome.interrupted else code
+
+
+def finish(run_dir: Path, quiet: bool = False) -> int:
+    """Merge a run, write its tables beside its records, print the table; the exit status.
+
+    Writes results.parquet, ranks.parquet, table.md, table.csv. Status 0 when a case was measured,
+    1 when none was: failed cases are rows, but a table without a number is no result.
+    """
+    from andromeda_scale.merge import merge_run, write
+    from andromeda_scale.report.tables import scaling_table
+
+    results = merge_run(run_dir)
+    write(results, run_dir)
+    table = scaling_table(results)
+    (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
+    (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
+    _print_table(results)
+    if not quiet:
+        typer.echo(f"results: {run_dir}/results.parquet, ranks.parquet, table.md, table.csv")
+    return MEASURED if (results.cases["status"] == "ok").any() else NOTHING_MEASURED
+
+
+def print_report(run_dir: Path, form: str) -> None:
+    """The scaling table of a run on stdout: terminal, md or csv."""
+    from andromeda_scale.merge import merge_run
+    from andromeda_scale.report.tables import scaling_table
+
+    results = merge_run(run_dir)
+    if form == "terminal":
+        _print_table(results)
+    else:
+        table = scaling_table(results)
+        typer.echo((table.to_markdown() if form == "md" else table.to_csv()).rstrip("\n"))
+
+
+def progress(run_dir: Path) -> Iterator[str]:
+    """Lines that say how far a run is."""
+    run = RunDir.open(run_dir)
+    items = [(item, word) for item, word in run.statuses() if item.skip is None]
+    counts = Counter(word for _, word in items)
+    running = _running(run)
+    done = len(items) - counts["pending"] - counts["interrupted"]
+    yield f"{run.plan.suite_name}: {done} of {len(items)} launches ended"
+    yield ", ".join(f"{n} {word}" for word, n in sorted(counts.items()))
+    for item, word in items:
+        if word in FAILED:
+            cause = (run.status(item) or {}).get("cause") or "no cause recorded"
+            yield f"{word}: {item.case_id} repeat {item.repeat}: {cause}"
+    yield from (f"running: {name}" for name in running)
+    times = [s for item, word in items if word == "ok" if (s := _seconds(run, item)) is not None]
+    left = len(items) - done
+    if left and times:
+        yield f"time left: about {duration(left * statistics.median(times))}"
+    elif left:
+        yield "time left: not known before the first launch has ended"
+
+
+def _newest(plan: Plan, parent: Path) -> RunDir | None:
+    """The newest run of the same suite and cases under `parent`."""
+    candidates = parent.glob(f"{plan.suite_name}-*/plan.json")
+    for file in sorted(candidates, key=lambda f: f.stat().st_mtime, reverse=True):
+        try:
+            run = RunDir.open(file.parent)
+        except UserError:
+            continue  # damaged, or of another version: never resumed, never touched
+        if run.plan.suite_name == plan.suite_name and set(run.plan.cases) == set(plan.cases):
+            return run
+    return None
+
+
+def _unfinished(run: RunDir) -> bool:
+    return any(
+        item.skip is None and item.role == "measure" and word in ("pending", "interrupted")
+        for item, word in run.statuses()
+    )
+
+
+def _fresh(plan: Plan, parent: Path) -> Path:
+    stem = f"{plan.suite_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = parent / stem, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{stem}-{count}"
+    return path
+
+
+def _running(run: RunDir) -> list[str]:
+    return sorted(path.name for path in run.path.glob("running/*") if path.is_dir())
+
+
+def _seconds(run: RunDir, item: PlannedRepeat) -> float | None:
+    status = run.status(item) or {}
+    start_s, end_s = status.get("started_unix_s"), status.get("ended_unix_s")
+    return end_s - start_s if start_s is not None and end_s is not None else None
+
+
+def _print_table(results: Results) -> None:
+    from rich.console import Console
+
+    from andromeda_scale.report.tables import scaling_table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)
+    console.print(scaling_table(results).to_rich())
