@@ -7,13 +7,23 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from andromeda_scale.analysis.results import Results, write
+from andromeda_scale.analysis.results import FILES, Results, read, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.config import Case, Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import cases, ranks, repeats
 
-__all__ = ["Results", "merge_run", "write"]
+__all__ = ["Results", "load_results", "merge_run", "write"]
+
+
+def load_results(run_dir: Path) -> Results:
+    """The results of a run, merged again from its records, or read from its Parquet files where
+    the records were not copied along. Raises UserError where there is neither."""
+    if (Path(run_dir) / "plan.json").exists() and (Path(run_dir) / "cases").is_dir():
+        return merge_run(run_dir)
+    if (Path(run_dir) / FILES["cases"]).exists():
+        return read(Path(run_dir))
+    return merge_run(run_dir)
 
 
 def merge_run(run_dir: Path) -> Results:
@@ -76,5 +86,6 @@ def _parity(run_dir: Path, case: Case, item: PlannedRepeat) -> str:
         return "off"
     if item.reference_id is None:
         return "reference"
-    status = repeats.read_status(run_dir / "cases" / item.reference_id / "0" / "status.json", [])
+    directory = run_dir / "references" / item.reference_id / "0"
+    status = repeats.read_status(directory / "status.json", [])
     return "ok" if status.get("status") == "ok" else "unavailable"

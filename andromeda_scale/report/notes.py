@@ -1,0 +1,141 @@
+"""The footnotes of the scaling table: what its numbers mean, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
+from andromeda_scale.analysis.stats import MIN_LAUNCHES
+from andromeda_scale.metrics import percent, significant
+from andromeda_scale.report.rows import Row, has, is_base, label
+
+MAX_PROBLEMS = 8
+
+
+def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str]) -> list[str]:
+    """One line each; only what the rows shown need."""
+    measured = [row for row in rows if has(row, "tokens_per_s")]
+    notes = [_failure(row) for row in rows if "mark" in row]
+    if measured:
+        notes += [_what(measured, axes), _bases(measured, axes), _launches(measured)]
+        notes += _explanations(measured)
+    notes += [
+        f"{_name(row, axes)} is not compared with {row['not_compared']}"
+        for row in rows
+        if has(row, "not_compared")
+    ]
+    notes += [f"problem: {problem}" for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        notes.append(f"and {len(problems) - MAX_PROBLEMS} more problems, in results.parquet")
+    return notes
+
+
+def _name(row: Row, axes: Iterable[str]) -> str:
+    settings = "".join(f", {axis.rpartition('.')[2]} {row[axis]}" for axis in axes)
+    return f"{label(row)}{settings} at world {row['world_size']}"
+
+
+def _failure(row: Row) -> str:
+    missing = f" (no end record: {row['missing_ranks']})" if has(row, "missing_ranks") else ""
+    return f"[{row['mark']}] {row['statuses']}: {row['cause']}{missing}"
+
+
+def _what(rows: Sequence[Row], axes: Sequence[str]) -> str:
+    """Settings that all rows share."""
+    names = {
+        "model": "{}",
+        "mode": "{}",
+        "precision": "{}",
+        "seq_len": "{} tokens per sequence",
+        "micro_batch_size": "micro batch {}",
+        "grad_accum": "{} micro-batches per step",
+        "threads_per_rank": "{} threads per rank",
+        "device_name": "{}",
+        "software": "{}",
+    }
+    parts = []
+    for name, text in names.items():
+        values = dict.fromkeys(row[name] for row in rows if has(row, name))
+        if name not in axes and len(values) == 1:
+            parts.append(text.format(*values))
+        elif name in ("device_name", "software") and len(values) > 1:
+            parts.append(f"{len(values)} different values of {name}")
+    return "all rows: " + "; ".join(parts)
+
+
+def _bases(rows: Sequence[Row], axes: Sequence[str]) -> str:
+    regimes = dict.fromkeys(row["regime"] for row in rows)
+    work = {
+        "weak": "weak scaling: the same work per rank",
+        "strong": "strong scaling: the same global batch",
+    }
+    bases = "; ".join(
+        f"{_name(row, axes)}: {significant(row['tokens_per_s_per_gpu'])}"
+        for row in rows
+        if is_base(row)
+    )
+    return (
+        f"speed-up and efficiency ({'; '.join(work[regime] for regime in regimes)}) are against "
+        f"the base, the smallest measured world of the same strategy and settings, in tokens/s "
+        f"per rank: {bases}"
+    )
+
+
+def _launches(rows: Sequence[Row]) -> str:
+    counts = sorted({int(row["num_launches"]) for row in rows})
+    num = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    launches = "launch" if counts == [1] else "launches"
+    text = f"{num} {launches} a row, combined by geometric mean"
+    if counts[-1] >= MIN_LAUNCHES:
+        text += "; [low, high] is a 95 % t interval on the logs of the launches"
+    if counts[0] < MIN_LAUNCHES:
+        text += f"; under {MIN_LAUNCHES} launches there is no interval between launches"
+    return text
+
+
+def _explanations(rows: Sequence[Row]) -> list[str]:
+    steps = dict.fromkeys(int(row["num_steps"]) for row in rows)
+    notes = [
+        "step: median over steps of the max over ranks, +- median absolute deviation over steps "
+        f"within a launch ({_span(steps)} steps each)"
+    ]
+    profiled = [row for row in rows if has(row, "comm_exposed_s")]
+    if profiled:
+        steps = dict.fromkeys(int(row["num_profile_steps"]) for row in profiled)
+        slowdowns = [float(row["profile_slowdown"]) for row in profiled]
+        notes.append(
+            f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
+            f"separate profiled steps a launch, {min(slowdowns):.2f} to {max(slowdowns):.2f} times "
+            "as long as timed ones; share of the profiled step"
+        )
+        notes.append(
+            "imbal.: max / mean - 1 of compute over ranks; rN: the slow rank, named only where it "
+            f"is slowest in every launch by over {percent(MIN_EXCESS)} of a step, in {MIN_STEPS} "
+            "steps or more, beyond chance"
+            + "".join(
+                f"; {label(row)} at world {row['world_size']}: rank {row['slow_rank']} on "
+                f"{row['slow_rank_host']}"
+                for row in profiled
+                if has(row, "slow_rank")
+            )
+        )
+    if any(has(row, "peak_memory_bytes") for row in rows):
+        notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
+    conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
+    if conventions:
+        notes.append(f"MFU by FLOP convention {', '.join(conventions)}")
+    return notes
+
+
+def _memory(rows: Sequence[Row]) -> str:
+    kinds = {
+        "cpu": "(CPU: resident set of the process)",
+        "cuda": "(CUDA: allocated by torch)",
+    }
+    return " ".join(kinds[kind] for kind in dict.fromkeys(str(row["device"]) for row in rows))
+
+
+def _span(values: Iterable[Any]) -> str:
+    found = sorted(values)
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

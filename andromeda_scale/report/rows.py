@@ -1,0 +1,80 @@
+"""The rows of a table: which settings tell them apart, their order, their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from andromeda_scale.metrics import NOT_MEASURED
+
+Row = Mapping[str, Any]
+
+# Settings that get a column of their own where they tell rows of one strategy and world apart.
+_SETTINGS = (
+    "driver",
+    "model",
+    "regime",
+    "mode",
+    "seq_len",
+    "micro_batch_size",
+    "grad_accum",
+    "precision",
+    "threads_per_rank",
+)
+
+
+def has(row: Row, name: str) -> bool:
+    """Whether a row has a value."""
+    value = row.get(name)
+    return not (value == "" or bool(pd.isna(value)))
+
+
+def is_base(row: Row) -> bool:
+    """Whether others are measured against this row, and it against itself."""
+    return has(row, "base_case_id") and bool(row["base_case_id"] == row["case_id"])
+
+
+def label(row: Row) -> str:
+    """A strategy with its options."""
+    return f"{row['strategy']} {row['options']}".strip()
+
+
+def clean(text: str) -> str:
+    """One line of printable text: records may hold line breaks and terminal escapes."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows in reading order, and the settings (dotted keys) that tell them apart.
+
+    Rows of one strategy and setting stand together (`group`), smaller worlds first; a row that
+    needs a footnote about its failures has its number in `mark`.
+    """
+    rows: list[dict[str, Any]] = []
+    for record in cases.to_dict("records"):
+        row = {str(key): value for key, value in record.items()}
+        rows.append(row | json.loads(row["other"]))
+    keys = (*_SETTINGS, *dict.fromkeys(key for row in rows for key in json.loads(row["other"])))
+    axes = [key for key in keys if _tells_apart(rows, key)]
+    groups: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        for axis in axes:
+            row.setdefault(axis, NOT_MEASURED)  # the default
+        signature = (label(row), *(str(row[axis]) for axis in axes))
+        row["group"] = groups.setdefault(signature, len(groups))
+    rows.sort(key=lambda row: (row["group"], row["world_size"], row["nodes"]))
+    failed = (row for row in rows if row["cause"])
+    for mark, row in enumerate(failed, start=1):
+        row["mark"] = mark
+    return rows, axes
+
+
+def _tells_apart(rows: list[dict[str, Any]], key: str) -> bool:
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        where = (label(row), row["nodes"], row["world_size"])
+        found.setdefault(where, set()).add(str(row.get(key)))
+    return any(len(values) > 1 for values in found.values())

@@ -1,0 +1,188 @@
+"""The scaling table: one definition of its columns for terminal, Markdown and CSV. No torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+from tabulate import tabulate
+
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.metrics import METRICS, NOT_MEASURED, percent, significant
+from andromeda_scale.report.notes import footnotes
+from andromeda_scale.report.rows import Row, arrange, clean, has, is_base, label
+
+PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what a reader sees, and the result columns behind it."""
+
+    header: str
+    names: tuple[str, ...]  # in CSV, with full precision
+    text: Callable[[Row], str]
+    left: bool = False
+
+
+def metric(name: str) -> Callable[[Row], str]:
+    """Prints one metric as the registry says."""
+    return lambda row: METRICS[name].text(row[name]) if has(row, name) else NOT_MEASURED
+
+
+def _world(row: Row) -> str:
+    nodes = row["nodes"]
+    return f"{nodes}x{row['ranks_per_node']}" if nodes > 1 else str(row["world_size"])
+
+
+def _step(row: Row) -> str:
+    if not has(row, "step_time_s"):
+        return NOT_MEASURED
+    return (
+        f"{significant(row['step_time_s'] * 1e3)} +-{significant(row['step_time_mad_s'] * 1e3, 2)}"
+    )
+
+
+def _speedup(row: Row) -> str:
+    return "base" if is_base(row) else metric("speedup")(row)
+
+
+def _efficiency(row: Row) -> str:
+    if is_base(row):
+        return "base"
+    centre = metric("efficiency")(row)
+    if not has(row, "efficiency_low"):
+        return centre
+    return f"{centre} [{row['efficiency_low'] * 100:.1f}, {row['efficiency_high'] * 100:.1f}]"
+
+
+def _exposed(row: Row) -> str:
+    if not has(row, "comm_exposed_s"):
+        return NOT_MEASURED
+    return f"{significant(row['comm_exposed_s'] * 1e3, 3)} ({percent(row['comm_exposed_share'])})"
+
+
+def _imbalance(row: Row) -> str:
+    rank = f" r{row['slow_rank']}" if has(row, "slow_rank") else ""
+    return metric("imbalance")(row) + rank
+
+
+def _memory(row: Row) -> str:
+    rank = f" r{row['peak_memory_rank']}" if has(row, "peak_memory_rank") else ""
+    return metric("peak_memory_bytes")(row) + rank
+
+
+def _status(row: Row) -> str:
+    mark = f" [{row['mark']}]" if row.get("mark") else ""
+    if row["status"] == "ok" and row["num_launches"] < row["num_repeats_planned"]:
+        return f"ok {row['num_launches']}/{row['num_repeats_planned']}{mark}"
+    return f"{row['status']}{mark}"
+
+
+_INTERVAL = ("{0}", "{0}_low", "{0}_high")
+
+
+def _with_interval(name: str) -> tuple[str, ...]:
+    return tuple(part.format(name) for part in _INTERVAL)
+
+
+COLUMNS = (
+    Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
+    Column(
+        "status",
+        ("status", "statuses", "num_launches", "num_repeats_planned", "cause"),
+        _status,
+        left=True,
+    ),
+    Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s")),
+    Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
+    Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
+    Column("speed-up", _with_interval("speedup"), _speedup),
+    Column(
+        "efficiency",
+        (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
+        _efficiency,
+    ),
+    Column(
+        "exposed ms (share)",
+        ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
+        _exposed,
+    ),
+    Column("imbal.", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
+    Column("peak memory", ("peak_memory_bytes", "peak_memory_rank", "peak_memory_host"), _memory),
+)
+MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is shown, ready for any medium: rows of columns, a title, footnotes."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+    def cells(self) -> list[list[str]]:
+        """Every cell's text, without control characters."""
+        return [[clean(column.text(row)) for column in self.columns] for row in self.rows]
+
+    def to_rich(self) -> RenderableType:
+        """For a terminal; text from records is never read as markup."""
+        table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in self.columns:
+            justify = "left" if column.left else "right"
+            table.add_column(Text(column.header), justify=justify)  # type: ignore[arg-type]
+        group: Any = None
+        for row, cells in zip(self.rows, self.cells(), strict=True):
+            if group not in (None, row["group"]):
+                table.add_section()
+            group = row["group"]
+            table.add_row(*(Text(cell) for cell in cells))
+        notes = [Text(clean(note), style="dim") for note in self.notes]
+        return Group(Text(clean(self.title), style="bold"), table, *notes)
+
+    def to_text(self, width: int = PLAIN_WIDTH) -> str:
+        """For a pipe or a log: what a terminal of that width shows, without colours."""
+        file = io.StringIO()
+        Console(file=file, width=width, color_system=None).print(self.to_rich())
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+    def to_markdown(self) -> str:
+        """A pipe table under a heading, footnotes as a list."""
+        grid = tabulate(
+            [[cell.replace("|", "\\|") for cell in cells] for cells in self.cells()],
+            headers=[column.header for column in self.columns],
+            tablefmt="pipe",
+            colalign=["left" if column.left else "right" for column in self.columns],
+            disable_numparse=True,
+        )
+        notes = "".join(f"- {clean(note)}\n" for note in self.notes)
+        return f"## {clean(self.title)}\n\n{grid}\n\n{notes}"
+
+    def to_csv(self) -> str:
+        """Values with full precision, one column for each result column shown."""
+        names = dict.fromkeys(name for column in self.columns for name in column.names)
+        return pd.DataFrame(self.rows, columns=["case_id", *names]).to_csv(index=False)
+
+
+def _setting(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name])
+
+
+def scaling_table(results: Results) -> Table:
+    """The table of a run: a row a case, grouped by what was varied, smaller worlds first."""
+    rows, axes = arrange(results.cases)
+    columns = [Column("strategy", ("strategy", "options"), label, left=True)]
+    columns += [Column(axis.rpartition(".")[2], (axis,), _setting(axis)) for axis in axes]
+    columns += COLUMNS
+    if any(has(row, "mfu") for row in rows):
+        columns.append(MFU)
+    return Table(results.question, tuple(columns), rows, footnotes(rows, axes, results.problems))
