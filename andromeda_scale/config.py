@@ -253,6 +253,8 @@ class Case(Settings):
         A new key with a default therefore renames no old case.
         """
         resolved = self.model_dump(exclude_defaults=True, exclude=_NOT_IN_ID)
+        # `measure` with nothing but repeats set leaves an empty mapping: the same as no mapping.
+        resolved = {key: value for key, value in resolved.items() if value != {}}
         text = json.dumps(resolved, sort_keys=True, default=list)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         slug = f"{self.model_name}_{self.strategy.name}_w{self.world}_{self.train.precision}"

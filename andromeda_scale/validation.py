@@ -123,10 +123,10 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         if kind == "greater_than" and bound == 0:
             noun = "positive integer" if whole else "positive number"
             return f"{shown} is not a {noun}", f"use {'1 or more' if whole else 'more than 0'}"
-        return f"{shown} is below {bound}", f"use {bound} or more"
+        return f"{shown} is below {bound:g}", f"use {bound:g} or more"
     if kind in ("less_than", "less_than_equal"):
         bound = context.get("lt", context.get("le"))
-        return f"{shown} is above the limit {bound}", f"use at most {bound}"
+        return f"{shown} is above the limit {bound:g}", f"use at most {bound:g}"
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "")
         return f"{shown} is not known", f"use {allowed}"
