@@ -90,8 +90,10 @@ def run(
     rows of the table. Status 1: nothing could be measured.
     """
     from andromeda_scale import sweep
+    from andromeda_scale.plan import require_runnable
 
     plan, text = _plan(suite, set_, axis)
+    require_runnable(plan)
     path, resumed = sweep.choose(plan, RUNS, run_dir, new=new, only_failed=only is not None)
     run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
     if resumed and not quiet:

@@ -28,7 +28,14 @@ from andromeda_scale.expand import Point, expand
 from andromeda_scale.machine import Machine, detect_machine
 from andromeda_scale.registry import load
 
-__all__ = ["Machine", "detect_machine", "estimate_memory", "make_plan", "reference_of"]
+__all__ = [
+    "Machine",
+    "detect_machine",
+    "estimate_memory",
+    "make_plan",
+    "reference_of",
+    "require_runnable",
+]
 
 GIB = 1 << 30
 Device = Literal["cpu", "cuda"]
@@ -47,21 +54,13 @@ class _Placed:
 def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
     """The ordered list of what is launched and what is skipped, with reasons.
 
-    Raises UserError for a value no case can have, data that cannot be read, and a suite of which
-    no case can run on `machine`.
+    Raises UserError for a value no case can have, and for data that cannot be read.
     """
     points, notes = _without_duplicates(expand(suite, suite_name))
     _check_data(points, suite_name)
     placed = [_place(point, machine) for point in points]
     running = [p for p in placed if p.skip is None]
-    if not running:
-        reasons = list(dict.fromkeys(str(p.skip) for p in placed))
-        more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
-        raise UserError(
-            f"{suite_name}: none of its {len(placed)} cases can run here: {reasons[0]}{more}; "
-            "change world, device, fallback or limits, or use another machine"
-        )
-    largest = max(p.case.world.ranks_per_node for p in running)
+    largest = max((p.case.world.ranks_per_node for p in running), default=1)
     threads = max(1, machine.cpu_cores // largest)
     if suite.threads_per_rank is None:
         notes.append(f"{threads} threads per rank at every size: cores / {largest} ranks")
@@ -80,6 +79,18 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
         cases=cases,
         repeats=tuple(rows),
         notes=tuple(notes),
+    )
+
+
+def require_runnable(plan: Plan) -> None:
+    """Raise UserError for a plan that would launch nothing, with the reasons."""
+    if any(item.skip is None for item in plan.repeats):
+        return
+    reasons = list(dict.fromkeys(str(item.skip) for item in plan.repeats))
+    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    raise UserError(
+        f"{plan.suite_name}: none of its {len(plan.cases)} cases can run here: {reasons[0]}{more}; "
+        "`andromeda-scale plan` shows all; change world, device, fallback or limits"
     )
 
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from andromeda_scale.config import Case, Plan, PlannedRepeat
 from andromeda_scale.metrics import binary
 
-_COLUMNS = ("case", "world", "device", "threads", "global batch", "repeats", "memory/rank", "")
+_COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", "memory/rank", "")
+_LEFT = ("case", "settings", "")
 
 
 def print_plan(plan: Plan) -> None:
     """The dry run, on stdout: what is launched, what is skipped and why, how many launches."""
     # On a pipe nobody wants lines folded at 80 columns.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
-    console.print(Text(f"{plan.suite_name}: {plan.question}"))
+    width = None if sys.stdout.isatty() else 240
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console.print(f"{plan.suite_name}: {plan.question}")
+    settings = differing(plan)
+    rows = [
+        _cells(plan.cases[case_id], settings.get(case_id, ""), items)
+        for case_id, items in _by_case(plan).items()
+    ]
     table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("case", "") else "right")
-    for case_id, items in _by_case(plan).items():
-        table.add_row(*_cells(plan.cases[case_id], items))
+    filled = [any(cells) for cells in zip(*rows, strict=True)]
+    for name in itertools.compress(_COLUMNS, filled):
+        table.add_column(name, justify="left" if name in _LEFT else "right")
+    for row in rows:
+        table.add_row(*itertools.compress(row, filled))
     console.print(table)
     for line in summary(plan):
-        console.print(Text(line))
+        console.print(line)
 
 
 def summary(plan: Plan) -> list[str]:
@@ -35,6 +45,8 @@ def summary(plan: Plan) -> list[str]:
     references = sum(item.role == "reference" for item in launched)
     skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
     most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
+    if not launched:
+        return [f"nothing to launch: all {len(skipped)} cases are skipped here"]
     return [
         f"{len(launched)} launches: {len(launched) - references} of cases, {references} parity "
         f"references; {len(skipped)} cases skipped",
@@ -62,12 +74,36 @@ def _by_case(plan: Plan) -> dict[str, list[PlannedRepeat]]:
     return items
 
 
-def _cells(case: Case, items: list[PlannedRepeat]) -> list[str]:
+def differing(plan: Plan) -> dict[str, str]:
+    """By case, the settings in which the measured cases differ beyond what an id spells out."""
+    measured = {item.case_id for item in plan.repeats if item.role == "measure"}
+    flat = {case_id: dict(_flat(plan.cases[case_id])) for case_id in plan.cases}
+    keys = dict.fromkeys(key for case_id in measured for key in flat[case_id])
+    varying = [k for k in keys if len({str(flat[case_id].get(k)) for case_id in measured}) > 1]
+    return {
+        case_id: " ".join(f"{k.rpartition('.')[2]}={flat[case_id].get(k, '-')}" for k in varying)
+        for case_id in measured
+    }
+
+
+def _flat(case: Case) -> Iterator[tuple[str, Any]]:
+    """Dotted settings of a case without those its id shows: model, strategy, world, precision."""
+    shown: Any = {"model": True, "model_name": True, "world": True, "strategy": {"name"}}
+    stack: list[tuple[str, Any]] = list(case.model_dump(exclude=shown).items())
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        elif key != "train.precision":
+            yield key, value
+
+
+def _cells(case: Case, settings: str, items: list[PlannedRepeat]) -> list[str]:
     first = items[0]
     memory = first.estimated_memory_bytes
     return [
         case.case_id,
-        str(case.world),
+        settings,
         first.device,
         str(first.threads_per_rank),
         str(case.global_batch_size),

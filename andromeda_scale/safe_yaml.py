@@ -10,7 +10,7 @@ import yaml
 
 from andromeda_scale.errors import UserError
 
-MAX_BYTES = 1 << 20  # a suite is a page of text
+MAX_BYTES = 1 << 18  # a suite is a page of text; PyYAML reads 60 kB a second
 MAX_NODES = 100_000  # after expanding aliases: a few hundred bytes can name 10^9 nodes
 
 
@@ -71,8 +71,8 @@ def parse(text: str, where: str) -> Any:
                 return None
             if (size := _expanded_size(node, {})) > MAX_NODES:
                 raise _RefusedError(
-                    f"its aliases expand to {size:.3g} values, more than {MAX_NODES}",
-                    "remove the aliases",
+                    f"holds {size:.3g} values when its aliases expand, over {MAX_NODES}",
+                    "write less, or remove aliases",
                 )
             return loader.construct_document(node)
         finally:

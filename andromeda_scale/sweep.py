@@ -6,6 +6,7 @@ Imports the stages where they are used, so that a status or a table costs no tor
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from andromeda_scale.plan_table import duration
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
 
-MEASURED, NOTHING_MEASURED, INTERRUPTED = 0, 1, 130
+MEASURED, NOTHING_MEASURED = 0, 1
 
 
 def choose(
@@ -78,8 +79,10 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
     from andromeda_scale.launch import driver
 
     outcome = driver.run(run.plan, run, only_failed=only_failed, quiet=quiet)
-    code = finish(run.path, quiet)
-    return INTERRUPTED if outcome.interrupted else code
+    measured = finish(run.path, quiet)
+    if outcome.error:
+        typer.echo(f"andromeda-scale: {outcome.error}", err=True)
+    return outcome.exit_code or measured
 
 
 def finish(run_dir: Path, quiet: bool = False) -> int:
@@ -179,9 +182,7 @@ def _seconds(run: RunDir, item: PlannedRepeat) -> float | None:
 def _print_table(results: Results) -> None:
     from rich.console import Console
 
-    from andromeda_scale.report.tables import scaling_table
+    from andromeda_scale.report.tables import PLAIN_WIDTH, scaling_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print(scaling_table(results).to_rich())

@@ -199,8 +199,8 @@ def test_a_yaml_bomb_is_refused_before_it_expands() -> None:
         f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
     )
     assert len(bomb) < 1000
-    assert "aliases expand to" in refused(bomb)
-    assert "aliases expand to" in refused(bomb.replace("[x", "[&x x"))
+    assert "aliases expand" in refused(bomb)
+    assert "aliases expand" in refused(bomb.replace("[x", "[&x x"))
 
 
 def test_an_alias_of_itself_is_refused() -> None:
