@@ -1,0 +1,220 @@
+"""Agent 0: publishes the plan's repeats one by one, and writes how each ended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from andromeda_scale import parity
+from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.launch.control import Silence
+from andromeda_scale.launch.member import Member
+from andromeda_scale.launch.messages import Abort, Event, Hello, Launch, NodeEnd, Seat, Sweep
+from andromeda_scale.launch.node_files import unpack
+from andromeda_scale.launch.placement import place
+from andromeda_scale.launch.process import StopRequest
+from andromeda_scale.launch.ranks import complete_lines
+from andromeda_scale.launch.run_dir import RunDir, write_atomic
+from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
+from andromeda_scale.records import SCHEMA_VERSION
+
+NODE_SILENCE_S = 20.0  # after which an agent that says nothing is given up
+_IMPORTS_S = 300.0  # the longest a forkserver may import
+_BEAT_PERIOD_S = 0.2
+_FAREWELL_S = 5.0
+
+
+class Coordinator:
+    """Runs a sweep over the agents that said hello."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        member: Member,
+        agents: list[Hello],
+        emit: Callable[[Event], None],
+        stop: StopRequest,
+        node_silence_s: float = NODE_SILENCE_S,
+    ) -> None:
+        self._run_dir, self._member, self._agents = run_dir, member, agents
+        self._control = member.control
+        self._emit, self._stop = emit, stop
+        self._node_silence_s = node_silence_s
+        self._silence = Silence(self._control)
+        self._gone: set[int] = set()
+        self._number = 0
+        self._next_beat_s = 0.0
+        self._beat_window: tuple[str, int, float] | None = None
+
+    def sweep(self, items: list[PlannedRepeat]) -> bool:
+        """Run the items in order; False if it was interrupted before the last ended."""
+        self._share_disk()
+        total, interrupted = len(self._run_dir.plan.repeats), False
+        self._emit({"event": "sweep", "total": total, "done": total - len(items)})
+        for index, item in enumerate(items):
+            if interrupted := self._stop.requested:
+                break
+            case = self._run_dir.plan.cases[item.case_id]
+            self._emit({"event": "start", **_name(item), "index": total - len(items) + index})
+            if self._one(item, case).status == "interrupted":
+                interrupted = True
+                break
+        self._control.set(f"next/{self._number}", Launch(number=self._number))
+        self._say_goodbye()
+        return not interrupted
+
+    def _share_disk(self) -> None:
+        self._member.shared_dir = self._run_dir.path
+        sweep = Sweep(run_dir=str(self._run_dir.path), token=secrets.token_hex(16))
+        write_atomic(self._run_dir.path / "token", sweep.token)
+        self._control.set("sweep", sweep)
+
+    def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
+        """One repeat from its publication to status.json."""
+        started_s = time.time()
+        attempt = self._run_dir.begin(item, self._number)
+        seats = item.skip or place(case.world, self._agents, self._gone)
+        ends: list[NodeEnd] = []
+        if isinstance(seats, str):
+            verdict = Verdict(status="skipped", cause=seats)
+        else:
+            verdict, ends = self._launch(item, case, attempt, seats)
+        status = _status(item, verdict, ends, started_s)
+        self._run_dir.finish(item, attempt, status)
+        keys = ("status", "rank", "host", "cause")
+        seconds = status["ended_unix_s"] - started_s
+        self._emit(
+            {"event": "end", **_name(item), **{k: status[k] for k in keys}, "seconds": seconds}
+        )
+        return verdict
+
+    def _launch(
+        self, item: PlannedRepeat, case: Case, attempt: Path, seats: tuple[Seat, ...]
+    ) -> tuple[Verdict, list[NodeEnd]]:
+        launch = Launch(
+            number=self._number,
+            case=case,
+            item=item,
+            directory=str(attempt.relative_to(self._run_dir.path)),
+            seats=seats,
+            reference_losses=self._reference_losses(item),
+            gone=tuple(sorted(self._gone)),
+        )
+        self._number += 1
+        self._control.set(f"next/{launch.number}", launch)
+        self._member.begin(launch, seats[0])
+        published_s = time.monotonic()
+        ends: dict[int, NodeEnd] = {}
+        lost: Abort | None = None
+        while waiting := {seat.agent for seat in seats} - self._gone - ends.keys():
+            self._member.tick()
+            self._emit_beat(item, case)
+            self._enforce_limits(case, published_s)
+            lost = self._look_for_lost_nodes(waiting, seats) or lost
+            for agent in waiting - self._gone:
+                end = self._control.get(launch.key(f"end/{agent}"), NodeEnd)
+                if end is not None:
+                    ends[agent] = end
+        for end in ends.values():
+            if end.num_chunks:
+                files = self._control.pull(launch.key(f"files/{end.agent}"), end.num_chunks)
+                unpack(files, attempt)
+        abort = lost or self._control.get(launch.key("abort"), Abort)
+        return judge(ends.values(), abort, case.world.size), list(ends.values())
+
+    def _enforce_limits(self, case: Case, published_s: float) -> None:
+        run = self._member.run
+        if self._stop.requested:
+            self._member.abort("interrupted", "stopped by the user")
+        elif run is not None:
+            limit_s = case.limits.timeout_s
+            since_s = run.started_s
+            if since_s is None:  # imports are no part of a repeat, but they must end too
+                limit_s, since_s = _IMPORTS_S, published_s
+            if time.monotonic() - since_s > limit_s:
+                self._member.abort("timeout", f"not finished after {limit_s:g} s")
+
+    def _look_for_lost_nodes(self, waiting: set[int], seats: tuple[Seat, ...]) -> Abort | None:
+        agent, silent_s = self._silence.longest(waiting - {0})
+        if silent_s <= self._node_silence_s:
+            return None
+        self._gone.add(agent)
+        host = next(seat.host for seat in seats if seat.agent == agent)
+        cause = f"agent {agent} on {host} fell silent"
+        self._member.abort("node_failed", cause)
+        return Abort(reason="node_failed", cause=cause, agent=agent)
+
+    def _reference_losses(self, item: PlannedRepeat) -> tuple[float, ...] | None:
+        """The first losses of this case's reference; None if it has none or it failed."""
+        for other in self._run_dir.plan.repeats:
+            if other.role == "reference" and other.case_id == item.reference_id:
+                status = self._run_dir.status(other)
+                if status is None or status["status"] != "ok":
+                    return None
+                files = sorted(self._run_dir.case_dir(other).glob("node-*.jsonl"))
+                lines = [json.loads(line) for file in files for line in complete_lines(file)]
+                return parity.reference_losses(lines)
+        return None
+
+    def _emit_beat(self, item: PlannedRepeat, case: Case) -> None:
+        """Say how far the slowest rank of this node is, a few times a second."""
+        now = time.monotonic()
+        run = self._member.run
+        if run is None or now < self._next_beat_s:
+            return
+        self._next_beat_s = now + _BEAT_PERIOD_S
+        beats = [rank.last_beat for rank in run.group.ranks if rank.last_beat]
+        if not beats:
+            return
+        beat = min(beats, key=lambda b: b.time_s)
+        window = self._beat_window
+        if window is None or window[0] != beat.phase or beat.step < window[1]:
+            window = self._beat_window = (beat.phase, beat.step, beat.time_s)
+        seconds = beat.time_s - window[2]
+        tokens = (beat.step - window[1]) * case.global_batch_size * case.train.seq_len
+        self._emit(
+            {
+                "event": "beat",
+                **_name(item),
+                "phase": beat.phase,
+                "step": beat.step,
+                "total_steps": beat.total_steps,
+                "tokens_per_s": tokens / seconds if seconds > 0 else None,
+            }
+        )
+
+    def _say_goodbye(self) -> None:
+        """Stay until the others have read that the sweep is over: the store dies with agent 0."""
+        others = {h.agent for h in self._agents} - {0} - self._gone
+        deadline = time.monotonic() + _FAREWELL_S
+        while others and time.monotonic() < deadline:
+            others = {a for a in others if not self._control.store.check([f"bye/{a}"])}
+            time.sleep(0.02)
+
+
+def _name(item: PlannedRepeat) -> dict[str, Any]:
+    return item.model_dump(include={"case_id", "repeat", "role"})
+
+
+def _status(
+    item: PlannedRepeat, verdict: Verdict, ends: list[NodeEnd], started_s: float
+) -> dict[str, Any]:
+    """The content of status.json."""
+    ranks = sorted((r for end in ends for r in end.ranks), key=lambda r: r.rank)
+    ended_s = time.time()
+    longest_s = max((r.phases_s for r in ranks), default=0.0)
+    return {
+        "v": SCHEMA_VERSION,
+        "case_id": item.case_id,
+        "repeat": item.repeat,
+        "role": item.role,
+        **verdict.model_dump(mode="json"),
+        "started_unix_s": started_s,
+        "ended_unix_s": ended_s,
+        "outside_s": ended_s - started_s - longest_s,
+        "ranks": {str(r.rank): rank_summary(r) for r in ranks},
+    }

@@ -1,0 +1,209 @@
+"""One agent's part in a sweep: its ranks of each launch, from the fork to its node file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from andromeda_scale.config import RankSpec
+from andromeda_scale.launch.control import Control
+from andromeda_scale.launch.forkservers import Forkservers
+from andromeda_scale.launch.messages import Abort, Launch, NodeEnd, RankEnd, Seat, Sweep
+from andromeda_scale.launch.node_files import NodeSamplers, pack, write_node_file
+from andromeda_scale.launch.process import StopRequest, kernel_oom_kills
+from andromeda_scale.launch.ranks import RankGroup
+
+GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
+_STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
+_TICK_S = 0.1  # rare enough that watching costs the ranks nothing
+
+
+class Member:
+    """Runs this agent's seat of one launch at a time; `tick` drives everything."""
+
+    def __init__(self, control: Control, forkservers: Forkservers) -> None:
+        self.control = control
+        self._forkservers = forkservers
+        self._samplers = NodeSamplers()
+        self._run: _Run | None = None
+        self.shared_dir: Path | None = None  # the run directory, where this agent sees it
+
+    def begin(self, launch: Launch, seat: Seat) -> None:
+        """Start this agent's ranks of a launch."""
+        assert launch.case is not None
+        assert launch.item is not None
+        server = self._forkservers.get(launch.item, launch.case)
+        if self.shared_dir is not None:
+            directory = self.shared_dir / launch.directory
+        else:
+            directory = Path(tempfile.mkdtemp(prefix="andromeda_scale-"))
+        group = RankGroup(server, rank_specs(launch, seat, directory, self.control))
+        first_of_host = seat.first_local_rank == 0
+        self._samplers.start(launch.case.collect if first_of_host else ())
+        self._run = _Run(launch, seat, directory, group)
+        group.start()
+
+    @property
+    def run(self) -> _Run | None:
+        return self._run
+
+    def abort(self, reason: _Reason, cause: str) -> None:
+        """End the current launch on every node, unless another reason came first."""
+        if self._run is not None:
+            message = Abort(reason=reason, cause=cause, agent=self.control.agent)
+            self.control.set_first(self._run.launch.key("abort"), message)
+
+    def tick(self) -> None:
+        """Watch the ranks for one moment; after their end, write the node file and say so."""
+        self.control.say_alive()
+        run = self._run
+        if run is None:
+            time.sleep(_TICK_S / 4)
+            return
+        run.group.poll(_TICK_S)
+        if run.started_s is None and all(r.pid or r.ended_unix_s for r in run.group.ranks):
+            run.started_s = time.monotonic()
+        if run.abort is None:
+            self._look_for_failure(run)
+        else:
+            run.enforce()
+        if not run.group.alive:
+            self._close(run)
+
+    def _look_for_failure(self, run: _Run) -> None:
+        assert run.launch.case is not None
+        limit_s = run.launch.case.limits.heartbeat_s
+        if failed := run.group.failed:
+            self.abort("rank", f"rank {failed[0].spec.rank} left first")
+        elif late := run.group.silent(limit_s):
+            self.abort("heartbeat", f"rank {late[0].spec.rank} was silent for {limit_s:g} s")
+        run.abort = self.control.get(run.launch.key("abort"), Abort)
+        run.abort_s = time.monotonic()
+
+    def _close(self, run: _Run) -> None:
+        """The ranks are gone: gather their lines, give the files to agent 0, report."""
+        assert run.launch.item is not None
+        agent, item = self.control.agent, run.launch.item
+        node_line = None
+        if run.seat.first_local_rank == 0:
+            node_line = self._samplers.stop(item.case_id, item.repeat)
+        write_node_file(run.directory, agent, run.group.ranks, node_line)
+        num_chunks = 0
+        if self.shared_dir is None:
+            num_chunks = self.control.push(run.launch.key(f"files/{agent}"), pack(run.directory))
+            shutil.rmtree(run.directory, ignore_errors=True)
+        ends = tuple(run.rank_ends(self.control.node))
+        end = NodeEnd(agent=agent, host=self.control.node, ranks=ends, num_chunks=num_chunks)
+        self.control.set(run.launch.key(f"end/{agent}"), end)
+        self._run = None
+
+
+_Reason = Literal["rank", "timeout", "heartbeat", "interrupted", "node_failed"]
+
+
+class _Run:
+    """A launch while this agent's ranks run."""
+
+    def __init__(self, launch: Launch, seat: Seat, directory: Path, group: RankGroup) -> None:
+        self.launch, self.seat, self.directory, self.group = launch, seat, directory, group
+        self.started_s: float | None = None  # when all local ranks were forked
+        self.abort: Abort | None = None
+        self.abort_s = 0.0
+        self._oom_kills = kernel_oom_kills()
+
+    def enforce(self) -> None:
+        """End the group: a moment to speak, then SIGKILL."""
+        assert self.abort is not None
+        waited_s = time.monotonic() - self.abort_s
+        if self.abort.reason in ("timeout", "heartbeat"):
+            self.group.ask_where()
+        if waited_s > GRACE_S:
+            self.group.kill()
+        if waited_s > GRACE_S + _STUCK_S:
+            for rank in self.group.alive:
+                rank.left(None)
+
+    def rank_ends(self, host: str) -> list[RankEnd]:
+        ends = [rank.end(host) for rank in self.group.ranks]
+        if self._oom_kills is None or kernel_oom_kills() == self._oom_kills:
+            return ends
+        killed = {"status": "oom", "cause": "killed by the kernel's out-of-memory killer"}
+        return [
+            end.model_copy(update=killed)
+            if end.code == -9 and end.status is None and not end.ended_by_agent
+            else end
+            for end in ends
+        ]
+
+
+def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) -> list[RankSpec]:
+    """What the worker of each rank of a seat needs to know."""
+    assert launch.case is not None
+    assert launch.item is not None
+    return [
+        RankSpec(
+            case=launch.case,
+            item=launch.item,
+            rank=seat.first_rank + i,
+            world_size=launch.case.world.size,
+            local_rank=seat.first_local_rank + i,
+            node_rank=seat.node_rank,
+            store_host=control.host,
+            store_port=control.port,
+            store_prefix=launch.key("group"),
+            record_path=str(directory / f"rank-{seat.first_rank + i}.jsonl"),
+            reference_losses=launch.reference_losses,
+        )
+        for i in range(seat.num_ranks)
+    ]
+
+
+def sees_same_disk(sweep: Sweep, patience_s: float = 2.0) -> Path | None:
+    """The run directory, if this agent finds agent 0's token in it."""
+    token = Path(sweep.run_dir) / "token"
+    deadline = time.monotonic() + patience_s  # a network file system may show it late
+    while True:
+        try:
+            if token.read_text() == sweep.token:
+                return Path(sweep.run_dir)
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+
+
+def follow(member: Member, stop: StopRequest) -> None:
+    """An agent other than agent 0: take part in every launch that has a seat for it, to the end."""
+    control = member.control
+    sweep = None
+    while sweep is None:
+        member.tick()
+        sweep = control.get("sweep", Sweep)
+    member.shared_dir = sees_same_disk(sweep)
+    number = 0
+    while True:
+        member.tick()
+        if stop.requested and member.run is not None:
+            member.abort("interrupted", f"the agent on {control.node} was told to stop")
+        if member.run is not None:
+            continue
+        launch = control.get(f"next/{number}", Launch)
+        if launch is None:
+            if stop.requested:
+                return
+            continue
+        number += 1
+        if control.agent in launch.gone:
+            print("agent 0 had given this agent up; it leaves", file=sys.stderr)
+            return
+        if launch.item is None:
+            control.store.set(f"bye/{control.agent}", "")
+            return
+        seat = next((s for s in launch.seats if s.agent == control.agent), None)
+        if seat is not None:
+            member.begin(launch, seat)

@@ -1,0 +1,97 @@
+"""What agents tell each other through the control store, and the driver through a pipe."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from andromeda_scale.config import Case, PlannedRepeat, Schema
+from andromeda_scale.records import Status
+
+
+class Hello(Schema):
+    """An agent that has arrived."""
+
+    agent: int
+    host: str
+    num_slots: int  # ranks it can hold
+    pid: int
+
+
+class Sweep(Schema):
+    """Where agent 0 keeps the run, and a word that only an agent on the same disk can read."""
+
+    run_dir: str
+    token: str
+
+
+class Seat(Schema):
+    """The ranks one agent brings to a launch: consecutive in the world and on its host."""
+
+    agent: int
+    host: str
+    node_rank: int
+    first_rank: int
+    first_local_rank: int
+    num_ranks: int
+
+
+class Launch(Schema):
+    """One repeat to be run now by the agents that have a seat; no seats: the sweep is over."""
+
+    number: int
+    case: Case | None = None
+    item: PlannedRepeat | None = None
+    directory: str = ""  # of this attempt, below the run directory
+    seats: tuple[Seat, ...] = ()
+    reference_losses: tuple[float, ...] | None = None
+    gone: tuple[int, ...] = ()  # agents that fell silent and must leave if they wake up
+
+    def key(self, name: str) -> str:
+        """A key of the control store that belongs to this launch alone."""
+        assert self.item is not None
+        return f"{self.item.case_id}/{self.item.repeat}/{self.number}/{name}"
+
+
+class Abort(Schema):
+    """Why a launch must end at once on every node; the first one written counts."""
+
+    reason: Literal["rank", "timeout", "heartbeat", "interrupted", "node_failed"]
+    cause: str
+    agent: int
+
+
+class RankEnd(Schema):
+    """How one rank left, as its agent saw it."""
+
+    rank: int
+    host: str
+    status: Status | None  # of a complete end line; None: it wrote none
+    code: int | None = None  # exit status, negative: the signal; None: it was never started
+    ended_by_agent: bool = False  # by the group's end, not by its own
+    ended_unix_s: float
+    phase: str | None = None
+    step: int | None = None  # the last it finished in `phase`
+    total_steps: int | None = None
+    cause: str | None = None
+    phases_s: float = 0.0  # sum of its phases' durations
+    pid: int | None = None
+    stderr_tail: tuple[str, ...] = ()
+
+
+class NodeEnd(Schema):
+    """An agent's part of a launch is over; without a shared disk its files follow in chunks."""
+
+    agent: int
+    host: str
+    ranks: tuple[RankEnd, ...]
+    num_chunks: int = 0
+
+
+Event = dict[str, Any]
+"""Progress, one JSON object a line:
+
+    {"event": "sweep", "total": n, "done": n}
+    {"event": "start", "case_id", "repeat", "role", "index"}
+    {"event": "beat", "case_id", "repeat", "phase", "step", "total_steps", "tokens_per_s"}
+    {"event": "end", "case_id", "repeat", "role", "status", "rank", "host", "cause", "seconds"}
+"""

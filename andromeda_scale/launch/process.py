@@ -1,0 +1,70 @@
+"""Processes that never outlive their parent, and signals that ask for an orderly stop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel SIGKILL this process when the process `parent` dies.
+
+    Leaves at once when it died before the kernel could be asked. Outside Linux only that check
+    is made.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to a process and to the process group it leads, if they still exist."""
+    for send in (os.killpg, os.kill):
+        try:
+            send(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def kernel_oom_kills() -> int | None:
+    """Processes the kernel has killed for want of memory since boot; None where it does not say."""
+    try:
+        counters = Path("/proc/vmstat").read_text().split()
+        return int(counters[counters.index("oom_kill") + 1])
+    except (OSError, ValueError):
+        return None
+
+
+class StopRequest:
+    """Made by SIGINT, SIGTERM or SIGHUP, or by the parent's death; a second signal kills."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._told = False
+        self._parent = os.getppid()
+        self._before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._told:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._told = True
+
+    @property
+    def requested(self) -> bool:
+        return self._told or os.getppid() != self._parent
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""How a sweep is going, on a terminal or in a log. No torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from andromeda_scale.launch.messages import Event
+
+
+class Display(Protocol):
+    """Shows the events of a sweep."""
+
+    def show(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def show(self, event: Event) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TimeLeft:
+    """Mean time of the repeats that ended, times those that are left."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self._seconds: list[float] = []
+
+    def take(self, event: Event) -> None:
+        if event["event"] == "sweep":
+            self.total, self.done = event["total"], event["done"]
+        elif event["event"] == "end":
+            self.done += 1
+            if event["status"] != "skipped":
+                self._seconds.append(event["seconds"])
+
+    def __str__(self) -> str:
+        if not self._seconds:
+            return ""
+        left_s = (self.total - self.done) * sum(self._seconds) / len(self._seconds)
+        minutes, seconds = divmod(round(left_s), 60)
+        return f"{minutes}:{seconds:02d} left"
+
+
+class Lines:
+    """A line a repeat on stderr, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._left = TimeLeft()
+
+    def show(self, event: Event) -> None:
+        self._left.take(event)
+        if event["event"] == "end":
+            count = f"[{self._left.done}/{self._left.total}]"
+            print(count, describe_end(event), str(self._left), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """A progress bar with case, phase, tokens/s and time left; failures stay above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._left = TimeLeft()
+        self._progress = Progress(
+            TextColumn("{task.fields[case]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[doing]}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, case="", doing="", left="")
+        self._progress.start()
+
+    def show(self, event: Event) -> None:
+        self._left.take(event)
+        update = self._progress.update
+        update(self._task, total=self._left.total, completed=self._left.done, left=str(self._left))
+        if event["event"] == "start":
+            case = escape(f"{event['case_id']} #{event['repeat']}")
+            update(self._task, case=case, doing="starting")
+        elif event["event"] == "beat":
+            update(self._task, doing=describe_beat(event))
+        elif event["event"] == "end" and event["status"] not in ("ok", "skipped"):
+            self._progress.console.print(escape(describe_end(event)), style="red")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def describe_beat(event: Event) -> str:
+    """`measure 12/50  8,192 tokens/s`."""
+    steps = f" {event['step']}/{event['total_steps']}" if event["total_steps"] else ""
+    rate = event["tokens_per_s"]
+    return f"{event['phase']}{steps}" + (f"  {rate:,.0f} tokens/s" if rate else "")
+
+
+def describe_end(event: Event) -> str:
+    """`case #0 crashed (rank 1 on host): killed by SIGSEGV  3.1 s`."""
+    who = f" (rank {event['rank']} on {event['host']})" if event["rank"] is not None else ""
+    cause = f": {event['cause']}" if event["cause"] else ""
+    role = " reference" if event["role"] == "reference" else ""
+    name = f"{event['case_id']} #{event['repeat']}{role}"
+    return f"{name} {event['status']}{who}{cause}  {event['seconds']:.1f} s"
+
+
+def make_display(*, quiet: bool) -> Display:
+    """A bar on a terminal, lines elsewhere, nothing with `quiet`."""
+    if quiet:
+        return Quiet()
+    console = Console(stderr=True)
+    return Bar(console) if console.is_terminal else Lines()

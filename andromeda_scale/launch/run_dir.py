@@ -1,0 +1,240 @@
+"""The run directory: plan, lock, the repeats' directories, what is finished and what is not.
+
+    plan.json  suite.yaml  fingerprint.json  lock
+    cases/<case_id>/<repeat>/        a repeat that ended: complete, with status.json
+    references/<case_id>/<repeat>/   the same for parity references, which have no row in results
+    running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
+
+A directory moves to its place whole, so a repeat is either finished or has nothing there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from andromeda_scale.config import Plan, PlannedRepeat
+from andromeda_scale.errors import UserError
+
+FAILED = frozenset(
+    {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}
+    | {"unavailable"}
+)
+# Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
+# again whether it fits the machine now.
+_NOT_FINISHED = frozenset({"interrupted", "skipped"})
+
+
+class RunDir:
+    """One run on disk. Only its driver, which holds the lock, writes to it."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.plan = plan
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        plan: Plan,
+        suite_text: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        allow_mixed: bool = False,
+    ) -> Self:
+        """Make the directory of a new run, or take up that of an earlier run of the same cases.
+
+        Raises UserError if it cannot be written, holds something else or another suite's run,
+        is in use, or was measured with another code, libraries or hardware.
+        """
+        path = Path(path).absolute()
+        run = cls(path, plan)
+        _make_writable(path)
+        if (path / "plan.json").exists():
+            old = cls.open(path)
+            if set(old.plan.cases) != set(plan.cases):
+                raise UserError(
+                    f"{path}: holds a run of other cases (suite {old.plan.suite_name!r}); choose "
+                    f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
+                )
+        elif any(entry.name != "lock" for entry in path.iterdir()):
+            raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
+        with run.lock():
+            run.check_fingerprint(fingerprint, allow_mixed=allow_mixed)
+            write_atomic(path / "suite.yaml", suite_text)
+            write_atomic(path / "plan.json", plan.model_dump_json(indent=1))
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run. Raises UserError if there is none, or its plan cannot be read."""
+        path = Path(path).absolute()
+        try:
+            text = (path / "plan.json").read_text()
+        except OSError as error:
+            raise UserError(
+                f"{path}: holds no run ({error.strerror}: plan.json); give the directory that "
+                "`andromeda-scale run` named"
+            ) from None
+        try:
+            return cls(path, Plan.model_validate_json(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{path}/plan.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; it was "
+                "written by another version or damaged: start a new run"
+            ) from None
+
+    def check_fingerprint(self, current: Mapping[str, Any], *, allow_mixed: bool = False) -> None:
+        """Store the first fingerprint; refuse another one, naming what differs.
+
+        With `allow_mixed` the run goes on: every repeat records its own environment.
+        """
+        file = self.path / "fingerprint.json"
+        current = json.loads(json.dumps(current, default=str))
+        if not file.exists():
+            write_atomic(file, json.dumps(current, indent=1, sort_keys=True))
+            return
+        first = json.loads(file.read_text())
+        differing = sorted(
+            k for k in first.keys() | current.keys() if first.get(k) != current.get(k)
+        )
+        if differing and not allow_mixed:
+            changes = "; ".join(f"{k}: {first.get(k)!r}, now {current.get(k)!r}" for k in differing)
+            raise UserError(
+                f"{self.path}: was measured with other code or hardware ({changes}); start a new "
+                "run, or mix them in one table on purpose with --allow-mixed"
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the run for this driver; yields the descriptor whose inheritors hold it too.
+
+        Raises UserError naming the process and host that hold it.
+        """
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._take(fd)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _take(self, fd: int) -> None:
+        deadline = time.monotonic() + 2.0
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pid, _, host = os.pread(fd, 300, 0).decode().strip().partition(" ")
+                # The agent of a killed driver holds the lock for the moment it takes to die.
+                dying = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+                if not dying or time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self.path}: is in use by process {pid or '?'} on {host or '?'}; wait "
+                        "for it to end, or choose another --run-dir"
+                    ) from None
+                time.sleep(0.05)
+
+    # Repeats
+
+    def case_dir(self, item: PlannedRepeat) -> Path:
+        """Where a repeat that ended lies."""
+        kind = "cases" if item.role == "measure" else "references"
+        return self.path / kind / item.case_id / str(item.repeat)
+
+    def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
+        """status.json of a repeat; None if it did not end, or the file cannot be read."""
+        try:
+            status = json.loads((self.case_dir(item) / "status.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return status if isinstance(status, dict) and "status" in status else None
+
+    def statuses(self) -> list[tuple[PlannedRepeat, str]]:
+        """Every item of the plan with its status word; "pending" without a status.json."""
+        return [
+            (item, (self.status(item) or {"status": "pending"})["status"])
+            for item in self.plan.repeats
+        ]
+
+    def todo(self, *, only_failed: bool = False) -> list[PlannedRepeat]:
+        """What is left to launch, in the order of the plan.
+
+        Everything that did not end, or with `only_failed` what ended in failure; a reference only
+        when something that needs it is launched.
+        """
+        words = {(item.role, item.case_id, item.repeat): word for item, word in self.statuses()}
+
+        def wanted(item: PlannedRepeat) -> bool:
+            word = words[item.role, item.case_id, item.repeat]
+            if only_failed and item.role == "measure":
+                return word in FAILED
+            failed = only_failed and word in FAILED
+            return failed or word == "pending" or word in _NOT_FINISHED
+
+        items = [item for item in self.plan.repeats if wanted(item)]
+        needed = {item.reference_id for item in items if item.role == "measure"}
+        return [item for item in items if item.role == "measure" or item.case_id in needed]
+
+    def begin(self, item: PlannedRepeat, attempt: int) -> Path:
+        """A fresh directory for an attempt at a repeat."""
+        path = self.path / "running" / f"{item.case_id}-{item.repeat}-{attempt}"
+        path.mkdir(parents=True)
+        return path
+
+    def finish(self, item: PlannedRepeat, attempt: Path, status: Mapping[str, Any]) -> None:
+        """Write status.json and move the attempt to its place, where it replaces an older one."""
+        write_atomic(attempt / "status.json", json.dumps(status, indent=1))
+        place = self.case_dir(item)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        old = place.with_name(f"{place.name}.old")
+        if place.exists():
+            place.rename(old)  # a kill between these two renames is mended by `recover`
+        attempt.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Clear what a killed driver left half done. Call it with the lock held."""
+        shutil.rmtree(self.path / "running", ignore_errors=True)
+        for old in self.path.glob("*/*/*.old"):
+            place = old.with_suffix("")
+            if place.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(place)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _make_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be used as the run directory ({error.strerror}); choose a writable "
+            "one with --run-dir"
+        ) from None

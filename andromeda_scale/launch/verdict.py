@@ -1,0 +1,136 @@
+"""How a repeat ended: which of many deaths was the first, and its cause. Pure functions."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from andromeda_scale.config import Schema
+from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
+from andromeda_scale.records import Status
+
+# What a rank says when another one left: it suffers from the cause, it is not the cause.
+_PEER_LEFT = re.compile(
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket ?timeout|"
+    r"failed to recv|failed to send|recvbytes failed|sendbytes failed|read error|"
+    r"ncclRemoteError|ncclSystemError|remote process exited|communicator was aborted|"
+    r"connectfullmesh failed|closing connection|timed out waiting|wait timeout|"
+    r"application timeout caused pair closure|DistNetworkError",
+    re.IGNORECASE,
+)
+_PHASES = ("setup", "warmup", "measure", "profile", "inspect")
+_MAX_NAMED = 8  # ranks named in one cause
+
+
+class Verdict(Schema):
+    """The end of a repeat in one row: status, and who and what caused it."""
+
+    status: Status
+    rank: int | None = None
+    host: str | None = None
+    phase: str | None = None
+    cause: str | None = None
+    stderr_tail: tuple[str, ...] = ()
+
+
+def judge(nodes: Iterable[NodeEnd], abort: Abort | None, world_size: int) -> Verdict:
+    """The verdict on a repeat from what every agent saw.
+
+    A lost node and the user's interrupt explain every death after them. Out of memory outranks
+    the others, because ranks that see a peer vanish often say so first. Then the first death by
+    time that is no complaint about a peer; then lateness; then the first complaint.
+    """
+    ranks = sorted((r for node in nodes for r in node.ranks), key=lambda r: r.ended_unix_s)
+    if abort is not None and abort.reason in ("interrupted", "node_failed"):
+        status: Status = "interrupted" if abort.reason == "interrupted" else "node_failed"
+        return Verdict(status=status, cause=abort.cause)
+    failed = [r for r in ranks if r.status != "ok" and not r.ended_by_agent]
+    for end in failed:
+        if end.status == "oom":
+            return _blame(end)
+    if abort is not None and abort.reason in ("timeout", "heartbeat"):
+        return _late(ranks, abort)
+    for end in failed:
+        if not is_peer_error(end):
+            return _blame(end)
+    if failed:
+        return _blame(failed[0])
+    missing = set(range(world_size)) - {r.rank for r in ranks if r.status == "ok"}
+    if missing:
+        cause = f"no complete end record of rank {_named(missing)}"
+        return Verdict(status="crashed", rank=min(missing), cause=cause)
+    return Verdict(status="ok")
+
+
+def is_peer_error(end: RankEnd) -> bool:
+    """Whether a rank's last words are only that another rank left."""
+    killed = end.code is not None and end.code < 0
+    return end.status == "crashed" and not killed and bool(_PEER_LEFT.search(end.cause or ""))
+
+
+def signal_name(code: int) -> str:
+    """SIGSEGV for an exit code of -11."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _blame(end: RankEnd) -> Verdict:
+    status = end.status if end.status not in (None, "ok") else "crashed"
+    cause = end.cause
+    if end.status is None:
+        if end.code is None:
+            cause = "its forkserver ended"
+        elif end.code < 0:
+            cause = f"killed by {signal_name(end.code)}"
+        else:
+            last = f": {end.stderr_tail[-1]}" if end.stderr_tail and end.code else ""
+            cause = f"left with exit status {end.code} and no end record{last}"
+    return Verdict(
+        status=status or "crashed",
+        rank=end.rank,
+        host=end.host,
+        phase=end.phase,
+        cause=cause,
+        stderr_tail=end.stderr_tail,
+    )
+
+
+def _late(ranks: list[RankEnd], abort: Abort) -> Verdict:
+    """A timeout, naming the ranks that had come least far: the others waited for them."""
+    unfinished = [r for r in ranks if r.status is None] or ranks
+    if not unfinished:
+        return Verdict(status="timeout", cause=abort.cause)
+    least = min(_progress(r) for r in unfinished)
+    late = sorted((r for r in unfinished if _progress(r) == least), key=lambda r: r.rank)
+    first = late[0]
+    where = f"after step {first.step} of {first.total_steps} in {first.phase}"
+    where = where if first.phase else "before it said anything"
+    who = f"rank {_named({r.rank for r in late})} {'was' if len(late) == 1 else 'were'} late"
+    return Verdict(
+        status="timeout",
+        rank=first.rank,
+        host=first.host,
+        phase=first.phase,
+        cause=f"{abort.cause}; {who}, {where}",
+        stderr_tail=first.stderr_tail,
+    )
+
+
+def _progress(end: RankEnd) -> tuple[int, int]:
+    phase = _PHASES.index(end.phase) if end.phase in _PHASES else -1
+    return phase, end.step or 0
+
+
+def _named(ranks: Collection[int]) -> str:
+    names = [str(r) for r in sorted(ranks)]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+def rank_summary(end: RankEnd) -> dict[str, Any]:
+    """What status.json says of one rank."""
+    return end.model_dump(include={"host", "status", "code", "phase", "step", "ended_unix_s"})

@@ -1,0 +1,127 @@
+"""A worker whose ranks do what `case.model` says, to see what the launcher makes of it.
+
+`case.model` maps a rank (as text) to an act below; a rank that is not named trains nothing, says
+its beats, takes part in an all-reduce where there are several, and ends ok.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from andromeda_scale.config import RankSpec
+from andromeda_scale.records import RecordWriter
+
+Beat = Callable[[str, int, int], None]
+FOREVER_S = 600.0
+
+
+def main(spec: RankSpec, beat: Beat) -> None:
+    record = RecordWriter(spec.record_path, spec.item.case_id, spec.item.repeat, spec.rank)
+    start_s = time.monotonic()
+    record.write("start", pid=os.getpid(), local_rank=spec.local_rank, node_rank=spec.node_rank)
+    act = spec.case.model.get(str(spec.rank), "train")
+    if act == "silent":
+        time.sleep(FOREVER_S)
+    beat("warmup", 0, 5)
+    beat("warmup", 1, 5)
+    if act == "train" and any(spec.case.model.get(str(r)) for r in range(spec.world_size)):
+        try:
+            _meet(spec)
+        except RuntimeError as error:
+            record.write("end", status="crashed", phase="warmup", cause=str(error).split("\n")[0])
+            return
+    elif act == "train" and spec.world_size > 1:
+        _meet(spec)
+    else:
+        ACTS.get(act, _train)(spec, record)
+        if act in ENDS_ITSELF:
+            return
+    beat("measure", 5, 5)
+    values = {"losses": spec.reference_losses, "host": spec.store_host}
+    record.write("phase", phase="measure", values=values, start_s=start_s, end_s=time.monotonic())
+    record.write("end", status="ok")
+
+
+def _meet(spec: RankSpec) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    client = dist.TCPStore(spec.store_host, spec.store_port, None, False, timedelta(seconds=30))
+    store = dist.PrefixStore(spec.store_prefix, client)
+    dist.init_process_group("gloo", store=store, rank=spec.rank, world_size=spec.world_size)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == spec.world_size
+
+
+def _train(spec: RankSpec, record: RecordWriter) -> None:
+    time.sleep(0.05)
+
+
+def _segfault(spec: RankSpec, record: RecordWriter) -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def _raise(spec: RankSpec, record: RecordWriter) -> None:
+    raise ValueError("planted: this rank raises")
+
+
+def _leave(spec: RankSpec, record: RecordWriter) -> None:
+    sys.stderr.write("planted: leaves without an end\n")
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _kill(spec: RankSpec, record: RecordWriter) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang(spec: RankSpec, record: RecordWriter) -> None:
+    subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOREVER_S})"])
+    time.sleep(FOREVER_S)
+
+
+def _oom(spec: RankSpec, record: RecordWriter) -> None:
+    record.write("end", status="oom", phase="warmup", cause="planted: no memory", detail={})
+
+
+def _half_line(spec: RankSpec, record: RecordWriter) -> None:
+    with open(spec.record_path, "a") as file:
+        file.write('{"v": 1, "kind": "end", "status": "ok"')
+    os._exit(0)
+
+
+def _fail_once(spec: RankSpec, record: RecordWriter) -> None:
+    mark = Path(spec.record_path).parents[2] / "failed-once"
+    if not mark.exists():
+        mark.touch()
+        raise ValueError("planted: fails the first time")
+
+
+def _environment(spec: RankSpec, record: RecordWriter) -> None:
+    names = ("DS_ACCELERATOR", "PLANTED", "RANK", "MASTER_PORT")
+    print({name: os.environ.get(name) for name in names})
+
+
+ACTS = {
+    "segfault": _segfault,
+    "raise": _raise,
+    "leave": _leave,
+    "kill": _kill,
+    "hang": _hang,
+    "oom": _oom,
+    "half_line": _half_line,
+    "fail_once": _fail_once,
+    "environment": _environment,
+}
+ENDS_ITSELF = {"oom"}
