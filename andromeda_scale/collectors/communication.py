@@ -18,6 +18,7 @@ from andromeda_scale.collectors.executions import (
     group_ranks,
     join_gloo,
     join_nccl,
+    sizes_needed,
 )
 from andromeda_scale.collectors.intervals import covers, intervals, length_within, minus, union
 from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
@@ -61,9 +62,10 @@ class Communication:
         from torch.autograd.profiler import profile
 
         self._context = context
-        device = "cuda" if context.runtime.device.type == "cuda" else None
-        # torch.profiler would build a tree of all events; this keeps Kineto's own list.
-        self._profiler = profile(use_kineto=True, use_device=device, record_shapes=True)
+        self._device = "cuda" if context.runtime.device.type == "cuda" else None
+        shapes = self._device is None and sizes_needed(group_ranks())
+        # Not torch.profiler: nothing but Kineto's own list of events is wanted.
+        self._profiler = profile(use_kineto=True, use_device=self._device, record_shapes=shapes)
         self._profiler.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
@@ -90,7 +92,7 @@ class Communication:
 
     def _read(self, result: Any) -> tuple[Timeline, list[Execution]]:
         """Timeline and the collectives issued within a step."""
-        events = Events(result.events())
+        events = Events(result.events(), device=self._device is not None)
         timeline = read_timeline(events)
         groups = group_ranks()
         found = join_gloo(events, flight_recorder_entries(result.trace_start_ns()), groups)

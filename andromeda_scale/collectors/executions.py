@@ -1,7 +1,8 @@
 """The collectives of a profiled phase: when each executed on this rank, in which group, how large.
 
 gloo: the profiler has the times (`gloo:*` on the group's worker threads), the flight recorder has
-group, sequence number, sizes and dtype; they are joined first in, first out per name and sizes.
+group, sequence number, sizes and dtype; they are joined first in, first out per name. Groups of
+other ranks run side by side on threads of their own: then the sizes must agree as well.
 NCCL: a kernel is linked with the `record_param_comms` operator that launched it, which has all.
 """
 
@@ -99,6 +100,11 @@ def flight_recorder_entries(since_ns: int) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda e: int(e["record_id"]))
 
 
+def sizes_needed(groups: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a join needs the profiler's sizes (record_shapes), which cost 15 us an event."""
+    return len(set(groups.values())) > 1
+
+
 def join_gloo(
     events: Events, entries: list[dict[str, Any]], groups: Mapping[str, tuple[int, ...]]
 ) -> list[Execution]:
@@ -106,21 +112,23 @@ def join_gloo(
 
     Raises TraceError naming what did not join.
     """
+    by_size = sizes_needed(groups)
     issued: dict[tuple[str, str], deque[dict[str, Any]]] = defaultdict(deque)
     for entry in entries:
-        issued[entry["profiling_name"], str(entry["input_sizes"])].append(entry)
+        sizes = str(entry["input_sizes"]) if by_size else ""
+        issued[entry["profiling_name"], sizes].append(entry)
     pairs = []
     for i in events.find(lambda name: name.startswith("gloo:")).tolist():
-        name, sizes = key = events.name(i), str(events.raw[i].shapes())
+        name, sizes = key = events.name(i), str(events.raw[i].shapes()) if by_size else ""
         if not issued[key]:
             raise TraceError(
-                f"{name} of sizes {sizes} executed but is not among the {len(entries)} collectives "
-                "that the flight recorder holds of this phase; a larger TORCH_FR_BUFFER_SIZE helps "
-                "if more were issued"
+                f"{name} {sizes} executed but is not among the {len(entries)} collectives that "
+                "the flight recorder holds of this phase; a larger TORCH_FR_BUFFER_SIZE helps if "
+                "more were issued"
             )
         entry = issued[key].popleft()
         if events.spans[i, 0] < entry["time_created_ns"] - _CLOCK_SLACK_NS:
-            raise TraceError(f"{name} of sizes {sizes} executed before it was issued")
+            raise TraceError(f"{name} {sizes} executed before it was issued")
         pairs.append((i, entry))
     if left := sum(map(len, issued.values())):
         names = sorted({name for (name, _), rest in issued.items() if rest})

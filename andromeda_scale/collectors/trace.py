@@ -38,22 +38,25 @@ class TraceError(ValueError):
 class Events:
     """The profiler's events as columns; `raw[i]` is the event itself."""
 
-    def __init__(self, raw: Sequence[Any]) -> None:
-        from torch._C._autograd import DeviceType
+    def __init__(self, raw: Sequence[Any], *, device: bool) -> None:
+        from torch._C._autograd import DeviceType, _KinetoEvent
+
+        def column(read: Callable[[Any], int]) -> NDArray[np.int64]:
+            return np.fromiter(map(read, raw), np.int64, len(raw))
 
         self.raw = raw
-        count = len(raw)
         table: dict[str, int] = {}  # some 200 names for 100,000 events: test each name once
+        names = map(_KinetoEvent.name, raw)
         self._code = np.fromiter(
-            (table.setdefault(e.name(), len(table)) for e in raw), np.int64, count
+            (table.setdefault(name, len(table)) for name in names), np.int64, len(raw)
         )
         self._names = list(table)
-        starts = np.fromiter((e.start_ns() for e in raw), np.int64, count)
-        durations = np.fromiter((e.duration_ns() for e in raw), np.int64, count)
-        self.spans: Intervals = intervals(starts, starts + durations)
-        self.thread = np.fromiter((e.start_thread_id() for e in raw), np.int64, count)
-        cpu = DeviceType.CPU
-        self._on_device = np.fromiter((e.device_type() != cpu for e in raw), np.bool_, count)
+        starts = column(_KinetoEvent.start_ns)
+        self.spans: Intervals = intervals(starts, starts + column(_KinetoEvent.duration_ns))
+        self.thread = column(_KinetoEvent.start_thread_id)
+        self._on_device = np.zeros(len(raw), np.bool_)
+        if device:  # the slowest question: not asked where there is no device
+            self._on_device[:] = [event.device_type() != DeviceType.CPU for event in raw]
 
     def name(self, index: int) -> str:
         return self._names[int(self._code[index])]
