@@ -186,12 +186,19 @@ _PARTS: tuple[tuple[str, Better, str], ...] = (
     ("exposed_transfer_s", "lower", "comm_exposed_s - exposed_wait_s"),
     ("data_s", "lower", "seconds per step getting the next batch, hidden by nothing"),
     ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
+    ("forward_s", "none", "seconds per step in forward, communication included"),
+    ("backward_s", "none", "seconds per step in backward, communication included"),
+    ("optimizer_s", "none", "seconds per step in the update, communication included"),
     ("end_skew_s", "lower", "seconds per step from the end of a rank's step to the longest's"),
 )
 METRICS |= {
     name: Metric("s", better, "mean", _MEANS, "mean", "profile", milliseconds, meaning)
     for name, better, meaning in _PARTS
 }
+METRICS["comm_wire_bytes"] = Metric(
+    "bytes", "lower", "mean", "ranks of a group move the same", "mean", "profile", binary,
+    "bytes a rank's collectives move per step, as the backend ran them",
+)  # fmt: skip
 METRICS["comm_exposed_share"] = Metric(
     "1", "lower", "mean / max of step", "exposed seconds of a mean rank in the job's step",
     "mean", "profile", percent,

@@ -8,6 +8,7 @@ import numpy as np
 
 # What the communication collector writes per step and rank. The classes of a step are disjoint.
 CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
+PARTS = ("forward_s", "backward_s", "optimizer_s")  # of the program; they contain communication
 SERIES = ("step_s", *CLASSES, "comm_total_s", "comm_exposed_s", "comm_overlapped_s")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ class Results:
     problems: list[str] = field(default_factory=list)
     suite_name: str = ""
     question: str = ""
+
+
+def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """`table` with exactly these columns and types: absent text is "", an absent flag False, an
+    absent number empty."""
+    table = table.reindex(columns=list(columns))
+    for name, kind in columns.items():
+        if kind == "str":
+            table[name] = table[name].astype(object).fillna("")
+        elif kind == "bool":
+            table[name] = table[name].eq(True)
+    return table.astype(dict(columns))
 
 
 def write(results: Results, directory: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from andromeda_scale.analysis.results import typed
 from andromeda_scale.analysis.stats import Interval, log_ratio_interval
 
 # Keys that must be equal for two rows to differ by their world alone.
@@ -154,14 +155,8 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
         found[row["case_id"]] = _columns(row, base, best, launches)
         if base is row:
             found[row["case_id"]]["not_compared"] = _refusal(row, rows)
-    columns = pd.DataFrame(
-        [found.get(case_id, {}) for case_id in cases["case_id"]],
-        index=cases.index,
-        columns=list(COLUMNS),
-    )
-    texts = [name for name, kind in COLUMNS.items() if kind == "str"]
-    columns[texts] = columns[texts].fillna("")
-    return pd.concat([cases, columns.astype(COLUMNS)], axis=1)
+    columns = pd.DataFrame([found.get(name, {}) for name in cases["case_id"]], index=cases.index)
+    return pd.concat([cases, typed(columns, COLUMNS)], axis=1)
 
 
 def _signature(row: dict[str, Any], ignore: frozenset[str] = frozenset()) -> tuple[Any, ...]:

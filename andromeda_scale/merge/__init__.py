@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from andromeda_scale.analysis.results import FILES, Results, read, write
+from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.config import Case, Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
@@ -49,10 +49,10 @@ def merge_run(run_dir: Path) -> Results:
         case_rows.append(row)
         repeat_rows += rows
         rank_frames += [one.ranks for one in merged if one.ranks is not None]
-    empty = cases.frame([], ranks.COLUMNS)
+    empty = typed(pd.DataFrame(), ranks.COLUMNS)
     return Results(
-        cases=add_scaling(cases.frame(case_rows, cases.COLUMNS), launches),
-        repeats=cases.frame(repeat_rows, repeats.COLUMNS),
+        cases=add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches),
+        repeats=typed(pd.DataFrame(repeat_rows), repeats.COLUMNS),
         ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
         problems=problems,
         suite_name=plan.suite_name,

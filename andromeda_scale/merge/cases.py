@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from andromeda_scale import registry
 from andromeda_scale.analysis.balance import Slowest, slow_rank
@@ -265,14 +264,3 @@ def _flops(case: Case, row: Row) -> Row:
 def _first(rows: list[Row], key: str) -> Any:
     """The first value there is; None without any."""
     return next((row[key] for row in rows if row.get(key) not in (None, "")), None)
-
-
-def frame(rows: list[Row], columns: dict[str, str]) -> pd.DataFrame:
-    """Rows as a table with exactly these columns and types, whatever the rows lack."""
-    table = pd.DataFrame(rows, columns=list(columns))
-    for name, kind in columns.items():
-        if kind == "str":
-            table[name] = table[name].fillna("")
-        elif kind == "bool":
-            table[name] = table[name].fillna(False)
-    return table.astype(columns)

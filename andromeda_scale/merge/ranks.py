@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.analysis.breakdown import SERIES
+from andromeda_scale.analysis.breakdown import PARTS, SERIES
+from andromeda_scale.analysis.results import typed
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
 COLUMNS: dict[str, str] = {
@@ -27,6 +28,8 @@ COLUMNS: dict[str, str] = {
     "tokens": "float64",
     **{name: "float64" for name in SERIES if name != "step_s"},  # means over the steps
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
+    **dict.fromkeys(PARTS, "float64"),  # means over the steps
+    "comm_wire_bytes": "float64",
     "peak_memory_bytes": "float64",
     "state_bytes": "float64",
     "setup_s": "float64",
@@ -65,7 +68,7 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
         columns["step_time_s"] = np.median(step_s, axis=1)
     for name, series in profile.items():
         columns["profile_step_s" if name == "step_s" else name] = series.mean(axis=1)
-    frame = pd.DataFrame(columns).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    frame = typed(pd.DataFrame(columns), COLUMNS)
     unfinished = [rank.rank for rank in ranks if rank.end is None]
     return RankTable(frame, step_s, profile, unfinished, problems)
 
@@ -93,6 +96,8 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
             "tokens": number(measured, "tokens"),
             "peak_memory_bytes": number(rank.values("measure", "memory"), "peak_memory_bytes"),
             "state_bytes": next((value for value in states if value == value), math.nan),
+            "comm_wire_bytes": _wire_bytes(rank),
+            **{name: _part(rank, name) for name in PARTS},
             "setup_s": _seconds(rank, "setup"),
             "first_step_s": _first_step_s(rank),
             "compile_s": number(rank.describe.get("compile"), "seconds"),
@@ -146,6 +151,21 @@ def _series(value: Any) -> np.ndarray | None:
     except OverflowError:
         return None
     return series if bool(np.isfinite(series).all() and (series >= 0).all()) else None
+
+
+def _part(rank: RankRecord, name: str) -> float:
+    """Mean over the steps of one part of a step; NaN where it could not be timed apart."""
+    parts = rank.values("profile", "communication").get("parts")
+    series = _series(parts.get(name)) if isinstance(parts, dict) else None
+    return math.nan if series is None else float(series.mean())
+
+
+def _wire_bytes(rank: RankRecord) -> float:
+    """Bytes of all kinds of collectives of a step."""
+    kinds = rank.values("profile", "communication").get("collectives")
+    if not isinstance(kinds, list):
+        return math.nan
+    return sum((number(kind, "wire_bytes_per_step") for kind in kinds), start=0.0)
 
 
 def _first_step_s(rank: RankRecord) -> float:

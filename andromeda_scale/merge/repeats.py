@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.balance import imbalance, slowest
-from andromeda_scale.analysis.breakdown import additive
+from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case, PlannedRepeat
 from andromeda_scale.merge.ranks import RankTable, number, of_ranks, rank_table
@@ -197,6 +197,7 @@ def _profile(table: RankTable, step_time_s: float) -> dict[str, Any]:
         "num_profile_steps": len(job),
         "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
         **additive(profile),
+        **{name: float(table.frame[name].mean()) for name in (*PARTS, "comm_wire_bytes")},
     }
     found = slowest(profile["compute_s"], profile["step_s"])
     if found is not None:  # more than one rank: there is something to balance

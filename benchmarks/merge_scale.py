@@ -1,0 +1,137 @@
+"""Seconds and memory of merging a synthetic run of many ranks, at a quarter, half and full size.
+
+    python benchmarks/merge_scale.py [--ranks 16384] [--steps 200]
+
+Writes the records of one repeat, 8 ranks a node, as a worker and its agents write them, then
+merges them in a fresh process. Merging grows linearly if the last column stays constant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from andromeda_scale.analysis.breakdown import SERIES
+from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, World
+from andromeda_scale.records import SCHEMA_VERSION
+
+RANKS_PER_NODE = 8
+WARMUP_STEPS = 20
+PROFILE_STEPS = 20
+MODEL = {"family": "llama", "vocab_size": 256, "d_model": 128, "num_layers": 2, "num_heads": 2}
+ENVIRONMENT = {
+    "versions": {"python": "3.11.9", "torch": "2.13.0", "deepspeed": "0.19.8"},
+    "git": {"commit": "0" * 40, "dirty": False},
+    "cpu_model": "synthetic",
+    "gpus": [{"name": "NVIDIA H100 80GB HBM3", "uuid": f"GPU-{i}"} for i in range(RANKS_PER_NODE)],
+}
+
+
+def write_run(directory: Path, num_ranks: int, num_steps: int) -> None:
+    """A run directory with one finished repeat of one case of `num_ranks` ranks."""
+    case = Case(
+        model_name="synthetic",
+        model=MODEL,
+        strategy=StrategySpec(name="ddp"),
+        world=World(nodes=num_ranks // RANKS_PER_NODE, ranks_per_node=RANKS_PER_NODE),
+        measure=Measure(steps=num_steps, repeats=1, profile_steps=PROFILE_STEPS),
+    )
+    item = PlannedRepeat(case_id=case.case_id, repeat=0, device="cuda")
+    plan = Plan(suite_name="merge_scale", question="?", cases={case.case_id: case}, repeats=(item,))
+    (directory / "plan.json").write_text(plan.model_dump_json())
+    place = directory / "cases" / case.case_id / "0"
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for node in range(case.world.nodes):
+        lines = [{"kind": "node", "rank": None, "values": {"environment": ENVIRONMENT}}]
+        for local in range(RANKS_PER_NODE):
+            lines += rank_lines(node, local, num_ranks, num_steps, rng)
+        head = {"v": SCHEMA_VERSION, "case_id": case.case_id, "repeat": 0}
+        text = "".join(json.dumps(head | line) + "\n" for line in lines)
+        (place / f"node-{node}.jsonl").write_text(text)
+    (place / "status.json").write_text(json.dumps({"v": 1, "status": "ok", "outside_s": 1.0}))
+
+
+def rank_lines(
+    node: int, local: int, world_size: int, num_steps: int, rng: np.random.Generator
+) -> list[dict[str, object]]:
+    """What one rank writes: every phase with its raw values."""
+    rank = node * RANKS_PER_NODE + local
+    step_ns = rng.normal(1e8, 1e6, num_steps).astype(int)
+    memory = {"peak_memory_bytes": int(6e10), "host": {"rss_bytes": int(3e9)}}
+    parts = {name: rng.normal(0.02, 1e-3, PROFILE_STEPS).tolist() for name in SERIES}
+    collectives = [{"op": "all_reduce", "bytes_per_step": 10**9, "total_s": 0.03}] * 4
+    start = {"host": f"n{node}", "local_rank": local, "node_rank": node, "device": f"cuda:{local}"}
+    phases: dict[str, dict[str, object]] = {
+        "setup": {"memory": memory},
+        "warmup": {"step_time": {"step_ns": step_ns[:WARMUP_STEPS].tolist()}, "memory": memory},
+        "measure": {
+            "step_time": {
+                "step_ns": step_ns.tolist(),
+                "window_ns": int(step_ns.sum()),
+                "tokens": 8192 * num_steps,
+            },
+            "memory": memory,
+        },
+        "profile": {"communication": {**parts, "collectives": collectives}, "memory": memory},
+    }
+    return [
+        {"kind": "start", "rank": rank, "world_size": world_size, **start},
+        {"kind": "describe", "rank": rank, "values": {"wrapper": "DistributedDataParallel"}},
+        *(
+            {"kind": "phase", "rank": rank, "phase": p, "start_s": 0.0, "end_s": 1.0, "values": v}
+            for p, v in phases.items()
+        ),
+        {"kind": "end", "rank": rank, "status": "ok"},
+    ]
+
+
+def merge(directory: Path) -> None:
+    """Merge and write; prints seconds and peak resident MiB. Runs in a process of its own."""
+    from andromeda_scale.merge import merge_run, write
+
+    start = time.perf_counter()
+    results = merge_run(directory)
+    write(results, directory)
+    seconds = time.perf_counter() - start
+    if list(results.cases["status"]) != ["ok"] or results.problems:
+        sys.exit(f"not merged: {results.cases['cause'].tolist()} {results.problems[:3]}")
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{seconds:.3f} {peak_mib:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ranks", type=int, default=16384, help="a multiple of 32")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--merge", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.merge:
+        merge(options.merge)
+        return
+    print(f"{'ranks':>6} {'files':>6} {'MB':>6} {'merge s':>8} {'peak MiB':>9} {'us/rank':>8}")
+    for share in (4, 2, 1):
+        num_ranks = options.ranks // share
+        with tempfile.TemporaryDirectory() as name:
+            write_run(Path(name), num_ranks, options.steps)
+            size = sum(path.stat().st_size for path in Path(name).rglob("*.jsonl")) / 1e6
+            command = [sys.executable, __file__, "--merge", name]
+            found = subprocess.run(command, check=True, capture_output=True, text=True)
+        seconds, peak = (float(value) for value in found.stdout.split())
+        print(
+            f"{num_ranks:>6} {num_ranks // RANKS_PER_NODE:>6} {size:>6.0f} {seconds:>8.2f} "
+            f"{peak:>9.0f} {seconds / num_ranks * 1e6:>8.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
