@@ -26,7 +26,14 @@ from andromeda_scale.records import SCHEMA_VERSION
 RANKS_PER_NODE = 8
 WARMUP_STEPS = 20
 PROFILE_STEPS = 20
-MODEL = {"family": "llama", "vocab_size": 256, "d_model": 128, "num_layers": 2, "num_heads": 2}
+MODEL = {
+    "family": "llama",
+    "vocab_size": 256,
+    "d_model": 128,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_heads": 2,
+}
 ENVIRONMENT = {
     "versions": {"python": "3.11.9", "torch": "2.13.0", "deepspeed": "0.19.8"},
     "git": {"commit": "0" * 40, "dirty": False},
@@ -69,7 +76,12 @@ def rank_lines(
     memory = {"peak_memory_bytes": int(6e10), "host": {"rss_bytes": int(3e9)}}
     parts = {name: rng.normal(0.02, 1e-3, PROFILE_STEPS).tolist() for name in SERIES}
     collectives = [{"op": "all_reduce", "bytes_per_step": 10**9, "total_s": 0.03}] * 4
-    start = {"host": f"n{node}", "local_rank": local, "node_rank": node, "device": f"cuda:{local}"}
+    start = {
+        "host": f"n{node}",
+        "local_rank": local,
+        "node_rank": node,
+        "device": "NVIDIA H100 80GB HBM3",
+    }
     phases: dict[str, dict[str, object]] = {
         "setup": {"memory": memory},
         "warmup": {"step_time": {"step_ns": step_ns[:WARMUP_STEPS].tolist()}, "memory": memory},

@@ -54,6 +54,7 @@ COLUMNS: dict[str, str] = {
     "device_name": "str",
     "threads_per_rank": "int64",
     "software": "str",
+    "warmup_ended_by": "str",  # every rule that ended a launch's warm-up
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
@@ -119,8 +120,12 @@ def case_row(
         **_settings(case, items[0]),
         "device_name": _first(pooled or repeats, "device_name"),
         "software": _first(pooled or repeats, "software"),
+        "warmup_ended_by": ", ".join(dict.fromkeys(one["warmup_ended_by"] for one in pooled)),
         **_numbers(pooled, case.world.size),
     }
+    threads = _first(pooled, "threads")
+    if threads is not None:  # what the ranks had, before what the plan gave them
+        row["threads_per_rank"] = threads
     return row | _flops(case, row), launches
 
 

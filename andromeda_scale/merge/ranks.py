@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ import pandas as pd
 from andromeda_scale.analysis.breakdown import PARTS, SERIES
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
+
+_PHASES: tuple[Phase, ...] = get_args(Phase)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -22,7 +24,8 @@ COLUMNS: dict[str, str] = {
     "host": "str",
     "node_rank": "Int64",
     "local_rank": "Int64",
-    "device": "str",
+    "device": "str",  # as it names itself; "cpu" for a CPU
+    "threads": "Int64",
     "step_time_s": "float64",  # median of the rank's own steps
     "window_s": "float64",
     "tokens": "float64",
@@ -75,11 +78,12 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
 
 def _identity(ranks: list[RankRecord]) -> dict[str, list[Any]]:
     return {
-        "status": [_text(rank.end or {}, "status") for rank in ranks],
-        "host": [_text(rank.start, "host") for rank in ranks],
-        "device": [_text(rank.start, "device") for rank in ranks],
-        "node_rank": [_integer(rank.start, "node_rank") for rank in ranks],
-        "local_rank": [_integer(rank.start, "local_rank") for rank in ranks],
+        "status": [text(rank.end or {}, "status") for rank in ranks],
+        "host": [text(rank.start, "host") for rank in ranks],
+        "device": [text(rank.start, "device") for rank in ranks],
+        "threads": [integer(rank.start, "threads") for rank in ranks],
+        "node_rank": [integer(rank.start, "node_rank") for rank in ranks],
+        "local_rank": [integer(rank.start, "local_rank") for rank in ranks],
     }
 
 
@@ -88,8 +92,7 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
     for rank in ranks:
         measured = rank.values("measure", "step_time")
         states = [
-            number(rank.values(phase, "memory").get("states"), "total_bytes")
-            for phase in ("warmup", "measure", "profile")
+            number(rank.values(phase, "memory").get("states"), "total_bytes") for phase in _PHASES
         ]
         row = {
             "window_s": number(measured, "window_ns") / 1e9,
@@ -111,9 +114,10 @@ def _profile(ranks: list[RankRecord], problems: list[str]) -> dict[str, np.ndarr
     """The series of the communication collector; none if any rank's cannot be trusted."""
     errors: dict[str, list[int]] = {}
     for rank in ranks:
-        error = rank.values("profile", "communication").get("error")
-        if error is not None:
-            errors.setdefault(str(error), []).append(rank.rank)
+        values = rank.values("profile", "communication")
+        for key in ("error", "unavailable"):
+            if key in values:
+                errors.setdefault(str(values[key]), []).append(rank.rank)
     problems += [f"communication on {of_ranks(found)}: {why}" for why, found in errors.items()]
     if errors:
         return {}
@@ -194,14 +198,14 @@ def number(values: Any, key: str) -> float:
     return found if math.isfinite(found) and found >= 0 else math.nan
 
 
-def _text(values: dict[str, Any], key: str) -> str:
+def text(values: dict[str, Any], key: str) -> str:
     value = values.get(key)
     return value if isinstance(value, str) else ""
 
 
-def _integer(values: dict[str, Any], key: str) -> Any:
+def integer(values: dict[str, Any], key: str) -> int | None:
     value = values.get(key)
-    return value if type(value) is int and abs(value) < 2**31 else pd.NA
+    return value if type(value) is int and abs(value) < 2**31 else None
 
 
 def of_ranks(ranks: Iterable[int]) -> str:

@@ -15,10 +15,10 @@ from andromeda_scale.analysis.balance import imbalance, slowest
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case, PlannedRepeat
-from andromeda_scale.merge.ranks import RankTable, number, of_ranks, rank_table
+from andromeda_scale.merge.ranks import RankTable, integer, number, of_ranks, rank_table, text
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.metrics import METRICS
-from andromeda_scale.records import RepeatRecord, Status, read_repeat
+from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repeat
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu")
@@ -35,11 +35,14 @@ COLUMNS: dict[str, str] = {
     "pooled": "bool",  # its numbers are in the case's row
     "device_name": "str",
     "software": "str",
+    "threads": "Int64",  # per rank, the most of any
     "fingerprint": "str",
     "hosts": "str",
     "started_unix_s": "float64",
     "ended_unix_s": "float64",
     "outside_s": "float64",  # seconds the repeat took outside the ranks' phases
+    "warmup_steps": "Int64",
+    "warmup_ended_by": "str",  # the rule that ended it; max_steps: none before its upper bound
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
     "tokens": "float64",
@@ -88,6 +91,8 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     status = read_status(directory / "status.json", status_problems)
     ending = _ending(status, record, table)
     row |= system.columns() | _about(status, table)
+    if 0 in record.ranks:
+        row |= _warmup(record.ranks[0])
     if ending.status == "ok":
         numbers, why = _numbers(table)
         if why:
@@ -145,11 +150,22 @@ def _ended(ending: Ending) -> dict[str, Any]:
 
 
 def _about(status: dict[str, Any], table: RankTable) -> dict[str, Any]:
+    threads = table.frame["threads"].dropna()
     hosts = dict.fromkeys(host for host in table.frame["host"] if host)
     return {
         "unfinished_ranks": of_ranks(table.unfinished) if table.unfinished else "",
         "hosts": ", ".join(hosts),
+        "threads": int(threads.max()) if len(threads) else None,
         **{name: number(status, name) for name in ("started_unix_s", "ended_unix_s", "outside_s")},
+    }
+
+
+def _warmup(rank_0: RankRecord) -> dict[str, Any]:
+    """How warm-up ended, which rank 0 decides for all."""
+    values = rank_0.values("warmup", "warmup")
+    return {
+        "warmup_steps": integer(values, "steps"),
+        "warmup_ended_by": text(values, "ended_by"),
     }
 
 

@@ -45,9 +45,10 @@ def read_system(record: RepeatRecord, table: RankTable) -> System:
         prints[json.dumps(found, sort_keys=True)] = found
     if len(prints) > 1:
         problems.append(f"its nodes differ in {', '.join(unlike(list(prints)))}")
-    cuda = table.frame["device"].str.startswith("cuda").any()
+    accelerators = [name for name in table.frame["device"] if name not in ("", "cpu")]
+    processors = [str(environment.get("cpu_model") or "") for environment in known]
     return System(
-        device_name=_join(_device_names(known, cuda=bool(cuda))),
+        device_name=_join(accelerators or processors),
         software=_join([_software(environment) for environment in known]),
         fingerprint="\n".join(sorted(prints)),
         problems=problems,
@@ -72,17 +73,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _device_names(environments: list[dict[str, Any]], *, cuda: bool) -> list[str]:
-    if not cuda:
-        return [str(found.get("cpu_model") or "") for found in environments]
-    names = []
-    for found in environments:
-        gpus = found.get("gpus")
-        if isinstance(gpus, list):
-            names += [str(gpu.get("name") or "") for gpu in gpus if isinstance(gpu, dict)]
-    return names
 
 
 def _software(environment: dict[str, Any]) -> str:

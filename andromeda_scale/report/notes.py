@@ -19,7 +19,7 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
     notes = [_failure(row) for row in rows if "mark" in row]
     if measured:
         notes += [_what(measured, axes), _bases(measured, axes), _launches(measured)]
-        notes += _explanations(measured)
+        notes += _explanations(measured, axes)
     notes += [
         f"{_name(row, axes)} is not compared with {row['not_compared']}"
         for row in rows
@@ -44,13 +44,13 @@ def _failure(row: Row) -> str:
 def _what(rows: Sequence[Row], axes: Sequence[str]) -> str:
     """Settings that all rows share."""
     names = {
-        "model": "{}",
-        "mode": "{}",
+        "model": "model {}",
+        "mode": "mode {}",
         "precision": "{}",
-        "seq_len": "{} tokens per sequence",
-        "micro_batch_size": "micro batch {}",
-        "grad_accum": "{} micro-batches per step",
-        "threads_per_rank": "{} threads per rank",
+        "seq_len": "seq_len {}",
+        "micro_batch_size": "micro_batch_size {}",
+        "grad_accum": "grad_accum {}",
+        "threads_per_rank": "threads per rank {}",
         "device_name": "{}",
         "software": "{}",
     }
@@ -94,11 +94,16 @@ def _launches(rows: Sequence[Row]) -> str:
     return text
 
 
-def _explanations(rows: Sequence[Row]) -> list[str]:
+def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     steps = dict.fromkeys(int(row["num_steps"]) for row in rows)
     notes = [
         "step: median over steps of the max over ranks, +- median absolute deviation over steps "
         f"within a launch ({_span(steps)} steps each)"
+    ]
+    notes += [
+        f"{_name(row, axes)}: warm-up was cut at its upper bound before times were steady"
+        for row in rows
+        if "max_steps" in row["warmup_ended_by"].split(", ")
     ]
     profiled = [row for row in rows if has(row, "comm_exposed_s")]
     if profiled:

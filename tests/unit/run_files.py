@@ -8,7 +8,14 @@ from typing import Any
 
 from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, Train, World
 
-MODEL = {"family": "llama", "vocab_size": 256, "d_model": 64, "num_layers": 1, "num_heads": 2}
+MODEL = {
+    "family": "llama",
+    "vocab_size": 256,
+    "d_model": 64,
+    "d_ff": 128,
+    "num_layers": 1,
+    "num_heads": 2,
+}
 
 
 def make_case(strategy: str = "ddp", world: int = 1, **settings: Any) -> Case:
@@ -59,7 +66,10 @@ def rank_lines(
     memory = {"peak_memory_bytes": peak_memory_bytes}
     phases: dict[str, Any] = {
         "setup": {"memory": memory},
-        "warmup": {"step_time": {"step_ns": [step_ns[0] * 2, step_ns[0]]}},
+        "warmup": {
+            "step_time": {"step_ns": [step_ns[0] * 2, step_ns[0]]},
+            "warmup": {"ended_by": "slope", "steps": 2},
+        },
         "measure": {"step_time": measured, "memory": memory},
     }
     if compute_s is not None:
@@ -76,7 +86,7 @@ def rank_lines(
             "comm_overlapped_s": [0.01] * num,
         }
         phases["profile"] = {"communication": series}
-    start = {"host": host, "local_rank": rank, "node_rank": 0, "device": "cpu"}
+    start = {"host": host, "local_rank": rank, "node_rank": 0, "device": "cpu", "threads": 1}
     return [
         {"kind": "start", "rank": rank, **start},
         {"kind": "describe", "rank": rank, "values": {"wrapper": "X"}},

@@ -1,0 +1,289 @@
+"""Merging: numbers by hand, and every way a run's files can be incomplete, unlike or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from run_files import make_case, rank_lines, write_plan, write_repeat
+
+from andromeda_scale import environment
+from andromeda_scale.analysis.results import read
+from andromeda_scale.errors import UserError
+from andromeda_scale.merge import load_results, merge_run, write
+
+ENVIRONMENT = environment.collect()
+
+
+def _run(directory: Path, *, world: int = 2, repeats: int = 3) -> tuple[Path, Any]:
+    """A run of one ddp case whose every rank and repeat takes 0.1 s a step for 4 steps."""
+    case = make_case("ddp", world)
+    write_plan(directory, [case], repeats)
+    for repeat in range(repeats):
+        lines = [line for rank in range(world) for line in rank_lines(rank, [0.1] * 4)]
+        write_repeat(directory, case, repeat, lines, environment=ENVIRONMENT)
+    return directory, case
+
+
+def _place(directory: Path, case: Any, repeat: int) -> Path:
+    return directory / "cases" / case.case_id / str(repeat)
+
+
+def _case(directory: Path) -> dict[str, Any]:
+    (row,) = merge_run(directory).cases.to_dict("records")
+    return row
+
+
+def test_numbers_of_two_ranks_by_hand(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], repeats=1)
+    lines = [
+        # max over ranks per step: 0.2, 0.3, 0.2, 0.5; windows 0.8 and 0.9 s
+        *rank_lines(0, [0.2, 0.1, 0.2, 0.3], compute_s=[0.1] * 4, peak_memory_bytes=7),
+        *rank_lines(1, [0.1, 0.3, 0.0, 0.5], compute_s=[0.14] * 4, peak_memory_bytes=9),
+    ]
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    assert results.problems == []
+    row = results.cases.iloc[0]
+    assert row["status"] == "ok"
+    assert row["step_time_s"] == pytest.approx(0.25)
+    assert row["step_time_mad_s"] == pytest.approx(0.05)
+    assert row["tokens_per_s"] == pytest.approx(2 * 128 / 0.9)
+    assert row["tokens_per_s_per_gpu"] == pytest.approx(128 / 0.9)
+    assert row["window_step_s"] == pytest.approx(0.9 / 4)
+    assert row["imbalance"] == pytest.approx(0.14 / 0.12 - 1)
+    assert row["slow_rank_excess"] == pytest.approx(0.04 / 0.2)
+    assert pd.isna(row["slow_rank"])  # 4 steps are too few to name a rank
+    assert row["comm_exposed_s"] == pytest.approx(0.04)
+    assert row["comm_exposed_share"] == pytest.approx(0.2)
+    assert row["profile_slowdown"] == pytest.approx(0.2 / 0.25)
+    assert (row["peak_memory_bytes"], row["peak_memory_rank"]) == (9, 1)
+    assert row["setup_s"] == 2.5
+    assert row["first_step_s"] == pytest.approx(0.4)  # twice the longest first step of 0.2
+    assert row["efficiency"] == 1.0
+    assert row["flop_convention"] == "6n_noemb+causal"
+    assert math.isnan(row["mfu"])  # no peak is known of this processor
+    assert math.isnan(row["tokens_per_s_low"])  # one launch
+    ranks = results.ranks.set_index("rank")
+    assert list(ranks["compute_s"]) == pytest.approx([0.1, 0.14])
+    assert list(ranks["window_s"]) == pytest.approx([0.8, 0.9])
+
+
+def test_launches_combine_by_geometric_mean_with_a_t_interval(tmp_path: Path) -> None:
+    case = make_case("single", 1)
+    write_plan(tmp_path, [case])
+    for repeat, step in enumerate((0.1, 0.2, 0.4)):
+        lines = rank_lines(0, [step] * 4, tokens=40)
+        write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    row = _case(tmp_path)
+    assert row["num_launches"] == 3
+    assert row["tokens_per_s"] == pytest.approx(50.0)  # of 100, 50, 25
+    half = 4.302652729911275 * math.log(2) / math.sqrt(3)
+    assert row["tokens_per_s_low"] == pytest.approx(50.0 * math.exp(-half))
+    assert row["tokens_per_s_high"] == pytest.approx(50.0 * math.exp(half))
+
+
+def test_one_failed_launch_of_three_is_counted_and_named(tmp_path: Path) -> None:
+    run, case = _run(tmp_path)
+    status = {
+        "status": "oom",
+        "rank": 1,
+        "host": "n7",
+        "phase": "measure",
+        "cause": "tried to allocate\n2 GiB",
+    }
+    (_place(run, case, 1) / "status.json").write_text(json.dumps(status))
+    row = _case(run)
+    assert row["status"] == "ok"
+    assert row["statuses"] == "ok x2, oom x1"
+    assert (row["num_repeats_ok"], row["num_repeats_planned"]) == (2, 3)
+    assert row["cause"] == "rank 1 on n7 in measure: tried to allocate 2 GiB"
+    assert row["tokens_per_s"] == pytest.approx(2 * 128 / 0.4)
+    assert math.isnan(row["tokens_per_s_low"])  # two launches are left
+
+
+@pytest.mark.parametrize("status", ["diverged", "oom", "timeout", "crashed", "unavailable"])
+def test_a_case_that_is_never_ok_has_its_status_and_no_number(tmp_path: Path, status: str) -> None:
+    run, case = _run(tmp_path)
+    for repeat in range(3):  # the records themselves are complete
+        (_place(run, case, repeat) / "status.json").write_text(json.dumps({"status": status}))
+    row = _case(run)
+    assert row["status"] == status
+    for name in ("tokens_per_s", "step_time_s", "efficiency", "peak_memory_bytes", "mfu"):
+        assert math.isnan(row[name])
+
+
+def test_a_rank_that_says_diverged_outranks_a_status_of_ok(tmp_path: Path) -> None:
+    run, case = _run(tmp_path, repeats=1)
+    file = _place(run, case, 0) / "node-0.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[-1] |= {"status": "diverged", "phase": "warmup", "cause": "loss is nan"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = _case(run)
+    assert (row["status"], row["cause"]) == (
+        "diverged",
+        "rank 1 on node0 in warmup: loss is nan",
+    )
+    assert math.isnan(row["tokens_per_s"])
+
+
+def test_missing_ranks_are_named_and_leave_no_number(tmp_path: Path) -> None:
+    run, case = _run(tmp_path, world=6, repeats=1)
+    file = _place(run, case, 0) / "node-0.jsonl"
+    kept = [line for line in file.read_text().splitlines() if json.loads(line)["rank"] in (0, 4)]
+    file.write_text("\n".join(kept) + "\n")
+    results = merge_run(run)
+    row = results.cases.iloc[0]
+    assert (row["status"], row["cause"]) == ("invalid", "no end record of ranks 1-3, 5")
+    assert row["missing_ranks"] == "repeat 0: ranks 1-3, 5"
+    assert math.isnan(row["tokens_per_s"])
+    assert list(results.ranks["rank"]) == [0, 1, 2, 3, 4, 5]
+    assert list(results.ranks["status"]) == ["ok", "", "", "", "ok", ""]
+
+
+def test_ranks_with_unequal_numbers_of_steps_are_invalid_not_cut(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], repeats=1)
+    lines = [*rank_lines(0, [0.1] * 4), *rank_lines(1, [0.1] * 3)]
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    assert results.cases.iloc[0]["status"] == "invalid"
+    assert any("3 on rank 1; 4 on rank 0" in problem for problem in results.problems)
+
+
+@pytest.mark.parametrize(
+    "value", ["fast", None, [], [0.1, "x"], [math.nan] * 4, [-1] * 4, [10**400]]
+)
+def test_step_times_that_are_no_numbers_are_never_used(tmp_path: Path, value: Any) -> None:
+    case = make_case("single", 1)
+    write_plan(tmp_path, [case], repeats=1)
+    lines = rank_lines(0, [0.1] * 4)
+    measure = next(line for line in lines if line.get("phase") == "measure")
+    measure["values"]["step_time"]["step_ns"] = value
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    row = _case(tmp_path)
+    assert row["status"] == "invalid"
+    assert math.isnan(row["tokens_per_s"])
+
+
+def test_an_untrusted_trace_costs_its_columns_and_is_named(tmp_path: Path) -> None:
+    case = make_case("single", 1)
+    write_plan(tmp_path, [case], repeats=1)
+    lines = rank_lines(0, [0.1] * 4, compute_s=[0.1] * 4)
+    profile = next(line for line in lines if line.get("phase") == "profile")
+    profile["values"]["communication"] = {"error": "3 events without an entry"}
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    assert results.cases.iloc[0]["status"] == "ok"
+    assert math.isnan(results.cases.iloc[0]["comm_exposed_s"])
+    assert results.problems == [
+        f"{case.case_id}/0: communication on rank 0: 3 events without an entry"
+    ]
+
+
+def test_launches_on_unlike_systems_are_not_pooled(tmp_path: Path) -> None:
+    case = make_case("single", 1)
+    write_plan(tmp_path, [case])
+    other = json.loads(json.dumps(ENVIRONMENT))
+    other["versions"]["torch"] = "0.0.1"
+    for repeat, (step, found) in enumerate(((0.1, ENVIRONMENT), (0.4, other), (0.1, ENVIRONMENT))):
+        write_repeat(
+            tmp_path, case, repeat, rank_lines(0, [step] * 4, tokens=40), environment=found
+        )
+    results = merge_run(tmp_path)
+    row = results.cases.iloc[0]
+    assert row["mixed"]
+    assert (row["num_repeats_ok"], row["num_launches"]) == (3, 2)
+    assert row["tokens_per_s"] == pytest.approx(100.0)
+    (problem,) = results.problems
+    assert "repeats 1 ran on unlike systems" in problem
+    assert "torch" in problem
+
+
+def test_a_run_without_environment_lines_is_merged_and_says_so(tmp_path: Path) -> None:
+    case = make_case("single", 1)
+    write_plan(tmp_path, [case], repeats=1)
+    write_repeat(tmp_path, case, 0, rank_lines(0, [0.1] * 4))
+    results = merge_run(tmp_path)
+    assert results.cases.iloc[0]["status"] == "ok"
+    assert "no node says its environment" in results.problems[0]
+
+
+def test_skipped_pending_and_unfinished_repeats_are_rows(tmp_path: Path) -> None:
+    cases = [make_case("ddp", world) for world in (1, 2, 4)]
+    write_plan(tmp_path, cases, repeats=1, skip={cases[0].case_id: "needs 3 GiB"})
+    place = write_repeat(tmp_path, cases[2], 0, rank_lines(0, [0.1]))
+    (place / "status.json").unlink()
+    found = merge_run(tmp_path).cases.set_index("world_size")
+    assert list(found["status"]) == ["skipped", "pending", "interrupted"]
+    assert found.loc[1, "cause"] == "needs 3 GiB"
+    assert found["tokens_per_s"].isna().all()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "fine"}', '{"status": ["ok"]}'])
+def test_a_damaged_status_file_is_a_problem_not_a_crash(tmp_path: Path, text: str) -> None:
+    run, case = _run(tmp_path, repeats=1)
+    (_place(run, case, 0) / "status.json").write_text(text)
+    results = merge_run(run)
+    assert list(results.cases["status"]) == ["interrupted"]
+    assert "status.json" in results.problems[0]
+
+
+def test_references_have_no_row_and_decide_parity(tmp_path: Path) -> None:
+    run, _ = _run(tmp_path, repeats=1)
+    plan = json.loads((run / "plan.json").read_text())
+    reference = make_case("single", 1, parity="off")
+    plan["cases"][reference.case_id] = json.loads(reference.model_dump_json())
+    plan["repeats"][0]["reference_id"] = reference.case_id
+    plan["repeats"].append({"case_id": reference.case_id, "repeat": 0, "role": "reference"})
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert _case(run)["parity"] == "unavailable"
+    place = run / "references" / reference.case_id / "0"
+    place.mkdir(parents=True)
+    (place / "status.json").write_text('{"status": "ok"}')
+    assert _case(run)["parity"] == "ok"
+
+
+def test_parquet_files_give_back_the_results(tmp_path: Path) -> None:
+    run, _ = _run(tmp_path / "run")
+    results = merge_run(run)
+    write(results, run)
+    found = read(run)
+    pd.testing.assert_frame_equal(found.cases, results.cases)
+    pd.testing.assert_frame_equal(found.repeats, results.repeats)
+    pd.testing.assert_frame_equal(found.ranks, results.ranks)
+    assert (found.question, found.suite_name) == ("What does a rank buy?", "test")
+    assert not list(run.glob(".*"))
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for file in run.glob("*.parquet"):
+        file.rename(copied / file.name)
+    pd.testing.assert_frame_equal(load_results(copied).cases, results.cases)
+
+
+def test_what_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plan\.json: is not a readable plan"):
+        load_results(tmp_path)
+    (tmp_path / "results.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"results\.parquet: cannot be read"):
+        load_results(tmp_path)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a readable plan"):
+        merge_run(tmp_path)
+
+
+def test_merge_and_tables_import_no_torch() -> None:
+    code = (
+        "import sys, andromeda_scale.merge, andromeda_scale.report.tables\n"
+        "from andromeda_scale.registry import MODELS, load\n"
+        "for name in MODELS: load('model family', name)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
