@@ -182,7 +182,10 @@ def _device(case: Case, machine: Machine) -> tuple[Device, str | None]:
         return "cuda", None
     wants_gpus = case.device == "cuda" or (case.device == "auto" and gpus > 0)
     if wants_gpus and case.fallback == "none":
-        return "cuda", f"{ranks} ranks need {ranks} GPUs per node, {gpus} here (no fallback: cpu)"
+        return "cuda", (
+            f"needs {ranks} GPU{'s' * (ranks > 1)} per node, {gpus} here "
+            "(fallback: cpu would use the CPU)"
+        )
     if ranks > machine.cpu_cores and case.threads_per_rank is None:
         return "cpu", (
             f"{ranks} ranks on {machine.cpu_cores} cores would share cores "

@@ -182,7 +182,10 @@ def _seconds(run: RunDir, item: PlannedRepeat) -> float | None:
 def _print_table(results: Results) -> None:
     from rich.console import Console
 
-    from andromeda_scale.report.tables import PLAIN_WIDTH, scaling_table
+    from andromeda_scale.report.tables import scaling_table
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    console.print(scaling_table(results).to_rich())
+    table = scaling_table(results)
+    if sys.stdout.isatty():
+        Console().print(table.to_rich())
+    else:
+        typer.echo(table.to_text().rstrip("\n"))
