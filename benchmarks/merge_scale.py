@@ -36,8 +36,11 @@ MODEL = {
 }
 ENVIRONMENT = {
     "versions": {"python": "3.11.9", "torch": "2.13.0", "deepspeed": "0.19.8"},
-    "git": {"commit": "0" * 40, "dirty": False},
+    "source_sha256": "0" * 16,
+    "machine": "x86_64",
     "cpu_model": "synthetic",
+    "cpu_cores": 128,
+    "gpu_driver": "580.00",
     "gpus": [{"name": "NVIDIA H100 80GB HBM3", "uuid": f"GPU-{i}"} for i in range(RANKS_PER_NODE)],
 }
 
@@ -75,6 +78,7 @@ def rank_lines(
     step_ns = rng.normal(1e8, 1e6, num_steps).astype(int)
     memory = {"peak_memory_bytes": int(6e10), "host": {"rss_bytes": int(3e9)}}
     parts = {name: rng.normal(0.02, 1e-3, PROFILE_STEPS).tolist() for name in SERIES}
+    parts["step_s"] = [0.1] * PROFILE_STEPS
     collectives = [{"op": "all_reduce", "bytes_per_step": 10**9, "total_s": 0.03}] * 4
     start = {
         "host": f"n{node}",

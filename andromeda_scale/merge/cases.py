@@ -196,7 +196,7 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
         "grad_accum": case.train.grad_accum,
         "global_batch_size": case.global_batch_size,
         "precision": case.train.precision,
-        "other": json.dumps(other, sort_keys=True),
+        "other": json.dumps({k: v for k, v in other.items() if v != {}}, sort_keys=True),
         "device": item.device,
         "threads_per_rank": item.threads_per_rank,
     }

@@ -16,7 +16,7 @@ class System:
     """Empty strings where no node said it."""
 
     device_name: str = ""
-    software: str = ""  # versions and commit, for people and for comparing rows
+    software: str = ""  # versions and hash of the code, for people and for comparing rows
     fingerprint: str = ""  # canonical JSON: launches are pooled only where it is equal
     problems: list[str] = field(default_factory=list)
 
@@ -77,11 +77,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _software(environment: dict[str, Any]) -> str:
     versions = environment.get("versions")
-    parts = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
-    git = environment.get("git")
-    if isinstance(git, dict) and git.get("commit"):
-        parts.append(f"commit {str(git['commit'])[:12]}{' (modified)' if git.get('dirty') else ''}")
-    return ", ".join(parts)
+    parts = versions.items() if isinstance(versions, dict) else ()
+    texts = [f"{name} {found}" for name, found in parts if found]
+    if environment.get("source_sha256"):
+        texts.append(f"source {environment['source_sha256']}")
+    return ", ".join(texts)
 
 
 def _join(names: list[str]) -> str:

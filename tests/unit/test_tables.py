@@ -1,0 +1,214 @@
+"""The scaling table: what a reader sees, in every medium, for every kind of row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from run_files import make_case, rank_lines, write_plan, write_repeat
+
+from andromeda_scale.config import Case
+from andromeda_scale.merge import merge_run
+from andromeda_scale.metrics import METRICS, binary, percent, significant
+from andromeda_scale.report.tables import PLAIN_WIDTH, Table, scaling_table
+
+
+def _table(directory: Path, *cases: Case, repeats: int = 3, **status: Any) -> Table:
+    """Every case at 0.1 s a step and 128 tokens a rank, with a slower second rank."""
+    write_plan(directory, list(cases), repeats)
+    for case in cases:
+        for repeat in range(repeats):
+            lines = [
+                line
+                for rank in range(case.world.size)
+                for line in rank_lines(
+                    rank, [0.1] * 4, compute_s=[0.1 + 0.02 * rank] * 8, peak_memory_bytes=2**30
+                )
+            ]
+            found = status if case is cases[-1] and status else None
+            write_repeat(directory, case, repeat, lines, status=found)
+    return scaling_table(merge_run(directory))
+
+
+def _cells(table: Table, row: int = 0) -> dict[str, str]:
+    return dict(zip([column.header for column in table.columns], table.cells()[row], strict=True))
+
+
+def test_a_row_shows_every_number_with_its_unit(tmp_path: Path) -> None:
+    table = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2))
+    assert _cells(table, 1) == {
+        "strategy": "ddp",
+        "world": "2",
+        "status": "ok",
+        "tokens/s": "640.0",
+        "per rank": "320.0",
+        "step ms +-MAD": "100.0 +-0",
+        "speed-up": "2.00x",
+        "efficiency": "100.0% [100.0, 100.0]",
+        "exposed ms (share)": "40.0 (20.0%)",
+        "imbal.": "9.1% r1",
+        "peak memory": "1.00 GiB r0",
+    }
+    assert _cells(table, 0)["efficiency"] == "base"
+    assert _cells(table, 0)["imbal."] == "-"
+    notes = "\n".join(table.notes)
+    assert "ddp at world 1: 320.0" in notes
+    assert "3 launches a row" in notes
+    assert "95 % t interval" in notes
+    assert "threads per rank 1" in notes
+    assert "ddp at world 2: rank 1 on node0" in notes
+    assert "MFU" not in notes
+
+
+def test_under_three_launches_no_interval_is_shown_and_the_note_says_so(tmp_path: Path) -> None:
+    table = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2), repeats=2)
+    assert _cells(table, 1)["efficiency"] == "100.0%"
+    assert any("under 3 launches there is no interval" in note for note in table.notes)
+
+
+def test_a_failed_case_shows_its_status_no_number_and_its_cause(tmp_path: Path) -> None:
+    status = {"status": "oom", "rank": 1, "host": "n7", "phase": "measure", "cause": "2 GiB"}
+    table = _table(tmp_path, make_case("ddp", 1), make_case("zero3", 2), **status)
+    cells = _cells(table, 1)
+    assert cells.pop("strategy") == "zero3"
+    assert cells.pop("world") == "2"
+    assert cells.pop("status") == "oom [1]"
+    assert set(cells.values()) == {"-"}
+    assert table.notes[0] == "[1] oom x3: rank 1 on n7 in measure: 2 GiB"
+
+
+def test_a_case_with_a_failed_launch_says_how_many_counted(tmp_path: Path) -> None:
+    case = make_case("ddp", 1)
+    table = _table(tmp_path, case)
+    place = tmp_path / "cases" / case.case_id / "2" / "status.json"
+    place.write_text(json.dumps({"status": "crashed", "cause": "killed by SIGKILL"}))
+    table = scaling_table(merge_run(tmp_path))
+    assert _cells(table)["status"] == "ok 2/3 [1]"
+    assert table.notes[0] == "[1] ok x2, crashed x1: killed by SIGKILL"
+
+
+def test_text_from_records_is_neither_markup_nor_a_terminal_escape(tmp_path: Path) -> None:
+    cause = "[red]x[/red] [/bold] \x1b[31m\nsecond | line"
+    table = _table(tmp_path, make_case("ddp", 1), status="crashed", cause=cause)
+    file = io.StringIO()
+    Console(file=file, width=200, force_terminal=True).print(table.to_rich())
+    for text in (file.getvalue(), table.to_text(200), table.to_markdown()):
+        assert "[red]x[/red] [/bold]" in text
+        assert "\x1b[31m" not in text
+    assert "\n" not in "".join(_cells(table).values())
+
+
+def test_the_terminal_table_fits_120_columns_unfolded(tmp_path: Path) -> None:
+    cases = [make_case("fsdp2", 1), make_case("fsdp2", 2)]
+    text = _table(tmp_path, *cases).to_text()
+    assert max(map(len, text.splitlines())) <= PLAIN_WIDTH
+    (line,) = (line for line in text.splitlines() if "100.0% [100.0, 100.0]" in line)
+    assert line.split()[:5] == ["fsdp2", "2", "ok", "640.0", "320.0"]
+    assert line.endswith("1.00 GiB r0")
+
+
+def test_settings_that_tell_rows_apart_become_columns_and_others_do_not(tmp_path: Path) -> None:
+    cases = [
+        make_case("ddp", 1, train={"seq_len": length, "compile": compiled})
+        for length in (16, 32)
+        for compiled in (False, True)
+    ]
+    table = _table(tmp_path, *cases, repeats=1)
+    headers = [column.header for column in table.columns]
+    assert headers[:3] == ["strategy", "seq_len", "compile"]
+    assert [cells[1:3] for cells in table.cells()] == [
+        ["16", "-"],
+        ["16", "True"],
+        ["32", "-"],
+        ["32", "True"],
+    ]
+    assert not any(note.startswith("all rows") and "seq_len" in note for note in table.notes)
+
+
+def test_options_are_part_of_the_strategys_name(tmp_path: Path) -> None:
+    case = make_case("fsdp2", 1, options={"reshard_after_forward": False})
+    assert _cells(_table(tmp_path, case))["strategy"] == "fsdp2 reshard_after_forward=false"
+
+
+def test_an_efficiency_across_unlike_batches_is_refused_with_the_key(tmp_path: Path) -> None:
+    cases = [
+        make_case("ddp", 1, train={"micro_batch_size": 4}),
+        make_case("ddp", 2, train={"micro_batch_size": 10}),
+    ]
+    table = _table(tmp_path, *cases)
+    assert _cells(table, 1)["efficiency"] == "base"
+    assert any(
+        note.endswith("is not compared with world 1: micro_batch_size 10 against 4")
+        for note in table.notes
+    )
+
+
+def test_csv_holds_full_precision_and_every_row(tmp_path: Path) -> None:
+    table = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2))
+    results = merge_run(tmp_path)
+    found = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [float(row["tokens_per_s"]) for row in found] == list(results.cases["tokens_per_s"])
+    assert float(found[1]["imbalance"]) == results.cases["imbalance"].iloc[1]
+    assert [row["base_world_size"] for row in found] == ["1", "1"]
+    assert found[0]["imbalance"] == ""
+
+
+def test_markdown_is_a_pipe_table_under_the_question(tmp_path: Path) -> None:
+    text = _table(tmp_path, make_case("ddp", 1)).to_markdown()
+    title, blank, head, rule, row, *_ = text.splitlines()
+    assert title == "## What does a rank buy?"
+    assert blank == ""
+    assert {line.count("|") for line in (head, rule, row)} == {12}
+
+
+def test_a_run_with_nothing_measured_still_has_a_table(tmp_path: Path) -> None:
+    write_plan(tmp_path, [make_case("ddp", 1)])
+    table = scaling_table(merge_run(tmp_path))
+    assert _cells(table)["status"] == "pending [1]"
+    assert table.notes == ["[1] pending x3: not started"]
+
+
+def test_many_problems_are_counted_not_all_printed(tmp_path: Path) -> None:
+    table = _table(tmp_path, *(make_case("ddp", world) for world in (1, 2, 3)))
+    problems = [note for note in table.notes if note.startswith("problem: ")]
+    assert len(problems) == 8
+    assert table.notes[-1] == "and 1 more problems, in results.parquet"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1234.5678, "1,235"),
+        (12.345678, "12.35"),
+        (0.00123456, "0.001235"),
+        (99999.6, "100,000"),
+        (9.99996, "10.000"),
+        (83_712_345.0, "83,710,000"),
+        (float("nan"), "-"),
+    ],
+)
+def test_four_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_shares_print_as_percent_and_bytes_in_binary_units() -> None:
+    assert percent(0.1234) == "12.3%"
+    assert binary(3 * 2**30) == "3.00 GiB"
+    assert binary(5 * 2**20) == "5 MiB"
+
+
+def test_every_metric_says_its_unit_rule_and_meaning() -> None:
+    for name, metric in METRICS.items():
+        assert metric.meaning
+        assert metric.why
+        unit = {"_s": "s", "_bytes": "bytes"}
+        for suffix, expected in unit.items():
+            if name.endswith(suffix) and "per_s" not in name:
+                assert metric.unit == expected, name
+        assert metric.text(float("nan")) == "-"
