@@ -43,8 +43,8 @@ def alibi_slopes(num_heads: int) -> list[float]:
 class PositionTables(nn.Module):
     """Rotary tables and attention bias of one sequence length, shared by all blocks.
 
-    rotary_q, rotary_k: (2, T, R / 2) cosine and sine, scaled by xPos. bias: (heads, T, T), -inf above
-    the diagonal; heads is what the kernel needs: 1, h, the ALiBi heads, or 0 (no bias).
+    rotary_q, rotary_k: (2, T, R / 2) cosine and sine, scaled by xPos. bias: (heads, T, T), -inf
+    above the diagonal; heads is what the kernel needs: 1, h, the ALiBi heads, or 0 (no bias).
     """
 
     rotary_q: Tensor
@@ -128,8 +128,8 @@ def naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor
 def sdpa_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Torch's fused attention with an additive bias (1 or h, T, T)."""
     # The fused kernels that take a bias know no groups; asked, they fall back to explicit scores.
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    if (group := q.shape[1] // k.shape[1]) > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
 
 
