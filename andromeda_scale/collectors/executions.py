@@ -96,7 +96,11 @@ def flight_recorder_entries(since_ns: int) -> list[dict[str, Any]]:
     from torch._C import _distributed_c10d as c10d
 
     dump = json.loads(c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
-    entries = [e for e in dump.get("entries", ()) if e["time_created_ns"] >= since_ns]
+    entries = [
+        entry
+        for entry in dump.get("entries", ())
+        if entry["profiling_name"].startswith("gloo:") and entry["time_created_ns"] >= since_ns
+    ]
     return sorted(entries, key=lambda e: int(e["record_id"]))
 
 

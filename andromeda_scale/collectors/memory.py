@@ -1,31 +1,103 @@
-"""Memory of one rank: device, host, and the exact bytes of the training state."""
+"""Memory of one rank: what a phase needed at most, on the device and on the host."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.records import Phase
 
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
 
 class Memory:
-    """Peaks of a phase and bytes of states.
+    """Peaks of each phase, reset at its start; all bytes.
 
     Values of each phase:
-        peak_memory_bytes   CUDA: peak allocated; CPU: peak resident
-        host:   {rss_bytes, uss_bytes, peak_rss_bytes}
-        device: {peak_allocated_bytes, peak_reserved_bytes, retries, ooms,
-                 outside_allocator_bytes, capacity_bytes} or null on CPU
-        states: {parameters_bytes, gradients_bytes, master_bytes, optimizer_state_bytes,
-                 total_bytes}, in the phase that walked them, between a backward and its update
+        peak_memory_bytes   CUDA: device.peak_allocated_bytes; CPU: host.peak_rss_bytes
+        host:    rss_bytes, uss_bytes at the end of the phase; peak_rss_bytes, peak_since
+                 ("phase", or "start" of the process where the kernel cannot reset it)
+        device:  null on CPU, or peak_allocated_bytes, peak_reserved_bytes, allocated_bytes,
+                 reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
+                 the device by this and other processes, less what this one reserved),
+                 capacity_bytes
+
+    What is counted on the host: RSS is everything resident, also the libraries' code and the
+    pages a rank shares with the process it was forked from, so ranks' RSS must not be added up.
+    USS is what would be freed if this rank alone ended. The exact bytes of parameters, gradients,
+    master and optimizer state are in the strategy's `describe`, read between backward and update.
     """
 
     where: ClassVar[Literal["rank"]] = "rank"
-    phases: frozenset[Phase] = frozenset({"setup", "warmup", "measure", "profile"})
+    phases: frozenset[Phase] = frozenset({"setup", "warmup", "measure"})
 
     def start(self, phase: Phase, context: Context) -> None:
-        raise NotImplementedError
+        self._device = context.runtime.device
+        self._on_cuda = self._device.type == "cuda"
+        if self._on_cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_stats(self._device)
+        self._was_reset = _reset_peak()
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
-        raise NotImplementedError
+        host = self._host()
+        device = self._cuda() if self._on_cuda else None
+        peak = host["peak_rss_bytes"] if device is None else device["peak_allocated_bytes"]
+        return {"peak_memory_bytes": peak, "host": host, "device": device}
+
+    def _host(self) -> dict[str, Any]:
+        import psutil
+
+        peak = _peak_rss_bytes()  # first: reading the rest takes memory too
+        now = psutil.Process().memory_full_info()
+        return {
+            "rss_bytes": now.rss,
+            "uss_bytes": now.uss,
+            "peak_rss_bytes": peak if peak is not None else now.rss,
+            "peak_since": "phase" if self._was_reset else "start",
+        }
+
+    def _cuda(self) -> dict[str, int]:
+        import torch
+
+        stats = torch.cuda.memory_stats(self._device)
+        free, capacity = torch.cuda.mem_get_info(self._device)
+        reserved = stats.get("reserved_bytes.all.current", 0)
+
+        def during(counter: str) -> int:
+            return int(stats.get(counter, 0) - self._before.get(counter, 0))
+
+        return {
+            "peak_allocated_bytes": stats.get("allocated_bytes.all.peak", 0),
+            "peak_reserved_bytes": stats.get("reserved_bytes.all.peak", 0),
+            "allocated_bytes": stats.get("allocated_bytes.all.current", 0),
+            "reserved_bytes": reserved,
+            "retries": during("num_alloc_retries"),
+            "ooms": during("num_ooms"),
+            "outside_allocator_bytes": capacity - free - reserved,
+            "capacity_bytes": capacity,
+        }
+
+
+def _reset_peak() -> bool:
+    """Make the kernel count this process's peak from now on (proc_pid_clear_refs(5), value 5)."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss_bytes() -> int | None:
+    """VmHWM: the most this process ever had resident, or since the reset; None if unknown."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) * 1024 if found else None
