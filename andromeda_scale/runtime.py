@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup, Store
+
+    from andromeda_scale.config import RankSpec
+
+# Left behind by launchers and by accelerate; they would silently configure another strategy.
+_SCRUBBED = ("ACCELERATE_", "FSDP_")
 
 
 @dataclass(frozen=True)
@@ -21,3 +31,125 @@ class Runtime:
     world_size: int
     threads: int  # intra-op CPU threads of this rank
     seed: int
+
+
+@dataclass(frozen=True)
+class Control:
+    """Exchanges between the ranks outside timed windows, on a gloo group of their own.
+
+    A group apart keeps them off the accelerator and out of the strategies' own collectives.
+    """
+
+    group: ProcessGroup | None  # None: a world of one rank
+    rank: int
+    world_size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of every rank, in rank order, on every rank."""
+        import torch.distributed as dist
+
+        if self.group is None:
+            return [pickle.loads(pickle.dumps(value))]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's value on every rank: whatever data decides, one rank decides."""
+        import torch.distributed as dist
+
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        import torch.distributed as dist
+
+        if self.group is not None:
+            dist.barrier(group=self.group)
+
+
+def set_environment(spec: RankSpec) -> None:
+    """The environment of this rank: the case's variables, and what libraries read from it.
+
+    DeepSpeed and NCCL read theirs when they are imported or when the group is made, so this
+    comes first.
+    """
+    for name in [n for n in os.environ if n.startswith(_SCRUBBED)]:
+        del os.environ[name]
+    os.environ.update(
+        RANK=str(spec.rank),
+        LOCAL_RANK=str(spec.local_rank),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.case.world.ranks_per_node),
+        MASTER_ADDR=spec.store_host,
+        MASTER_PORT=str(spec.store_port),
+        DS_ACCELERATOR=spec.item.device,
+    )
+    os.environ.update(spec.case.env)
+
+
+def start(spec: RankSpec) -> Runtime:
+    """Set environment, threads, seeds and device of this rank. Makes no process group."""
+    set_environment(spec)
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(spec.item.threads_per_rank)
+    torch.set_float32_matmul_precision("highest")
+    random.seed(spec.case.seed)
+    np.random.seed(spec.case.seed % 2**32)  # noqa: NPY002  libraries read the global generator
+    torch.manual_seed(spec.case.seed)
+    if spec.item.device == "cuda":
+        device = torch.device("cuda", spec.local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    return Runtime(
+        device=device,
+        backend="nccl" if device.type == "cuda" else "gloo",
+        rank=spec.rank,
+        local_rank=spec.local_rank,
+        node_rank=spec.node_rank,
+        world_size=spec.world_size,
+        threads=torch.get_num_threads(),
+        seed=spec.case.seed,
+    )
+
+
+def init_process_group(spec: RankSpec, rt: Runtime) -> Control:
+    """Join the repeat's process group under its prefix of the agents' store."""
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=spec.case.limits.timeout_s)
+    client = dist.TCPStore(spec.store_host, spec.store_port, is_master=False, timeout=timeout)
+    store: Store = dist.PrefixStore(f"{spec.store_prefix}/group", client)
+    dist.init_process_group(
+        rt.backend,
+        store=store,
+        rank=rt.rank,
+        world_size=rt.world_size,
+        timeout=timeout,
+        device_id=rt.device if rt.device.type == "cuda" else None,
+    )
+    group = dist.new_group(backend="gloo", timeout=timeout) if rt.world_size > 1 else None
+    return Control(group=group, rank=rt.rank, world_size=rt.world_size)
+
+
+def close() -> None:
+    """Leave the process group, for programs that go on afterwards; a worker just exits."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -10,6 +10,10 @@ from andromeda_scale.config import Case
 from andromeda_scale.records import Phase
 
 
+class CollectorUnavailable(Exception):
+    """A collector cannot work here; its text says why. Raise it on every rank or on none."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a collector may look at.

@@ -16,6 +16,8 @@ MODULES = (
     "torch.distributed.fsdp",
     "torch.nn.parallel",
     "torch.profiler",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",  # DeepSpeed imports it in every rank that builds an engine
     "deepspeed",
     "accelerate",
 )

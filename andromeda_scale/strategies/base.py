@@ -67,7 +67,9 @@ class Strategy(Protocol):
         """Model on meta, wrapped, materialised with the seed's weights, compiled; optimizer."""
         ...
 
-    def forward(self, s: TrainState, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def forward(
+        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
+    ) -> tuple[Tensor, int]:
         """(summed loss, number of tokens) of one micro-batch: tokens, labels are (B, T) int64."""
         ...
 
@@ -80,12 +82,25 @@ class Strategy(Protocol):
         """Clip, step, zero gradients; the gradient norm before clipping where it is known."""
         ...
 
+    def discard(self, s: TrainState) -> None:
+        """Drop the gradients without an update: the end of a step of mode forward_backward."""
+        ...
+
+    def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+        """What this rank holds now, as local tensors: parameters, gradients, master (empty where
+        the parameters are it), optimizer_state. Complete between a backward and its update."""
+        ...
+
+    def expects(self) -> dict[str, Any]:
+        """What describe() must read back: wrapper, and dtypes of the precision policy."""
+        ...
+
     def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
         """Steps inside communicate no gradients or parameters: the ablation of METRICS."""
         ...
 
     def describe(self, s: TrainState) -> dict[str, Any]:
-        """What really happened, read from live objects: wrapper (class name), world_size,
-        dtypes (parameters, master, compute, gradients, optimizer_state, reduction), units,
-        compile, attention, bytes. Never what was asked."""
+        """What really happened, read from live objects: wrapper (class name, null for a
+        bare module), world_size, dtypes (parameters, master, gradients, optimizer_state,
+        reduction), bytes (of states), buckets or units. Never what was asked."""
         ...

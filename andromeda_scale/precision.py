@@ -1,0 +1,48 @@
+"""One precision policy for all strategies: which dtype holds what. No torch at import.
+
+    policy  master   compute   reduction  optimizer state  gradients
+    fp32    float32  float32   float32    float32          float32
+    bf16    float32  bfloat16  float32    float32          float32, ZeRO: bfloat16 (see below)
+
+`master` is what the optimizer updates, `compute` what the matrix products run in, `reduction`
+what crosses the network when gradients are summed. How each strategy realises bf16:
+
+    single, ddp  float32 parameters under torch.autocast(bfloat16); gradients, and with them the
+                 all-reduce, are float32; the residual stream and the norms stay float32
+    fsdp2        float32 sharded parameters; MixedPrecisionPolicy(param_dtype=bfloat16,
+                 reduce_dtype=float32): gathered, and everything between, in bfloat16
+    zero1..3     DeepSpeed's bf16: bfloat16 parameters and everything between, a separate float32
+                 master, set to the seed's unrounded weights. Gradients are stored in bfloat16
+                 and summed over ranks in float32 (`communication_data_type`); DeepSpeed alone
+                 would sum in bfloat16: `reduce_dtype: bfloat16` of the strategy asks for that
+
+fp32 is true float32: no TF32 in matrix products (`torch.get_float32_matmul_precision()` is
+"highest"). The model computes its loss from float32 logits under every policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """dtype names of what every strategy must keep alike."""
+
+    master: str
+    compute: str
+    reduction: str
+    optimizer_state: str
+
+
+POLICIES = {
+    "fp32": Policy("float32", "float32", "float32", "float32"),
+    "bf16": Policy("float32", "bfloat16", "float32", "float32"),
+}
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes of one element of a dtype of the policies."""
+    return _BYTES[dtype]

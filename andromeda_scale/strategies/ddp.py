@@ -1,0 +1,107 @@
+"""DistributedDataParallel: replicas whose gradients are averaged in buckets during backward."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveFloat
+
+from andromeda_scale.config import Schema
+from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.strategies import common
+from andromeda_scale.strategies.base import TrainState, Unavailable
+from andromeda_scale.strategies.single import Single
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from andromeda_scale.runtime import Runtime
+
+
+class DdpOptions(Schema):
+    """torch's own defaults, except that gradients live in the buckets."""
+
+    bucket_cap_mb: PositiveFloat = 25.0
+    gradient_as_bucket_view: bool = True  # False: buckets beside the gradients, 4 bytes more
+    static_graph: bool = False
+
+
+class Ddp(Single):
+    """Single's module, optimizer and precision on every rank, wrapped."""
+
+    name: ClassVar[str] = "ddp"
+    Options: ClassVar[type[Schema]] = DdpOptions
+    distributed: ClassVar[bool] = True
+
+    @classmethod
+    def layout(cls, options: DdpOptions, precision: str, num_ranks: int) -> StateLayout:
+        """16 bytes per parameter on every rank; the gradients' 4 are the buckets or beside."""
+        return StateLayout(
+            parameters=Part(4),
+            gradients=Part(4 if options.gradient_as_bucket_view else 8),
+            master=Part(0),
+            optimizer_state=Part(8),
+        )
+
+    @classmethod
+    def traffic(cls, options: DdpOptions, precision: str, num_ranks: int) -> Traffic:
+        """One all-reduce of the float32 gradients, P elements, a step: 2P on the wire."""
+        if num_ranks == 1:
+            return Traffic()
+        return Traffic((Collective("all_reduce", 1.0, 4),))
+
+    def wrap(self, module: nn.Module, rt: Runtime) -> Any:
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(
+            module,
+            device_ids=[rt.device.index] if rt.device.type == "cuda" else None,
+            # Weights and tables are the same on every rank by construction.
+            init_sync=False,
+            **{_buffer_keyword(DistributedDataParallel): False},
+            bucket_cap_mb=self.options.bucket_cap_mb,
+            gradient_as_bucket_view=self.options.gradient_as_bucket_view,
+            static_graph=self.options.static_graph,
+        )
+
+    def forward(
+        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
+    ) -> tuple[Tensor, int]:
+        # DDP decides in forward whether this micro-batch's backward reduces.
+        with nullcontext() if last_micro_batch else s.wrapped.no_sync():
+            return super().forward(s, tokens, labels)
+
+    def expects(self) -> dict[str, Any]:
+        return {
+            "wrapper": "DistributedDataParallel",
+            "dtypes": common.expected_dtypes(self.train.precision),
+        }
+
+    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
+        context: AbstractContextManager[None] = s.wrapped.no_sync()
+        return context
+
+    def describe(self, s: TrainState) -> dict[str, Any]:
+        log = s.wrapped._get_ddp_logging_data()
+        sizes = log.get("rebuilt_bucket_sizes") or log.get("bucket_sizes") or ""
+        return {
+            "wrapper": type(s.wrapped).__name__,
+            "world_size": s.wrapped.process_group.size(),
+            # Without a communication hook a bucket is reduced in its gradients' dtype.
+            **common.read_states(self.states(s), common.dtype_name(s.module.parameters())),
+            "buckets": {
+                "bytes": [int(x) for x in sizes.replace(",", " ").split()],
+                "cap_bytes": int(log["bucket_cap_bytes"]),
+                "gradient_as_bucket_view": bool(log["gradient_as_bucket_view"]),
+                "static_graph": bool(log.get("static_graph", False)),
+                "backend": log["backend_name"],
+            },
+        }
+
+
+def _buffer_keyword(ddp: type) -> str:
+    """The name of the switch for sending buffers in every forward; torch 2.13 renamed it."""
+    names = inspect.signature(ddp).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"

@@ -1,0 +1,198 @@
+"""FSDP2 (`fully_shard`): parameters, gradients, optimizer state sharded as DTensors, by block."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from andromeda_scale.config import Schema
+from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.strategies import common
+from andromeda_scale.strategies.base import TrainState, Unavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from andromeda_scale.config import Train
+    from andromeda_scale.models.factory import ModelFactory
+    from andromeda_scale.runtime import Runtime
+
+
+class Fsdp2Options(Schema):
+    """`reshard_after_forward` false keeps the blocks gathered until backward: memory for traffic.
+
+    The root unit (embedding, final norm, head) stays gathered in both cases, as torch does it.
+    """
+
+    reshard_after_forward: bool = True
+
+
+class Fsdp2:
+    """Every block is a unit, the rest is the root unit. Float32 shards; bf16 by its own policy.
+
+    Under gradient accumulation gradients stay whole and unreduced until the last micro-batch:
+    4 bytes per parameter more than `layout` says.
+    """
+
+    name: ClassVar[str] = "fsdp2"
+    Options: ClassVar[type[Schema]] = Fsdp2Options
+    distributed: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ()
+    fused: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, options: Fsdp2Options, train: Train) -> None:
+        self.options = options
+        self.train = train
+
+    @classmethod
+    def layout(cls, options: Fsdp2Options, precision: str, num_ranks: int) -> StateLayout:
+        """16 / N bytes per parameter, before padding to ceil(dim0 / N) rows."""
+        return StateLayout(
+            parameters=Part(4, num_ranks),
+            gradients=Part(4, num_ranks),
+            master=Part(0),
+            optimizer_state=Part(8, num_ranks),
+        )
+
+    @classmethod
+    def traffic(cls, options: Fsdp2Options, precision: str, num_ranks: int) -> Traffic:
+        """Sum over units of (2 + reshard_u) P_u, in the form that counts the root as resharded.
+
+        The root is gathered once per micro-batch, the blocks twice if resharded.
+        """
+        if num_ranks == 1:
+            return Traffic()
+        policy = POLICIES[precision]
+        gather = element_bytes(policy.compute)
+        gathers = 2.0 if options.reshard_after_forward else 1.0
+        return Traffic(
+            (
+                Collective("all_gather", gathers, gather, "micro_batch"),
+                Collective("reduce_scatter", 1.0, element_bytes(policy.reduction)),
+            )
+        )
+
+    def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
+        """Shard on meta, then fill each rank's shards."""
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        module = factory.build()
+        mesh = init_device_mesh(rt.device.type, (rt.world_size,))
+        policy = MixedPrecisionPolicy()
+        if self.train.precision != "fp32":
+            asked = POLICIES[self.train.precision]
+            policy = MixedPrecisionPolicy(
+                param_dtype=getattr(torch, asked.compute),
+                reduce_dtype=getattr(torch, asked.reduction),
+            )
+        if self.train.compile:
+            common.compile_blocks(module)
+        for block in module.blocks:  # type: ignore[union-attr]
+            fully_shard(
+                block,  # type: ignore[arg-type]
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=self.options.reshard_after_forward,
+            )
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        factory.materialise(module, rt.device)
+        optimizer = common.adamw(module.parameters(), self.train)
+        return TrainState(module, module, optimizer)
+
+    def forward(
+        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
+    ) -> tuple[Tensor, int]:
+        loss_sum, num_tokens = s.wrapped(tokens, labels)
+        return loss_sum, num_tokens
+
+    def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
+        s.wrapped.set_requires_gradient_sync(last_micro_batch)
+        loss.backward()
+
+    def update(self, s: TrainState) -> Tensor | None:
+        norm = self._clip(s.module) if self.train.grad_clip is not None else None
+        s.optimizer.step()
+        s.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, module: nn.Module) -> Tensor:
+        """Clip by the norm over all shards: one scalar all-reduce."""
+        import torch
+        from torch.distributed.tensor import DTensor
+
+        assert self.train.grad_clip is not None
+        parameters = [p for p in module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.train.grad_clip, norm)
+        return norm
+
+    def discard(self, s: TrainState) -> None:
+        s.optimizer.zero_grad(set_to_none=True)
+
+    def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+        return {
+            "parameters": [common.local(p) for p in s.module.parameters()],
+            "gradients": common.gradients(s.module.parameters()),
+            "master": [],
+            "optimizer_state": list(common.optimizer_tensors(s.optimizer.state)),
+        }
+
+    def expects(self) -> dict[str, Any]:
+        return {
+            "wrapper": "FSDPModule",
+            "dtypes": common.expected_dtypes(self.train.precision),
+        }
+
+    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
+        return Unavailable("fsdp2 cannot compute without gathering its parameters")
+
+    def describe(self, s: TrainState) -> dict[str, Any]:
+        from torch.distributed.fsdp import FSDPModule
+        from torch.distributed.tensor import DTensor
+
+        sharded = [p for p in s.module.parameters() if isinstance(p, DTensor)]
+        worlds = {p.device_mesh.size() for p in sharded}
+        groups = list(_parameter_groups(s.module))
+        return {
+            "wrapper": "FSDPModule" if isinstance(s.wrapped, FSDPModule) else None,
+            "world_size": worlds.pop() if len(worlds) == 1 else 1,
+            **common.read_states(self.states(s), _reduction([group for _, group in groups])),
+            "units": [
+                {
+                    "name": name,
+                    "num_parameters": sum(p._orig_size.numel() for p in group.fsdp_params),
+                    "reshard_after_forward": group.post_forward_mesh_info is not None,
+                }
+                for name, group in groups
+            ],
+        }
+
+
+def _reduction(groups: list[Any]) -> str | None:
+    """The dtype of the reduce-scatters; FSDP2 fixes it in the first forward."""
+    names = set()
+    for group in groups:
+        dtype = getattr(group, "_reduce_dtype", None) or getattr(group, "_orig_dtype", None)
+        if dtype is None:
+            return None
+        names.add(str(dtype).removeprefix("torch."))
+    return "+".join(sorted(names))
+
+
+def _parameter_groups(module: nn.Module) -> list[tuple[str, Any]]:
+    """(name of the unit's module, its parameter group) of every FSDP unit."""
+    from torch.distributed.fsdp import FSDPModule
+
+    found: list[tuple[str, Any]] = []
+    for name, child in module.named_modules():
+        if isinstance(child, FSDPModule):
+            state = child._get_fsdp_state()
+            # torch before 2.13 has one group per unit, and no plural.
+            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+            found.extend((name or "root", group) for group in groups if group is not None)
+    return found

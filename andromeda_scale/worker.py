@@ -1,0 +1,315 @@
+"""The program of one rank: the phases of one repeat, in order, into the rank's record."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from andromeda_scale import parity, registry, runtime, warmup
+from andromeda_scale.collectors.base import CollectorUnavailable, Context
+from andromeda_scale.collectors.step_time import StepTime
+from andromeda_scale.config import RankSpec, Warmup
+from andromeda_scale.data import Batches
+from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
+from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.readback import compile_facts, compute_dtype, num_compiled, unexpected
+from andromeda_scale.records import Phase, RecordWriter
+from andromeda_scale.train_step import Mark, TrainStep, marked, unmarked
+
+Beat = Callable[[str, int, int], None]
+
+
+def main(spec: RankSpec, beat: Beat) -> None:
+    """Run one rank of one repeat. Raises only where no record can be written.
+
+    Every outcome is an end line. `beat(phase, step, total_steps)` is called at the start of each
+    phase and at every step boundary.
+    """
+    record = RecordWriter(spec.record_path, spec.item.case_id, spec.item.repeat, spec.rank)
+    worker = Worker(spec, record, beat)
+    try:
+        worker.run()
+        end: dict[str, Any] = {"status": "ok"}
+    except BaseException as error:  # the outermost layer: here alone an exception is a status
+        end = {"phase": worker.phase, **end_of(error)}
+    if worker.description:
+        record.write("describe", values=worker.description)
+    record.write("end", **end)
+    record.close()
+
+
+class Worker:
+    """One rank of one repeat. `phase` is the one under way, `description` what was read back."""
+
+    def __init__(self, spec: RankSpec, record: RecordWriter, beat: Beat) -> None:
+        self.phase: Phase = "setup"
+        self.description: dict[str, Any] = {}
+        self._spec = spec
+        self._case = spec.case
+        self._record = record
+        self._beat = beat
+        self._next_step = 0
+        self._mean_losses: list[float] = []  # of the global batch, from step 0
+        self._compared: Mapping[str, Any] = {}
+        self._collectors: dict[str, Any] = {}
+        self._state: Any = None
+
+    def run(self) -> None:
+        """All phases, or for a parity reference those that give its losses."""
+        self._setup()
+        if self._spec.item.role == "reference":
+            self._warmup(Warmup(min_steps=parity.PARITY_STEPS, max_steps=parity.PARITY_STEPS))
+            return
+        self._warmup(self._case.measure.warmup)
+        self._steps("measure", self._case.measure.steps, unmarked)
+        if self._case.measure.profile_steps:
+            self._steps("profile", self._case.measure.profile_steps, marked)
+        self._inspect()
+
+    def _setup(self) -> None:
+        """From a fresh process to a model ready for its first step; each part timed."""
+        spec, case = self._spec, self._case
+        seconds: dict[str, float] = {}
+        started = time.monotonic()
+        with _timed(seconds, "device_s"):
+            self._runtime = runtime.start(spec)
+        self._record.write(
+            "start",
+            host=socket.gethostname(),
+            local_rank=spec.local_rank,
+            node_rank=spec.node_rank,
+            world_size=spec.world_size,
+            device=_device_name(self._runtime.device),
+            threads=self._runtime.threads,
+            pid=os.getpid(),
+            unix_time_s=time.time(),
+        )
+        self._strategy = self._make_strategy()
+        self._load_collectors()
+        with self._in_phase("setup", started) as values:
+            with _timed(seconds, "process_group_s"):
+                self._control = runtime.init_process_group(spec, self._runtime)
+            with _timed(seconds, "data_s"):
+                factory = ModelFactory(case.model, case.train, case.seed)
+                batches = self._make_batches(factory.config.shape().vocab_size)
+            with _timed(seconds, "model_s"):
+                self._state = self._strategy.build(factory, self._runtime)
+                runtime.synchronize(self._runtime.device)
+            values["setup"] = seconds
+            values["data"] = self._fingerprint(batches)
+        self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
+        self._clock = StepTime(self._runtime.device)
+        self._describe()
+        gc.collect()
+        gc.freeze()
+
+    def _make_strategy(self) -> Any:
+        strategy = registry.load("strategy", self._case.strategy.name)
+        for package in strategy.requires:
+            if importlib.util.find_spec(package) is None:
+                raise UnavailableHere(f"{strategy.name} needs {package}; pip install {package}")
+        if not strategy.distributed and self._spec.world_size > 1:
+            raise Invalid(f"{strategy.name} runs on one rank, not {self._spec.world_size}")
+        options = strategy.Options.model_validate(self._case.strategy.options)
+        return strategy(options, self._case.train)
+
+    def _load_collectors(self) -> None:
+        if self._spec.item.role == "reference":
+            return
+        for name in self._case.collect:
+            collector = registry.load("collector", name)
+            if collector.where == "rank":
+                self._collectors[name] = collector()
+
+    def _make_batches(self, vocab_size: int) -> Batches:
+        train = self._case.train
+        return Batches(
+            self._case.data,
+            vocab_size=vocab_size,
+            seq_len=train.seq_len,
+            micro_batch_size=train.micro_batch_size,
+            grad_accum=train.grad_accum,
+            rank=self._spec.rank,
+            world_size=self._spec.world_size,
+            seed=self._case.seed,
+        )
+
+    def _fingerprint(self, batches: Batches) -> dict[str, Any]:
+        """Hash of the first global batches: equal for every strategy; rank 0 is enough."""
+        steps = parity.PARITY_STEPS
+        found = batches.fingerprint(steps) if self._spec.rank == 0 else None
+        return {"fingerprint": found, "steps": steps, "global_tokens": batches.global_tokens}
+
+    def _warmup(self, bounds: Warmup) -> None:
+        """Steps that are recorded and left out of every result, until the rule ends them."""
+        blocks: list[warmup.Block] = []
+        rule = None if bounds.max_steps else "fixed"
+        with self._in_phase("warmup") as values:
+            mine: dict[str, Any] = {"step_ns": [], "window_ns": 0, "tokens": 0}
+            while rule is None:
+                done = len(mine["step_ns"])
+                before = _footprint(self._runtime.device)
+                size = warmup.next_block(bounds, done)
+                window = self._window(values, size, bounds.max_steps, unmarked, done)
+                steady = before == _footprint(self._runtime.device)
+                for key in mine:
+                    mine[key] += window[key]
+                everyone = self._control.gather((window["step_ns"], steady))
+                slowest = tuple(max(steps) for steps in zip(*(e[0] for e in everyone), strict=True))
+                blocks.append(warmup.Block(slowest, all(e[1] for e in everyone)))
+                rule = self._control.from_rank_0(warmup.ended_by(bounds, blocks))
+                if self._mismatch() is not None:
+                    rule = "diverged"
+            values["step_time"] = mine
+            values["warmup"] = {"ended_by": rule, "steps": len(mine["step_ns"])}
+        self._check_losses()
+
+    def _steps(self, phase: Phase, num_steps: int, mark: Mark) -> None:
+        """A phase of a fixed number of steps in one window."""
+        with self._in_phase(phase) as values:
+            values["step_time"] = self._window(values, num_steps, num_steps, mark)
+        self._check_losses()
+
+    def _window(
+        self, values: dict[str, Any], num_steps: int, total: int, mark: Mark, done: int = 0
+    ) -> dict[str, Any]:
+        """Run steps between two synchronised edges; only step boundaries are noted inside.
+
+        Adds to `values` the losses of those steps that are among the first PARITY_STEPS.
+        """
+        losses, tokens = [], []
+        runtime.synchronize(self._runtime.device)
+        self._control.barrier()
+        gc.disable()
+        try:
+            self._clock.start(num_steps)
+            for index in range(num_steps):
+                loss_sum, count = self._step(self._next_step + index, mark)
+                self._clock.boundary()
+                losses.append(loss_sum)
+                tokens.append(count)
+                self._beat(self.phase, done + index + 1, total)
+            window = self._clock.stop()
+        finally:
+            gc.enable()
+        gc.collect()
+        self._next_step += num_steps
+        self._keep_losses(values, torch.stack(losses).tolist(), tokens)
+        return {**window, "tokens": sum(tokens)}
+
+    def _keep_losses(
+        self, values: dict[str, Any], loss_sums: list[float], tokens: list[int]
+    ) -> None:
+        first = max(parity.PARITY_STEPS - len(self._mean_losses), 0)
+        if first:
+            kept = values.setdefault("losses", {"loss_sum": [], "tokens": []})
+            kept["loss_sum"] += loss_sums[:first]
+            kept["tokens"] += tokens[:first]
+        everyone = self._control.gather({"loss_sum": loss_sums, "tokens": tokens})
+        self._mean_losses += parity.mean_losses(everyone)
+
+    def _mismatch(self) -> parity.Mismatch | None:
+        return parity.compare(
+            self._mean_losses, self._spec.reference_losses, self._case.train.precision
+        )
+
+    def _check_losses(self) -> None:
+        found = self._mismatch()
+        if found is not None:
+            raise Diverged(str(found))
+
+    def _inspect(self) -> None:
+        """One step apart, in which what happened is read back between backward and update."""
+        with self._in_phase("inspect"):
+            with compute_dtype() as seen:
+                self._step(self._next_step, before_update=self._read_back)
+            self._next_step += 1
+            self.description.setdefault("dtypes", {})["compute"] = seen()
+        self._verify()
+
+    def _describe(self) -> None:
+        self._read_back()
+        self._verify()
+
+    def _read_back(self) -> None:
+        attention = getattr(self._state.module, "describe_attention", None)
+        self.description = {
+            **self._strategy.describe(self._state),
+            "mode": self._case.train.mode,
+            "compile": compile_facts(),
+            "attention": attention() if attention is not None else None,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+        }
+
+    def _verify(self) -> None:
+        """Raise Invalid where what was read back is not what was asked."""
+        asked = {**self._strategy.expects(), "world_size": self._spec.world_size}
+        problem = unexpected(self.description, asked)
+        if problem is None and self._case.train.compile and self._next_step and not num_compiled():
+            problem = "compile was asked for, and torch.compile captured no graph"
+        if problem is not None:
+            raise Invalid(problem)
+
+    @contextmanager
+    def _in_phase(self, phase: Phase, started: float | None = None) -> Iterator[dict[str, Any]]:
+        """Start and stop the collectors of a phase around it, then write its line."""
+        self.phase = phase
+        self._beat(phase, 0, 0)
+        context = Context(
+            case=self._case,
+            runtime=self._runtime,
+            strategy=self._strategy,
+            state=self._state,
+            gather=lambda value: self._control.gather(value),
+        )
+        values: dict[str, Any] = {}
+        started = time.monotonic() if started is None else started
+        active = [name for name, c in self._collectors.items() if phase in c.phases]
+        for name in active:
+            self._guard(values, name, lambda c: c.start(phase, context))
+        yield values
+        for name in active:
+            if name not in values:
+                self._guard(values, name, lambda c: dict(c.stop(phase)))
+        self._record.write(
+            "phase", phase=phase, start_s=started, end_s=time.monotonic(), values=values
+        )
+
+    def _guard(self, values: dict[str, Any], name: str, call: Callable[[Any], Any]) -> None:
+        """Call a collector; one that cannot work here is recorded so, and the rest goes on."""
+        try:
+            result = call(self._collectors[name])
+        except CollectorUnavailable as error:
+            result = {"unavailable": str(error)}
+        if result is not None:
+            values[name] = result
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def _footprint(device: torch.device) -> tuple[int, ...]:
+    """What must not change in a warm block: graphs compiled, memory taken from the device."""
+    if device.type != "cuda":
+        return (num_compiled(),)
+    stats = torch.cuda.memory_stats(device)
+    keys = ("segment.all.allocated", "num_alloc_retries")
+    return (num_compiled(), *(int(stats.get(key, 0)) for key in keys))
