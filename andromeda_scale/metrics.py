@@ -131,7 +131,7 @@ METRICS: dict[str, Metric] = {
     ),
     "state_bytes": Metric(
         "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
-        "warmup", binary,
+        "inspect", binary,
         "parameters, gradients, master copies and optimizer state between backward and update",
     ),
     "imbalance": Metric(

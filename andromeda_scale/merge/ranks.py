@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,6 @@ import pandas as pd
 from andromeda_scale.analysis.breakdown import PARTS, SERIES
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
-
-_PHASES: tuple[Phase, ...] = get_args(Phase)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -91,14 +89,11 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for rank in ranks:
         measured = rank.values("measure", "step_time")
-        states = [
-            number(rank.values(phase, "memory").get("states"), "total_bytes") for phase in _PHASES
-        ]
         row = {
             "window_s": number(measured, "window_ns") / 1e9,
             "tokens": number(measured, "tokens"),
             "peak_memory_bytes": number(rank.values("measure", "memory"), "peak_memory_bytes"),
-            "state_bytes": next((value for value in states if value == value), math.nan),
+            "state_bytes": _state_bytes(rank),
             "comm_wire_bytes": _wire_bytes(rank),
             **{name: _part(rank, name) for name in PARTS},
             "setup_s": _seconds(rank, "setup"),
@@ -170,6 +165,12 @@ def _wire_bytes(rank: RankRecord) -> float:
     if not isinstance(kinds, list):
         return math.nan
     return sum((number(kind, "wire_bytes_per_step") for kind in kinds), start=0.0)
+
+
+def _state_bytes(rank: RankRecord) -> float:
+    """All kinds of state that the strategy read back; NaN if it did not."""
+    sizes = rank.describe.get("bytes")
+    return sum(number(sizes, kind) for kind in sizes) if isinstance(sizes, dict) else math.nan
 
 
 def _first_step_s(rank: RankRecord) -> float:
