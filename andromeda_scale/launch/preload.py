@@ -17,8 +17,9 @@ MODULES = (
     "torch.nn.parallel",
     "torch.profiler",
     "torch._dynamo",
-    "torch._inductor.compile_fx",  # DeepSpeed imports it in every rank that builds an engine
     "deepspeed",
+    "deepspeed.runtime.zero.stage3",  # these two are imported by every rank that builds an engine
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # seconds: it compiles at import
     "accelerate",
 )
 

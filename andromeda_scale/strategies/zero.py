@@ -101,8 +101,10 @@ class _Zero:
         import deepspeed
 
         _check_accelerator(rt.device)
-        # Compiled at first use, on CPU for one kind of inference alone: seconds for nothing.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if rt.device.type == "cpu":
+            # Which operators can be compiled is asked for one that only inference uses, and that
+            # would then be compiled: seconds in every rank, for nothing.
+            deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist_backend=rt.backend, auto_mpi_discovery=False, verbose=False)
         module = factory.build()
         config = self.config(sum(p.numel() for p in module.parameters()), rt.world_size)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from andromeda_scale import worker
 from andromeda_scale.config import Case, PlannedRepeat, RankSpec, World
+from andromeda_scale.launch import preload
 
 Line = dict[str, Any]
 
@@ -68,9 +69,7 @@ class Group:
     def __init__(self, directory: Path) -> None:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["andromeda_scale.worker", "deepspeed", "torch._inductor.compile_fx"]
-        )
+        self._context.set_forkserver_preload([*preload.MODULES, "andromeda_scale.worker"])
         self._directory = directory
         self._runs = 0
 
