@@ -33,6 +33,13 @@ def significant(value: float, digits: int = 4) -> str:
     return f"{round(value, places):,.{max(0, min(places, 6))}f}"
 
 
+def rate(per_second: float) -> str:
+    """A throughput with four significant digits, in millions from 1e6."""
+    if per_second >= 1e6 and math.isfinite(per_second):
+        return f"{significant(per_second / 1e6)}M"
+    return significant(per_second)
+
+
 def percent(share: float) -> str:
     """A share of 0..1 as percent with one decimal."""
     return f"{share * 100:.1f}%" if math.isfinite(share) else NOT_MEASURED
@@ -94,12 +101,12 @@ METRICS: dict[str, Metric] = {
     "tokens_per_s": Metric(
         "tokens/s", "higher", "sum of tokens / max of window",
         "all ranks' tokens are one job's work, done when the last rank is", "geometric mean",
-        "measure", significant,
+        "measure", rate,
         "tokens really processed by all ranks / max over ranks of the window's wall time",
     ),
     "tokens_per_s_per_gpu": Metric(
         "tokens/s", "higher", "sum of tokens / max of window", "tokens_per_s shared by its ranks",
-        "geometric mean", "measure", significant,
+        "geometric mean", "measure", rate,
         "tokens_per_s / world_size (a rank is one accelerator, or one CPU process)",
     ),
     "speedup": Metric(

@@ -111,17 +111,17 @@ def rank_lines(
 
 
 def merge(directory: Path) -> None:
-    """Merge and write; prints seconds and peak resident MiB. Runs in a process of its own."""
+    """Merge and write; prints seconds, CPU seconds and peak resident MiB. Runs in a process of its own."""
     from andromeda_scale.merge import merge_run, write
 
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     results = merge_run(directory)
     write(results, directory)
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     if list(results.cases["status"]) != ["ok"] or results.problems:
         sys.exit(f"not merged: {results.cases['cause'].tolist()} {results.problems[:3]}")
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{seconds:.3f} {peak_mib:.0f}")
+    print(f"{seconds:.3f} {cpu_s:.3f} {peak_mib:.0f}")
 
 
 def main() -> None:
@@ -133,7 +133,8 @@ def main() -> None:
     if options.merge:
         merge(options.merge)
         return
-    print(f"{'ranks':>6} {'files':>6} {'MB':>6} {'merge s':>8} {'peak MiB':>9} {'us/rank':>8}")
+    columns = ("ranks", "files", "MB", "merge s", "CPU s", "peak MiB", "CPU us/rank")
+    print(" ".join(f"{column:>11}" for column in columns))
     for share in (4, 2, 1):
         num_ranks = options.ranks // share
         with tempfile.TemporaryDirectory() as name:
@@ -141,12 +142,17 @@ def main() -> None:
             size = sum(path.stat().st_size for path in Path(name).rglob("*.jsonl")) / 1e6
             command = [sys.executable, __file__, "--merge", name]
             found = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds, peak = (float(value) for value in found.stdout.split())
-        print(
-            f"{num_ranks:>6} {num_ranks // RANKS_PER_NODE:>6} {size:>6.0f} {seconds:>8.2f} "
-            f"{peak:>9.0f} {seconds / num_ranks * 1e6:>8.0f}",
-            flush=True,
+        seconds, cpu_s, peak_mib = (float(value) for value in found.stdout.split())
+        values = (
+            f"{num_ranks}",
+            f"{num_ranks // RANKS_PER_NODE}",
+            f"{size:.0f}",
+            f"{seconds:.2f}",
+            f"{cpu_s:.2f}",
+            f"{peak_mib:.0f}",
+            f"{cpu_s / num_ranks * 1e6:.0f}",
         )
+        print(" ".join(f"{value:>11}" for value in values), flush=True)
 
 
 if __name__ == "__main__":

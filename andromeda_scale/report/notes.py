@@ -7,7 +7,7 @@ from typing import Any
 
 from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
-from andromeda_scale.metrics import percent, significant
+from andromeda_scale.metrics import rate
 from andromeda_scale.report.rows import Row, has, is_base, label
 
 MAX_PROBLEMS = 8
@@ -71,12 +71,10 @@ def _bases(rows: Sequence[Row], axes: Sequence[str]) -> str:
         "strong": "strong scaling: the same global batch",
     }
     bases = "; ".join(
-        f"{_name(row, axes)}: {significant(row['tokens_per_s_per_gpu'])}"
-        for row in rows
-        if is_base(row)
+        f"{_name(row, axes)}: {rate(row['tokens_per_s_per_gpu'])}" for row in rows if is_base(row)
     )
     return (
-        f"speed-up and efficiency ({'; '.join(work[regime] for regime in regimes)}) are against "
+        f"speedup and efficiency ({'; '.join(work[regime] for regime in regimes)}) are against "
         f"the base, the smallest measured world of the same strategy and settings, in tokens/s "
         f"per rank: {bases}"
     )
@@ -108,15 +106,15 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     profiled = [row for row in rows if has(row, "comm_exposed_s")]
     if profiled:
         steps = dict.fromkeys(int(row["num_profile_steps"]) for row in profiled)
-        slowdowns = [float(row["profile_slowdown"]) for row in profiled]
+        slowdowns = {f"{row['profile_slowdown']:.2f}" for row in profiled}
         notes.append(
             f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
-            f"separate profiled steps a launch, {min(slowdowns):.2f} to {max(slowdowns):.2f} times "
-            "as long as timed ones; share of the profiled step"
+            f"separate profiled steps a launch, {_span(slowdowns)} times "
+            "as long as timed ones; in brackets the share of the profiled step"
         )
         notes.append(
-            "imbal.: max / mean - 1 of compute over ranks; rN: the slow rank, named only where it "
-            f"is slowest in every launch by over {percent(MIN_EXCESS)} of a step, in {MIN_STEPS} "
+            "imbalance: max / mean - 1 of compute over ranks; rN: the slow rank, named only where "
+            f"it is slowest in every launch by over {MIN_EXCESS:.0%} of a step, over {MIN_STEPS} "
             "steps or more, beyond chance"
             + "".join(
                 f"; {label(row)} at world {row['world_size']}: rank {row['slow_rank']} on "
@@ -142,5 +140,5 @@ def _memory(rows: Sequence[Row]) -> str:
 
 
 def _span(values: Iterable[Any]) -> str:
-    found = sorted(values)
+    found = sorted(set(values))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

@@ -15,7 +15,7 @@ from rich.text import Text
 from tabulate import tabulate
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.metrics import METRICS, NOT_MEASURED, percent, significant
+from andromeda_scale.metrics import METRICS, NOT_MEASURED, significant
 from andromeda_scale.report.notes import footnotes
 from andromeda_scale.report.rows import Row, arrange, clean, has, is_base, label
 
@@ -57,7 +57,9 @@ def _speedup(row: Row) -> str:
 def _efficiency(row: Row) -> str:
     if is_base(row):
         return "base"
-    centre = metric("efficiency")(row)
+    if not has(row, "efficiency"):
+        return NOT_MEASURED
+    centre = f"{row['efficiency'] * 100:.1f}"
     if not has(row, "efficiency_low"):
         return centre
     return f"{centre} [{row['efficiency_low'] * 100:.1f}, {row['efficiency_high'] * 100:.1f}]"
@@ -66,7 +68,7 @@ def _efficiency(row: Row) -> str:
 def _exposed(row: Row) -> str:
     if not has(row, "comm_exposed_s"):
         return NOT_MEASURED
-    return f"{significant(row['comm_exposed_s'] * 1e3, 3)} ({percent(row['comm_exposed_share'])})"
+    return f"{significant(row['comm_exposed_s'] * 1e3, 3)} ({row['comm_exposed_share']:.0%})"
 
 
 def _imbalance(row: Row) -> str:
@@ -104,18 +106,18 @@ COLUMNS = (
     Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s")),
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
     Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
-    Column("speed-up", _with_interval("speedup"), _speedup),
+    Column("speedup", _with_interval("speedup"), _speedup),
     Column(
-        "efficiency",
+        "efficiency %",
         (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
         _efficiency,
     ),
     Column(
-        "exposed ms (share)",
+        "exposed ms",
         ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
         _exposed,
     ),
-    Column("imbal.", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
+    Column("imbalance", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
     Column("peak memory", ("peak_memory_bytes", "peak_memory_rank", "peak_memory_host"), _memory),
 )
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
@@ -136,15 +138,12 @@ class Table:
 
     def to_rich(self) -> RenderableType:
         """For a terminal; text from records is never read as markup."""
-        table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = RichTable(box=SIMPLE_HEAD, padding=0)
         for column in self.columns:
             justify = "left" if column.left else "right"
-            table.add_column(Text(column.header), justify=justify)  # type: ignore[arg-type]
-        group: Any = None
-        for row, cells in zip(self.rows, self.cells(), strict=True):
-            if group not in (None, row["group"]):
-                table.add_section()
-            group = row["group"]
+            header = Text("\n".join(column.header.rsplit(" ", 1)))
+            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for cells in self.cells():
             table.add_row(*(Text(cell) for cell in cells))
         notes = [Text(clean(note), style="dim") for note in self.notes]
         return Group(Text(clean(self.title), style="bold"), table, *notes)

@@ -48,14 +48,14 @@ def test_a_row_shows_every_number_with_its_unit(tmp_path: Path) -> None:
         "tokens/s": "640.0",
         "per rank": "320.0",
         "step ms +-MAD": "100.0 +-0",
-        "speed-up": "2.00x",
-        "efficiency": "100.0% [100.0, 100.0]",
-        "exposed ms (share)": "40.0 (20.0%)",
-        "imbal.": "9.1% r1",
+        "speedup": "2.00x",
+        "efficiency %": "100.0 [100.0, 100.0]",
+        "exposed ms": "40.0 (20%)",
+        "imbalance": "9.1% r1",
         "peak memory": "1.00 GiB r0",
     }
-    assert _cells(table, 0)["efficiency"] == "base"
-    assert _cells(table, 0)["imbal."] == "-"
+    assert _cells(table, 0)["efficiency %"] == "base"
+    assert _cells(table, 0)["imbalance"] == "-"
     notes = "\n".join(table.notes)
     assert "ddp at world 1: 320.0" in notes
     assert "3 launches a row" in notes
@@ -67,7 +67,7 @@ def test_a_row_shows_every_number_with_its_unit(tmp_path: Path) -> None:
 
 def test_under_three_launches_no_interval_is_shown_and_the_note_says_so(tmp_path: Path) -> None:
     table = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2), repeats=2)
-    assert _cells(table, 1)["efficiency"] == "100.0%"
+    assert _cells(table, 1)["efficiency %"] == "100.0"
     assert any("under 3 launches there is no interval" in note for note in table.notes)
 
 
@@ -107,7 +107,7 @@ def test_the_terminal_table_fits_120_columns_unfolded(tmp_path: Path) -> None:
     cases = [make_case("fsdp2", 1), make_case("fsdp2", 2)]
     text = _table(tmp_path, *cases).to_text()
     assert max(map(len, text.splitlines())) <= PLAIN_WIDTH
-    (line,) = (line for line in text.splitlines() if "100.0% [100.0, 100.0]" in line)
+    (line,) = (line for line in text.splitlines() if "100.0 [100.0, 100.0]" in line)
     assert line.split()[:5] == ["fsdp2", "2", "ok", "640.0", "320.0"]
     assert line.endswith("1.00 GiB r0")
 
@@ -141,7 +141,7 @@ def test_an_efficiency_across_unlike_batches_is_refused_with_the_key(tmp_path: P
         make_case("ddp", 2, train={"micro_batch_size": 10}),
     ]
     table = _table(tmp_path, *cases)
-    assert _cells(table, 1)["efficiency"] == "base"
+    assert _cells(table, 1)["efficiency %"] == "base"
     assert any(
         note.endswith("is not compared with world 1: micro_batch_size 10 against 4")
         for note in table.notes
