@@ -30,12 +30,6 @@ _CHUNK = 1 << 24  # tokens looked at in one go while checking
 
 def check(data: Data, vocab_size: int, seq_len: int) -> None:
     """Raise UserError when the source cannot feed a model of this vocabulary and length."""
-    if data.source == "files" and not data.files:
-        raise UserError("data.files: is empty; name text files or token shards (.npy, .bin)")
-    if data.source != "files" and data.files:
-        raise UserError(
-            f"data.files: is given, but data.source is {data.source!r}; use data.source: files"
-        )
     if data.source == "random":
         return
     paths = _paths(data)
@@ -60,7 +54,7 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
     num_tokens = sum(part.size for part in parts)
     if num_tokens <= seq_len:
         raise UserError(
-            f"data.files: {num_tokens} tokens in all are too few for train.seq_len {seq_len}, "
+            f"data: {num_tokens} tokens in all are too few for train.seq_len {seq_len}, "
             f"which needs {seq_len + 1}; give more text or a smaller train.seq_len"
         )
 

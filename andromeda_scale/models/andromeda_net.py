@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from andromeda_scale.config import Train
 from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.attention import ROTARY_THETA, Attention, PositionTables
-from andromeda_scale.models.layers import INIT_STD, Decoder, GeluFfn, Linear, PreNormBlock
+from andromeda_scale.models.decoder import Decoder, PreNormBlock
+from andromeda_scale.models.layers import INIT_STD, GeluFfn, Linear
 
 
 class DeepNormBlock(nn.Module):
@@ -30,7 +31,8 @@ class DeepNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attention_norm(self.alpha * x + self.attention(x))
-        return self.ffn_norm(self.alpha * x + self.ffn(x))
+        x = self.ffn_norm(self.alpha * x + self.ffn(x))
+        return x
 
 
 def _xavier_std(layer: Linear, gain: float) -> float:

@@ -156,11 +156,11 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 KERNELS = {"naive": naive, "sdpa_causal": sdpa_causal, "sdpa_bias": sdpa_bias}
 
 
-class _SeenOps(TorchDispatchMode):
+class _SeenOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the names of attention's operators below autograd: what a call turned into."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -198,7 +198,9 @@ class Attention(nn.Module):
         tables = self._tables[0]
         q, k = rotate(q, tables.rotary_q).to(v.dtype), rotate(k, tables.rotary_k).to(v.dtype)
         bias = tables.bias[:, :seq_len, :seq_len]
-        return self.out_proj(self._attend(q, k, v, bias).transpose(1, 2).flatten(2))
+        heads = self._attend(q, k, v, bias)
+        out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         run = KERNELS[self.kernel]

@@ -1,19 +1,11 @@
-"""Layers the families share, and the decoder they are stacked into.
-
-Legend: B sequences, T tokens, d width, L blocks.
-"""
+"""Layers the families share."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost.model import Shape
 
 INIT_STD = 0.02
@@ -48,7 +40,8 @@ class GeluFfn(nn.Module):
         self.down = Linear(shape.d_ff, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        out: Tensor = self.down(F.gelu(self.up(x)))
+        return out
 
 
 class SwiGlu(nn.Module):
@@ -61,70 +54,5 @@ class SwiGlu(nn.Module):
         self.down = Linear(shape.d_ff, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-class PreNormBlock(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
-
-    def __init__(self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.attention_norm = norm()
-        self.attention = attention
-        self.ffn_norm = norm()
-        self.ffn = ffn
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.ffn(self.ffn_norm(x))
-
-
-class Decoder(nn.Module):
-    """Embedding, blocks, final norm, head, next-token loss."""
-
-    def __init__(
-        self,
-        shape: Shape,
-        train: Train,
-        tables: nn.Module,
-        blocks: list[nn.Module],
-        norm: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.tables = tables
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
-        self.head = (
-            None
-            if shape.tied_head
-            else Linear(shape.d_model, shape.vocab_size, bias=shape.head_bias)
-        )
-        self.checkpoint_blocks = train.activation_checkpointing == "block"
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Scores of the next token, (B, T) to (B, T, V)."""
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                # No layer draws random numbers: saving the generators would be for nothing.
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
-        x = self.norm(x)
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
-
-    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
-        logits = self.logits(tokens).flatten(0, 1).float()
-        return F.cross_entropy(logits, labels.flatten(), reduction="sum"), labels.numel()
-
-    def describe_attention(self) -> dict[str, Any]:
-        """The kernel asked for, and the operators that the first eager call of each block ran.
-
-        `ops` is null before the first forward, and under torch.compile, which replaces them.
-        """
-        attention = [block.attention for block in self.blocks]
-        seen = {layer.ops for layer in attention} - {None}
-        ops = sorted({op for ops in seen for op in ops}) if seen else None
-        return {"kernel": attention[0].kernel, "ops": ops}
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out

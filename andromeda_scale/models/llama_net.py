@@ -8,7 +8,8 @@ from torch import nn
 
 from andromeda_scale.config import Train
 from andromeda_scale.models.attention import Attention, PositionTables
-from andromeda_scale.models.layers import INIT_STD, Decoder, PreNormBlock, SwiGlu
+from andromeda_scale.models.decoder import Decoder, PreNormBlock
+from andromeda_scale.models.layers import INIT_STD, SwiGlu
 from andromeda_scale.models.llama import LlamaConfig
 
 

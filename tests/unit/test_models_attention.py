@@ -1,0 +1,134 @@
+"""Attention kernels: one function, three ways, and a record of what ran."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised
+
+KERNELS = ("naive", "sdpa_causal", "sdpa_bias")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": SMALL_LLAMA,
+    "alibi on half": SMALL_ANDROMEDA,
+    "alibi on none": {**SMALL_ANDROMEDA, "alibi_num_heads": 0},
+    "alibi on all": {**SMALL_ANDROMEDA, "alibi_num_heads": 6},
+    "alibi across a group": {**SMALL_ANDROMEDA, "alibi_num_heads": 2},
+    "one key": {**SMALL_ANDROMEDA, "num_kv_heads": 1},
+    "no groups": {**SMALL_ANDROMEDA, "num_kv_heads": 6},
+}
+
+
+def _loss_and_gradients(model: dict[str, Any], kernel: str) -> tuple[float, list[torch.Tensor]]:
+    module = materialised(model, attention=kernel)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "proj" in name:  # weights so small would leave the softmax flat
+                parameter.mul_(10)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(257, (2, 13), generator=generator)  # shorter than the tables
+    loss, num_tokens = module(tokens, tokens)
+    loss.backward()
+    return loss.item() / num_tokens, [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
+def test_kernels_agree_in_loss_and_gradients(model: dict[str, Any]) -> None:
+    expected, gradients = _loss_and_gradients(model, "naive")
+    for kernel in ("sdpa_causal", "sdpa_bias"):
+        loss, found = _loss_and_gradients(model, kernel)
+        assert loss == pytest.approx(expected, rel=1e-6), kernel
+        torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_the_written_formula() -> None:
+    """softmax over j <= i of 10 q_i k_j - slope (i - j), unit q and k, heads in groups."""
+    model = {**SMALL_ANDROMEDA, "num_layers": 1}
+    attention = materialised(model, attention="naive").blocks[0].attention
+    with torch.no_grad():
+        attention.qk_norm.q_scale.uniform_(0.5, 1.5)
+        attention.qk_norm.k_scale.uniform_(0.5, 1.5)
+    tables = attention._tables[0]
+    x = torch.randn(1, 5, 48)
+    q = (x @ attention.q_proj.weight.T).view(5, 6, 40)
+    k = (x @ attention.k_proj.weight.T).view(5, 2, 40)
+    v = (x @ attention.v_proj.weight.T).view(5, 2, 40)
+    slopes = [2.0**-4, 2.0**-8, 2.0**-2, 0, 0, 0]
+    out = torch.zeros(5, 6, 40)
+    for head in range(6):
+        for i in range(5):
+            logits = []
+            for j in range(i + 1):
+                query = _turned(q[i, head], attention.qk_norm.q_scale, tables.rotary_q[:, i])
+                key = _turned(k[j, head // 3], attention.qk_norm.k_scale, tables.rotary_k[:, j])
+                logits.append(10 * (query @ key).item() - slopes[head] * (i - j))
+            weights = torch.tensor(logits).softmax(0)
+            out[i, head] = sum(weights[j] * v[j, head // 3] for j in range(i + 1))
+    expected = out.view(5, 240) @ attention.out_proj.weight.T
+    torch.testing.assert_close(attention(x)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def _turned(x: torch.Tensor, scale: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    x = x / x.norm() * scale
+    turned = x.clone()
+    for pair in range(16):
+        a, b, (cos, sin) = x[pair], x[pair + 16], table[:, pair]
+        turned[pair], turned[pair + 16] = a * cos - b * sin, b * cos + a * sin
+    return turned
+
+
+@pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_ran_is_read_back(model: dict[str, Any], kernel: str) -> None:
+    module = materialised(model, attention=kernel)
+    assert module.describe_attention() == {"kernel": kernel, "ops": None}
+    tokens = torch.randint(257, (2, 16))
+    for _ in range(2):
+        module(tokens, tokens)
+    ran = module.describe_attention()
+    assert ran["kernel"] == kernel
+    if kernel == "naive":
+        assert ran["ops"] == ["_softmax", "bmm"]
+    else:
+        assert ran["ops"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+
+
+@pytest.mark.parametrize(
+    ("model", "kernel"), [(SMALL_ANDROMEDA, "sdpa_bias"), (SMALL_LLAMA, "sdpa_causal")]
+)
+def test_a_family_chooses_its_own_kernel(model: dict[str, Any], kernel: str) -> None:
+    assert materialised(model).describe_attention()["kernel"] == kernel
+
+
+@pytest.mark.parametrize("kernel", ["sdpa_causal", "sdpa_bias"])
+def test_fused_kernels_keep_no_scores_per_sequence(kernel: str) -> None:
+    batch, seq_len = 5, 64
+    module = materialised(SMALL_ANDROMEDA, attention=kernel, seq_len=seq_len)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.append(t.untyped_storage().nbytes() // 4), t)[1], lambda t: t
+    ):
+        tokens = torch.randint(257, (batch, seq_len))
+        module(tokens, tokens)
+    # The largest are logits and one bias for all sequences, not scores of each.
+    assert max(sizes) <= max(batch * seq_len * 257, 6 * seq_len * seq_len)
+    assert max(sizes) < batch * 6 * seq_len * seq_len
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
+def test_bf16_stays_near_fp32(model: dict[str, Any], kernel: str) -> None:
+    tokens = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for precision in ("fp32", "bf16"):
+        module = materialised(model, attention=kernel, precision=precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = module(tokens, tokens)
+        assert loss.dtype == torch.float32
+        losses.append(loss.item() / 32)
+    whole = materialised(model, attention=kernel, precision="bf16").bfloat16()
+    losses.append(whole(tokens, tokens)[0].item() / 32)
+    assert all(math.isfinite(x) for x in losses)
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=0.02)
