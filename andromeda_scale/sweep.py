@@ -47,7 +47,7 @@ def choose(
         return run_dir, exists
     earlier = None if new else _newest(plan, parent)
     if earlier is not None and (only_failed or _unfinished(earlier)):
-        return earlier.path, True
+        return parent / earlier.path.name, True
     if only_failed:
         raise UserError(
             f"--only failed: no run of {plan.suite_name} with these cases lies under {parent}/; "
@@ -107,10 +107,10 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
 
 def print_report(run_dir: Path, form: str) -> None:
     """The scaling table of a run on stdout: terminal, md or csv."""
-    from andromeda_scale.merge import merge_run
+    from andromeda_scale.merge import load_results
     from andromeda_scale.report.tables import scaling_table
 
-    results = merge_run(run_dir)
+    results = load_results(run_dir)
     if form == "terminal":
         _print_table(results)
     else:
