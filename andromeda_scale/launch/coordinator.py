@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from andromeda_scale import parity
-from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.config import Case, Plan, PlannedRepeat
 from andromeda_scale.launch.control import Silence
-from andromeda_scale.launch.member import Member
-from andromeda_scale.launch.messages import Abort, Event, Hello, Launch, NodeEnd, Seat, Sweep
+from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
+from andromeda_scale.launch.member import IMPORTS_S, Member
+from andromeda_scale.launch.messages import (
+    Abort,
+    Event,
+    Hello,
+    Launch,
+    NodeEnd,
+    RankEnvironment,
+    Seat,
+    Sweep,
+)
 from andromeda_scale.launch.node_files import unpack
 from andromeda_scale.launch.placement import place
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.ranks import complete_lines
+from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir, write_atomic
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
 from andromeda_scale.records import SCHEMA_VERSION
 
 NODE_SILENCE_S = 20.0  # after which an agent that says nothing is given up
-_IMPORTS_S = 300.0  # the longest a forkserver may import
 _BEAT_PERIOD_S = 0.2
 _FAREWELL_S = 5.0
 
@@ -52,13 +63,16 @@ class Coordinator:
 
     def sweep(self, items: list[PlannedRepeat]) -> bool:
         """Run the items in order; False if it was interrupted before the last ended."""
-        self._share_disk()
+        self._open(items)
         total, interrupted = len(self._run_dir.plan.repeats), False
         self._emit({"event": "sweep", "total": total, "done": total - len(items)})
         for index, item in enumerate(items):
+            case = self._run_dir.plan.cases[item.case_id]
+            if item.skip is None:
+                self._member.warm_up([RankEnvironment.of(item, case)])
+                self._member.wait_for_imports(self._stop, IMPORTS_S)
             if interrupted := self._stop.requested:
                 break
-            case = self._run_dir.plan.cases[item.case_id]
             self._emit({"event": "start", **_name(item), "index": total - len(items) + index})
             if self._one(item, case).status == "interrupted":
                 interrupted = True
@@ -67,11 +81,19 @@ class Coordinator:
         self._say_goodbye()
         return not interrupted
 
-    def _share_disk(self) -> None:
+    def _open(self, items: list[PlannedRepeat]) -> None:
+        """Say where the run is, and let every agent import before the first clock starts."""
+        sweep = Sweep(
+            run_dir=str(self._run_dir.path),
+            token=secrets.token_hex(16),
+            environments=environments(self._run_dir.plan, items),
+        )
         self._member.shared_dir = self._run_dir.path
-        sweep = Sweep(run_dir=str(self._run_dir.path), token=secrets.token_hex(16))
         write_atomic(self._run_dir.path / "token", sweep.token)
         self._control.set("sweep", sweep)
+        self._member.warm_up(sweep.environments)
+        self._member.wait_for_imports(self._stop, IMPORTS_S)
+        wait_for_agents(self._control, "warm", self._stop, IMPORTS_S)
 
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
         """One repeat from its publication to status.json."""
@@ -127,15 +149,11 @@ class Coordinator:
         return judge(ends.values(), abort, case.world.size), list(ends.values())
 
     def _enforce_limits(self, case: Case, published_s: float) -> None:
-        run = self._member.run
+        limit_s = case.limits.timeout_s
         if self._stop.requested:
             self._member.abort("interrupted", "stopped by the user")
-        elif run is not None:
-            limit_s = case.limits.timeout_s
-            since_s = run.started_s
-            if since_s is None:  # imports are no part of a repeat, but they must end too
-                limit_s, since_s = _IMPORTS_S, published_s
-            if time.monotonic() - since_s > limit_s:
+        elif self._member.run is not None:
+            if time.monotonic() - published_s > limit_s:
                 self._member.abort("timeout", f"not finished after {limit_s:g} s")
 
     def _look_for_lost_nodes(self, waiting: set[int], seats: tuple[Seat, ...]) -> Abort | None:
@@ -157,7 +175,10 @@ class Coordinator:
                     return None
                 files = sorted(self._run_dir.case_dir(other).glob("node-*.jsonl"))
                 lines = [json.loads(line) for file in files for line in complete_lines(file)]
-                return parity.reference_losses(lines)
+                try:
+                    return parity.reference_losses(lines)
+                except ValueError as error:
+                    print(f"{item.reference_id}: {error}", file=sys.stderr)
         return None
 
     def _emit_beat(self, item: PlannedRepeat, case: Case) -> None:
@@ -194,6 +215,16 @@ class Coordinator:
         while others and time.monotonic() < deadline:
             others = {a for a in others if not self._control.store.check([f"bye/{a}"])}
             time.sleep(0.02)
+
+
+def environments(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[RankEnvironment, ...]:
+    """The first few kinds of ranks that these items need, in their order."""
+    needed: list[RankEnvironment] = []
+    for item in items:
+        wanted = RankEnvironment.of(item, plan.cases[item.case_id])
+        if item.skip is None and wanted not in needed:
+            needed.append(wanted)
+    return tuple(needed[:MAX_FORKSERVERS])
 
 
 def _name(item: PlannedRepeat) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from andromeda_scale.config import Case, PlannedRepeat
 from andromeda_scale.launch.beats import BeatTable
+from andromeda_scale.launch.messages import RankEnvironment
 from andromeda_scale.launch.rendezvous import rank_environment
 
-_MAX_FORKSERVERS = 4  # each keeps the imports in memory
+MAX_FORKSERVERS = 4  # each keeps the imports in memory
 
 
 class ForkserverClient:
@@ -80,22 +80,29 @@ class Forkservers:
     def __init__(self, environment: Mapping[str, str], worker: str, num_slots: int) -> None:
         self._environment, self._worker = dict(environment), worker
         self.num_slots = num_slots
-        self._servers: dict[tuple[str, ...], ForkserverClient] = {}
+        self._servers: dict[str, ForkserverClient] = {}
 
-    def get(self, item: PlannedRepeat, case: Case) -> ForkserverClient:
-        """The one for a repeat; it takes commands at once and obeys when its imports are done."""
-        key = (item.device, *(f"{k}={v}" for k, v in sorted(case.env.items())))
+    def get(self, wanted: RankEnvironment) -> ForkserverClient:
+        """The one for an environment; it takes commands at once and obeys after its imports."""
+        key = wanted.model_dump_json()
         server = self._servers.pop(key, None)
         if server is not None and server.dead:
             server.close()
             server = None
         if server is None:
-            while len(self._servers) >= _MAX_FORKSERVERS:
+            while len(self._servers) >= MAX_FORKSERVERS:
                 self._servers.pop(next(iter(self._servers))).close()
-            environment = rank_environment(self._environment, item.device, case.env)
+            environment = rank_environment(self._environment, wanted.device, wanted.variables)
             server = ForkserverClient(environment, self._worker, self.num_slots)
         self._servers[key] = server  # the last used is last
         return server
+
+    def still_importing(self, wait_s: float) -> bool:
+        """Whether any has not finished its imports; waits up to `wait_s` for a change."""
+        importing = [s for s in self._servers.values() if not (s.ready or s.dead)]
+        if importing:
+            importing[0].poll(wait_s)
+        return bool(importing)
 
     def close(self) -> None:
         for server in self._servers.values():

@@ -6,19 +6,29 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from andromeda_scale.config import RankSpec
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.forkservers import Forkservers
-from andromeda_scale.launch.messages import Abort, Launch, NodeEnd, RankEnd, Seat, Sweep
+from andromeda_scale.launch.messages import (
+    Abort,
+    Launch,
+    NodeEnd,
+    RankEnd,
+    RankEnvironment,
+    Seat,
+    Sweep,
+)
 from andromeda_scale.launch.node_files import NodeSamplers, pack, write_node_file
 from andromeda_scale.launch.process import StopRequest, kernel_oom_kills
 from andromeda_scale.launch.ranks import RankGroup
 
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
+IMPORTS_S = 300.0  # the longest a forkserver may import
 _TICK_S = 0.1  # rare enough that watching costs the ranks nothing
 
 
@@ -32,11 +42,25 @@ class Member:
         self._run: _Run | None = None
         self.shared_dir: Path | None = None  # the run directory, where this agent sees it
 
+    def warm_up(self, environments: Iterable[RankEnvironment]) -> None:
+        """Start the forkservers of these environments, and collect this node's meanwhile."""
+        for wanted in environments:
+            self._forkservers.get(wanted)
+        self._samplers.environment()
+
+    def wait_for_imports(self, stop: StopRequest, limit_s: float) -> None:
+        """Let imports finish, so that no repeat's time contains them."""
+        deadline = time.monotonic() + limit_s
+        while self._forkservers.still_importing(_TICK_S):
+            self.control.say_alive()
+            if stop.requested or time.monotonic() > deadline:
+                return
+
     def begin(self, launch: Launch, seat: Seat) -> None:
         """Start this agent's ranks of a launch."""
         assert launch.case is not None
         assert launch.item is not None
-        server = self._forkservers.get(launch.item, launch.case)
+        server = self._forkservers.get(RankEnvironment.of(launch.item, launch.case))
         if self.shared_dir is not None:
             directory = self.shared_dir / launch.directory
         else:
@@ -184,7 +208,10 @@ def follow(member: Member, stop: StopRequest) -> None:
     while sweep is None:
         member.tick()
         sweep = control.get("sweep", Sweep)
+    member.warm_up(sweep.environments)
     member.shared_dir = sees_same_disk(sweep)
+    member.wait_for_imports(stop, IMPORTS_S)
+    control.store.set(f"warm/{control.agent}", "")
     number = 0
     while True:
         member.tick()

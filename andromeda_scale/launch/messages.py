@@ -17,11 +17,23 @@ class Hello(Schema):
     pid: int
 
 
+class RankEnvironment(Schema):
+    """What a forkserver serves: ranks of one device kind with the same variables."""
+
+    device: Literal["cpu", "cuda"]
+    variables: dict[str, str]
+
+    @classmethod
+    def of(cls, item: PlannedRepeat, case: Case) -> RankEnvironment:
+        return cls(device=item.device, variables=case.env)
+
+
 class Sweep(Schema):
     """Where agent 0 keeps the run, and a word that only an agent on the same disk can read."""
 
     run_dir: str
     token: str
+    environments: tuple[RankEnvironment, ...]  # to be imported for before the first launch
 
 
 class Seat(Schema):

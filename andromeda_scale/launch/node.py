@@ -12,17 +12,16 @@ from importlib import import_module
 from pathlib import Path
 
 from andromeda_scale import environment
-from andromeda_scale.config import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import placement
 from andromeda_scale.launch.control import Control
-from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator
+from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments
 from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.member import Member, follow
 from andromeda_scale.launch.messages import Event, Hello
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
-from andromeda_scale.launch.rendezvous import Place, connect, find_place, wait_for_agents
+from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.machine import detect_machine
 from andromeda_scale.plan import make_plan
@@ -37,12 +36,14 @@ def serve_driver(arguments: Namespace) -> int:
     run_dir = RunDir.open(arguments.run_dir)
     items = run_dir.todo(only_failed=arguments.only_failed)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
-    _warm_up(forkservers, run_dir.plan)
     try:
+        for wanted in environments(run_dir.plan, items):  # they import while torch loads here
+            forkservers.get(wanted)
         control = connect(find_place({}))
         member = Member(control, forkservers)
         emit = _event_writer(arguments.events)
-        coordinator = Coordinator(run_dir, member, _gather(control, arguments.slots), emit, stop)
+        agents = _gather(control, arguments.slots, stop)
+        coordinator = Coordinator(run_dir, member, agents, emit, stop)
         return 0 if coordinator.sweep(items) else INTERRUPTED
     finally:
         forkservers.close()
@@ -60,22 +61,19 @@ def serve_launcher(arguments: Namespace) -> int:
             _say_hello(control, arguments.slots)
             follow(member, stop)
             return INTERRUPTED if stop.requested else 0
-        return _lead(arguments, place, member, forkservers, stop)
+        return _lead(arguments, member, stop)
     finally:
         forkservers.close()
 
 
-def _lead(
-    arguments: Namespace, place: Place, member: Member, forkservers: Forkservers, stop: StopRequest
-) -> int:
-    agents = _gather(member.control, arguments.slots)
+def _lead(arguments: Namespace, member: Member, stop: StopRequest) -> int:
+    agents = _gather(member.control, arguments.slots, stop)
     suite, name, text = load_suite(arguments.suite, arguments.sets, arguments.axes)
     machine = replace(detect_machine(), nodes=len(placement.hosts(agents)))
     plan = make_plan(suite, name, machine)
     path = Path(arguments.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     found = environment.fingerprint(environment.collect())
     run_dir = RunDir.create(path, plan, text, found, allow_mixed=arguments.allow_mixed)
-    _warm_up(forkservers, plan)
     display = make_display(quiet=arguments.quiet)
     silence_s = arguments.node_silence_s or NODE_SILENCE_S
     with run_dir.lock():
@@ -95,25 +93,17 @@ def serve(arguments: Namespace) -> int:
     return serve_driver(arguments) if arguments.driver is not None else serve_launcher(arguments)
 
 
-def _warm_up(forkservers: Forkservers, plan: Plan) -> None:
-    """Start the imports that the first launch needs while this agent does its own."""
-    for item in plan.repeats:
-        if item.skip is None:
-            forkservers.get(item, plan.cases[item.case_id])
-            return
-
-
 def _say_hello(control: Control, num_slots: int) -> Hello:
     hello = Hello(agent=control.agent, host=control.node, num_slots=num_slots, pid=os.getpid())
     control.set(f"hello/{control.agent}", hello)
     return hello
 
 
-def _gather(control: Control, num_slots: int) -> list[Hello]:
+def _gather(control: Control, num_slots: int, stop: StopRequest) -> list[Hello]:
     """Say hello as agent 0 and wait for the others'. Raises UserError naming who is missing."""
     _say_hello(control, num_slots)
-    missing = wait_for_agents(control, control.num_agents)
-    if missing:
+    missing = wait_for_agents(control, "hello", stop)
+    if missing and not stop.requested:
         raise UserError(
             f"{len(missing)} of {control.num_agents} agents did not arrive (first: agent "
             f"{missing[0]}); is the same command running on every node?"

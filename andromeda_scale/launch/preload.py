@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from importlib import import_module
+from types import ModuleType
 
 # Each is imported where it is installed; without one, the cases that need it say `unavailable`.
 MODULES = (
@@ -25,13 +26,22 @@ MODULES = (
 
 
 def import_all(worker: str) -> dict[str, str]:
-    """Import MODULES and the worker's module; returns module -> error of those that failed."""
-    failed = {}
-    for module in (*MODULES, worker.partition(":")[0]):
-        try:
-            import_module(module)
-        except Exception as error:  # a broken optional package may raise anything
-            failed[module] = f"{type(error).__name__}: {error}"
+    """Import the module of `worker` ("module:function") and MODULES; returns module -> error.
+
+    A worker that needs other modules names them as PRELOAD in its own.
+    """
+    failed: dict[str, str] = {}
+    program = _import(worker.partition(":")[0], failed)
+    for name in getattr(program, "PRELOAD", MODULES):
+        _import(name, failed)
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy the pages that all ranks share
     return failed
+
+
+def _import(name: str, failed: dict[str, str]) -> ModuleType | None:
+    try:
+        return import_module(name)
+    except Exception as error:  # a broken optional package may raise anything
+        failed[name] = f"{type(error).__name__}: {error}"
+        return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.control import Control, open_client, open_server
+from andromeda_scale.launch.process import StopRequest
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -186,11 +187,13 @@ def rank_environment(
     return clean | dict(extra)
 
 
-def wait_for_agents(control: Control, count: int) -> list[int]:
-    """Agents among `count` that have not said hello within ARRIVAL_S (agent 0 asks)."""
-    deadline = time.monotonic() + ARRIVAL_S
-    missing = list(range(count))
-    while missing and time.monotonic() < deadline:
-        missing = [i for i in missing if not control.store.check([f"hello/{i}"])]
+def wait_for_agents(
+    control: Control, word: str, stop: StopRequest, limit_s: float = ARRIVAL_S
+) -> list[int]:
+    """Wait until every other agent has said `word`; returns those that did not."""
+    deadline = time.monotonic() + limit_s
+    missing = list(range(1, control.num_agents))
+    while missing and time.monotonic() < deadline and not stop.requested:
+        missing = [i for i in missing if not control.store.check([f"{word}/{i}"])]
         time.sleep(0.02)
     return missing

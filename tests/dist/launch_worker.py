@@ -1,6 +1,6 @@
 """A worker whose ranks do what `case.model` says, to see what the launcher makes of it.
 
-`case.model` maps a rank (as text) to an act below; a rank that is not named trains nothing, says
+`case.model` maps a rank (as text) to an act below, or the variable ACT_<rank> does; a rank that is not named trains nothing, says
 its beats, takes part in an all-reduce where there are several, and ends ok.
 """
 
@@ -20,18 +20,23 @@ from andromeda_scale.records import RecordWriter
 
 Beat = Callable[[str, int, int], None]
 FOREVER_S = 600.0
+PRELOAD = ("torch", "torch.distributed")
 
 
 def main(spec: RankSpec, beat: Beat) -> None:
     record = RecordWriter(spec.record_path, spec.item.case_id, spec.item.repeat, spec.rank)
     start_s = time.monotonic()
     record.write("start", pid=os.getpid(), local_rank=spec.local_rank, node_rank=spec.node_rank)
-    act = spec.case.model.get(str(spec.rank), "train")
+    acts = [
+        spec.case.model.get(str(rank)) or os.environ.get(f"ACT_{rank}")
+        for rank in range(spec.world_size)
+    ]
+    act = acts[spec.rank] or "train"
     if act == "silent":
         time.sleep(FOREVER_S)
     beat("warmup", 0, 5)
     beat("warmup", 1, 5)
-    if act == "train" and any(spec.case.model.get(str(r)) for r in range(spec.world_size)):
+    if act == "train" and any(acts):
         try:
             _meet(spec)
         except RuntimeError as error:
@@ -44,7 +49,10 @@ def main(spec: RankSpec, beat: Beat) -> None:
         if act in ENDS_ITSELF:
             return
     beat("measure", 5, 5)
-    values = {"losses": spec.reference_losses, "host": spec.store_host}
+    values = {"given": spec.reference_losses, "host": spec.store_host}
+    if spec.item.role == "reference":
+        losses = {"losses": {"loss_sum": [8.0, 6.0, 4.0, 2.0, 1.0], "tokens": [2] * 5}}
+        record.write("phase", phase="warmup", values=losses, start_s=start_s, end_s=start_s)
     record.write("phase", phase="measure", values=values, start_s=start_s, end_s=time.monotonic())
     record.write("end", status="ok")
 
