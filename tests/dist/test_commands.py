@@ -1,0 +1,127 @@
+"""The commands on real processes: run, interrupt, resume, doctor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from andromeda_scale import doctor
+
+COMMAND = [sys.executable, "-m", "andromeda_scale.cli"]
+LIMIT_S = 120
+
+SUITE = """\
+question: Do the commands work?
+model: {base: andromeda-tiny, num_layers: 1}
+data: {source: random}
+train: {seq_len: 32}
+world: [1]
+axes: {strategy: [ddp, single]}
+measure: {warmup: {min_steps: 5, max_steps: 5}, steps: 5, repeats: 2, profile_steps: 0}
+collect: []
+threads_per_rank: 1
+device: cpu
+"""
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=LIMIT_S,
+        check=False,
+    )  # fmt: skip
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+def test_run_measures_prints_and_writes_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(SUITE, encoding="utf-8")
+    done = command(tmp_path, "run", "x.yaml", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "Do the commands work?" in done.stdout
+    run = only_run(tmp_path)
+    cases = pd.read_parquet(run / "results.parquet")
+    assert dict(zip(cases["strategy"], cases["status"], strict=True)) == {
+        "ddp": "ok",
+        "single": "ok",
+    }
+    assert (cases["tokens_per_s"] > 0).all()
+    ranks = pd.read_parquet(run / "ranks.parquet")
+    assert len(ranks) == 2 * 2  # a row a case, repeat and rank
+    assert "ddp" in (run / "table.md").read_text(encoding="utf-8")
+    assert "tokens_per_s" in (run / "table.csv").read_text(encoding="utf-8")
+
+    # The table is a function of the records alone.
+    again = command(tmp_path, "report", str(run))
+    assert again.stdout.strip() in done.stdout
+    assert "5 of 5 launches ended" in command(tmp_path, "status", str(run)).stdout
+
+    # Nothing is left to do: no launch. The code under test may be edited while a test runs.
+    before = {p: p.stat().st_mtime_ns for p in run.glob("cases/*/*/status.json")}
+    resumed = command(tmp_path, "resume", str(run), "--quiet", "--allow-mixed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in run.glob("cases/*/*/status.json")}
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    single = SUITE.replace("[ddp, single]", "[single]")
+    (tmp_path / "x.yaml").write_text(single.replace("repeats: 2", "repeats: 9"), encoding="utf-8")
+    sweep = subprocess.Popen(
+        [*COMMAND, "run", "x.yaml"], cwd=tmp_path, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not list(tmp_path.glob("runs/*/cases/*/*/status.json")):
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None, sweep.communicate()
+            time.sleep(0.05)
+        sweep.send_signal(signal.SIGINT)
+        out, err = sweep.communicate(timeout=LIMIT_S)
+    finally:
+        if sweep.poll() is None:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    assert sweep.returncode == 130, err
+    assert "Traceback" not in out + err
+    run = only_run(tmp_path)
+    finished = {p: p.stat().st_mtime_ns for p in run.glob("cases/*/*/node-0.jsonl")}
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(run) in str(p.info["cmdline"])]
+
+    (tmp_path / "x.yaml").write_text(single, encoding="utf-8")
+    done = command(tmp_path, "run", "x.yaml", "--allow-mixed")
+    assert done.returncode == 0, done.stderr
+    assert f"going on with {run.relative_to(tmp_path)}" in done.stderr
+    assert only_run(tmp_path) == run
+    kept = [p for p, changed in finished.items() if p.stat().st_mtime_ns == changed]
+    assert kept, "a finished repeat was measured again"
+    assert (pd.read_parquet(run / "results.parquet")["status"] == "ok").all()
+
+
+def test_doctor_tries_a_real_all_reduce_and_answers(tmp_path: Path) -> None:
+    checks = {check.name: check for check in doctor.examine(tmp_path)}
+    assert checks["gloo all-reduce"].ok, checks["gloo all-reduce"].detail
+    assert checks["torch"].ok
+    assert {"python", "machine", "deepspeed", "accelerate", "cuda", "C++ compiler"} <= set(checks)
+    for check in checks.values():
+        assert check.ok or check.remedy
+
+
+def test_doctor_names_what_is_missing_and_ends_what_hangs(tmp_path: Path) -> None:
+    missing = doctor._package("no-such-package", "nothing")
+    assert (missing.ok, missing.remedy) == (False, "pip install no-such-package")
+    file = tmp_path / "file"
+    file.touch()
+    assert not doctor._writable(Path("/proc/runs")).ok
+    hanging = [sys.executable, "-c", "import time; time.sleep(600)"]
+    assert doctor._run(hanging, 0.5) == "no answer within 0 s"
+    failing = [sys.executable, "-c", "raise SystemExit('no driver')"]
+    assert doctor._run(failing, 30.0) == "no driver"

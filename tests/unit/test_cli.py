@@ -1,0 +1,252 @@
+"""The commands that start nothing, and which directory a run goes to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import make_case, rank_lines, write_plan, write_repeat
+from typer.testing import CliRunner
+
+from andromeda_scale import sweep
+from andromeda_scale.cli import app
+from andromeda_scale.config import Plan
+from andromeda_scale.errors import UserError
+from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.machine import Machine
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.plan import make_plan
+from andromeda_scale.plan_table import duration, summary
+from andromeda_scale.registry import COLLECTORS, STRATEGIES
+from andromeda_scale.suite_file import load_suite
+
+TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
+WHERE = Path("runs/quickstart-1")
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("andromeda_scale.machine.detect_machine", lambda: TWO_CORES)
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+
+
+def quickstart(*axes: str) -> Plan:
+    suite, name, _ = load_suite("quickstart", ["data.source=random"], axes)
+    return make_plan(suite, name, TWO_CORES)
+
+
+def end(run: RunDir, statuses: dict[str, str], **fields: Any) -> None:
+    """Let repeats of a run end: case id -> status word."""
+    for item in run.plan.repeats:
+        if item.case_id in statuses and item.skip is None:
+            attempt = run.begin(item, 0)
+            run.finish(item, attempt, {"status": statuses[item.case_id], **fields})
+
+
+# Commands that print
+
+
+def test_help_names_every_command() -> None:
+    text = invoke("--help")
+    for command in ("run", "plan", "report", "status", "resume", "list", "doctor", "schema"):
+        assert re.search(rf"\b{command}\b", text)
+
+
+def test_plan_prints_cases_memory_skips_and_launches() -> None:
+    text = invoke("plan", "quickstart", "--set", "data.source=random")
+    assert "Which strategy trains a small Andromeda fastest here" in text
+    assert "skipped: single runs on one rank only" in text
+    assert "MiB" in text
+    assert "35 launches: 33 of cases, 2 parity references; 1 cases skipped" in text
+    assert "time: not estimated" in text
+    assert "order shuffled by seed and repeat" in text
+    assert not list(Path.cwd().iterdir())  # a dry run writes nothing
+
+
+def test_plan_shows_the_settings_that_tell_cases_apart() -> None:
+    text = invoke("plan", "quickstart", "--set", "data.source=random",
+                  "--axis", "train.seq_len=32,64", "--axis", "env.A=[red],b")  # fmt: skip
+    assert "seq_len=32" in text
+    assert "seq_len=64" in text
+    assert "A=[red]" in text  # never read as markup
+
+
+def test_plan_of_what_cannot_run_here_still_says_why() -> None:
+    text = invoke("plan", "quickstart", "--set", "device=cuda", "--set", "data.source=random")
+    assert text.count("needs 2 GPUs per node, 0 here") == 5
+    assert "nothing to launch: all 12 cases are skipped here" in text
+
+
+def test_list_names_everything_there_is() -> None:
+    assert [line.split()[0] for line in invoke("list", "strategies").splitlines()] == (
+        list(STRATEGIES)
+    )
+    assert "needs deepspeed" in invoke("list", "strategies")
+    assert "reshard_after_forward=True" in invoke("list", "strategies")
+    collectors = [line.split()[0] for line in invoke("list", "collectors").splitlines()]
+    assert collectors == list(COLLECTORS)
+    assert [line.split()[0] for line in invoke("list", "metrics").splitlines()] == list(METRICS)
+    assert "cs336" in invoke("list", "suites")
+    # Published count of the shape; CHECKLIST of sizes: 128.63 M parameters.
+    assert re.search(r"cs336-small +llama, 0\.129 B parameters", invoke("list", "models"))
+
+
+def test_schema_is_json() -> None:
+    schema = json.loads(invoke("schema"))
+    assert schema["properties"]["train"]
+    assert "world" in schema["required"]
+
+
+def test_status_says_what_ended_what_failed_and_how_long_is_left() -> None:
+    plan = quickstart("strategy=ddp,fsdp2", "world=1")
+    run = RunDir.create("r", plan, "", {})
+    first = next(i for i in plan.repeats if i.role == "measure")
+    text = invoke("status", "r")
+    assert "quickstart: 0 of 7 launches ended" in text
+    assert "time left: not known before the first launch has ended" in text
+    run.finish(first, run.begin(first, 0),
+               {"status": "ok", "started_unix_s": 100.0, "ended_unix_s": 130.0})  # fmt: skip
+    second = next(i for i in plan.repeats if i.role == "measure" and i.case_id != first.case_id)
+    run.finish(second, run.begin(second, 0), {"status": "oom", "cause": "rank 0: 3 GiB"})
+    text = invoke("status", "r")
+    assert "2 of 7 launches ended" in text
+    assert "1 ok, 1 oom, 5 pending" in text
+    assert f"oom: {second.case_id} repeat 0: rank 0: 3 GiB" in text
+    assert "time left: about 2 min" in text  # 5 launches of 30 s
+    run.begin(second, 1)
+    assert f"running: {second.case_id}-0-1" in invoke("status", "r")
+
+
+def stored_run(path: Path) -> None:
+    case, other = make_case("ddp"), make_case("ddp", world=2)
+    write_plan(path, [case, other], repeats=1)
+    write_repeat(path, case, 0, rank_lines(0, [0.1] * 4))
+
+
+def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
+    stored_run(Path("r"))
+    assert "What does a rank buy?" in invoke("report", "r")
+    assert "| ddp" in invoke("report", "r", "--format", "md")
+    rows = list(csv.DictReader(io.StringIO(invoke("report", "r", "--format", "csv"))))
+    assert [row["status"] for row in rows] == ["ok", "pending"]
+    assert sorted(p.name for p in Path("r").iterdir()) == ["cases", "plan.json"]  # only printed
+
+
+def test_report_imports_no_torch() -> None:
+    stored_run(Path("r"))
+    code = (
+        "import sys; sys.argv[1:] = ['report', 'r']\n"
+        "from andromeda_scale.cli import app\n"
+        "app(standalone_mode=False)\n"
+        "assert not {'torch', 'deepspeed', 'accelerate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_finish_writes_the_tables_beside_the_records_and_says_where() -> None:
+    stored_run(Path("r"))
+    assert sweep.finish(Path("r")) == 0
+    written = {"results.parquet", "ranks.parquet", "table.md", "table.csv"}
+    assert written <= {path.name for path in Path("r").iterdir()}
+
+
+def test_a_run_that_measured_nothing_ends_with_status_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_plan(Path("r"), [make_case()], repeats=1)
+    assert sweep.finish(Path("r"), quiet=True) == 1
+    assert "results:" not in capsys.readouterr().out
+
+
+# Where a run goes
+
+
+def test_a_new_run_gets_a_directory_named_by_suite_and_time() -> None:
+    plan = quickstart("world=1")
+    path, resumed = sweep.choose(plan, Path("runs"), None)
+    assert re.fullmatch(r"runs/quickstart-\d{8}-\d{6}", str(path))
+    assert not resumed
+    assert not path.exists()  # named, not made
+    path.mkdir(parents=True)
+    again, _ = sweep.choose(plan, Path("runs"), None)
+    assert again != path
+
+
+def test_the_newest_unfinished_run_of_the_same_cases_is_resumed_unless_new() -> None:
+    plan, other = quickstart("world=1"), quickstart("world=2")
+    old = RunDir.create(WHERE, plan, "", {})
+    RunDir.create("runs/quickstart-2", other, "", {})
+    assert sweep.choose(plan, Path("runs"), None) == (WHERE, True)
+    assert sweep.choose(plan, Path("runs"), None, new=True)[1] is False
+    RunDir.create("runs/quickstart-3", plan, "", {})
+    os.utime(old.path / "plan.json", (1, 1))
+    assert sweep.choose(plan, Path("runs"), None) == (Path("runs/quickstart-3"), True)
+
+
+def test_another_number_of_repeats_goes_on_with_the_same_run() -> None:
+    suite, name, _ = load_suite("quickstart", ["data.source=random", "measure.repeats=5"])
+    RunDir.create(WHERE, quickstart(), "", {})
+    assert sweep.choose(make_plan(suite, name, TWO_CORES), Path("runs"), None) == (WHERE, True)
+
+
+def test_a_finished_run_is_not_resumed_but_its_failures_can_be_rerun() -> None:
+    plan = quickstart("world=1")
+    run = RunDir.create(WHERE, plan, "", {})
+    words = dict.fromkeys(plan.cases, "ok")
+    words[next(iter(plan.cases))] = "crashed"
+    end(run, words)
+    assert sweep.choose(plan, Path("runs"), None)[1] is False
+    chosen = sweep.choose(plan, Path("runs"), None, only_failed=True)
+    assert chosen == (WHERE, True)
+
+
+def test_an_interrupted_repeat_makes_a_run_unfinished() -> None:
+    plan = quickstart("world=1")
+    run = RunDir.create(WHERE, plan, "", {})
+    end(run, dict.fromkeys(plan.cases, "interrupted"))
+    assert sweep.choose(plan, Path("runs"), None) == (WHERE, True)
+
+
+def test_damaged_runs_are_passed_over() -> None:
+    plan = quickstart("world=1")
+    WHERE.mkdir(parents=True)
+    Path("runs/quickstart-1/plan.json").write_text("{", encoding="utf-8")
+    assert sweep.choose(plan, Path("runs"), None)[1] is False
+
+
+def test_a_named_directory_is_taken_as_it_is() -> None:
+    plan = quickstart("world=1")
+    assert sweep.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), False)
+    RunDir.create("mine", plan, "", {})
+    assert sweep.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), True)
+    with pytest.raises(UserError, match="holds a run already"):
+        sweep.choose(plan, Path("runs"), Path("mine"), new=True)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (600, "10 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_summary_bounds_the_time_by_the_limits() -> None:
+    # 35 launches x 120 s
+    assert any("at most 70 min" in line for line in summary(quickstart()))
