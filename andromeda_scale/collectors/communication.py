@@ -100,9 +100,14 @@ class Communication:
         steps = union(timeline.host)
         inside = covers(steps, np.array([e.issued_ns for e in found], np.int64))
         executions = [e for e, kept in zip(found, inside, strict=True) if kept]
-        if not executions and self._context.runtime.world_size > 1:
+        if not executions and self._must_communicate():
             raise TraceError("no collective in any profiled step of a run of several ranks")
         return timeline, executions
+
+    def _must_communicate(self) -> bool:
+        """Replicas whose forward alone runs have nothing to say to each other."""
+        forward_only = self._context.case.train.mode == "forward"
+        return bool(self._context.runtime.world_size > 1 and not forward_only)
 
 
 def _durations(executions: list[Execution]) -> _Durations:

@@ -27,8 +27,13 @@ PARTS = {
 
 # Work of the CPU. Inductor's own kernels are no operators: the call of their graph stands for them.
 _COMPUTE = ("aten::", "fsdp::", "## Call CompiledFxGraph")
+# Calls of the CUDA runtime and driver: each shares its correlation id with what it launched.
+_RUNTIME = ("cu", "hip")
 # Operators that issue or await a collective; a DTensor's aten:: operator may hold one inside.
 _COMMUNICATE = ("c10d::", "_c10d_functional::", "c10d_functional::")
+
+
+_HOST, _DEVICE, _SHADOW = range(3)
 
 
 class TraceError(ValueError):
@@ -39,24 +44,18 @@ class Events:
     """The profiler's events as columns; `raw[i]` is the event itself."""
 
     def __init__(self, raw: Sequence[Any], *, device: bool) -> None:
-        from torch._C._autograd import DeviceType, _KinetoEvent
-
-        def column(read: Callable[[Any], int]) -> NDArray[np.int64]:
-            return np.fromiter(map(read, raw), np.int64, len(raw))
-
         self.raw = raw
         table: dict[str, int] = {}  # some 200 names for 100,000 events: test each name once
-        names = map(_KinetoEvent.name, raw)
-        self._code = np.fromiter(
-            (table.setdefault(name, len(table)) for name in names), np.int64, len(raw)
-        )
+        codes = [table.setdefault(event.name(), len(table)) for event in raw]
+        self._code = np.array(codes, np.int64)
         self._names = list(table)
-        starts = column(_KinetoEvent.start_ns)
-        self.spans: Intervals = intervals(starts, starts + column(_KinetoEvent.duration_ns))
-        self.thread = column(_KinetoEvent.start_thread_id)
-        self._on_device = np.zeros(len(raw), np.bool_)
+        starts = np.array([event.start_ns() for event in raw], np.int64)
+        durations = np.array([event.duration_ns() for event in raw], np.int64)
+        self.spans: Intervals = intervals(starts, starts + durations)
+        self.thread = np.array([event.start_thread_id() for event in raw], np.int64)
+        self._place = np.full(len(raw), _HOST)
         if device:  # the slowest question: not asked where there is no device
-            self._on_device[:] = [event.device_type() != DeviceType.CPU for event in raw]
+            self._place = np.array([_place(event) for event in raw])
 
     def name(self, index: int) -> str:
         return self._names[int(self._code[index])]
@@ -66,8 +65,19 @@ class Events:
         passed = np.array([test(name) for name in self._names], np.bool_)
         if not len(passed):
             return np.empty(0, np.int64)
-        found = np.flatnonzero(passed[self._code] & (self._on_device == device))
+        found = np.flatnonzero(passed[self._code] & (self._place == (_DEVICE if device else _HOST)))
         return found[np.argsort(self.spans[found, 0], kind="stable")]
+
+
+def _place(event: Any) -> int:
+    """Where an event ran. A range's shadow on the device spans kernels and is none."""
+    from torch._C._autograd import DeviceType
+
+    if event.device_type() == DeviceType.CPU:
+        return _HOST
+    activity = getattr(event, "activity_type", None)  # torch >= 2.13
+    shadow = event.is_user_annotation() or (activity and activity() == "gpu_user_annotation")
+    return _SHADOW if shadow else _DEVICE
 
 
 @dataclass(frozen=True)
@@ -102,9 +112,9 @@ def read_timeline(events: Events) -> Timeline:
     names = [PARTS[events.name(i)] for i in ranges_at.tolist()]
     host, ranges = events.spans[steps_at], events.spans[ranges_at]
 
-    kernels_at = events.find(lambda name: True, device=True)
-    if len(kernels_at):
-        launched, kernels, compute = _device_work(events, kernels_at.tolist())
+    kernels_at = events.find(lambda name: True, device=True).tolist()
+    if kernels_at:
+        launched, kernels, compute = _device_work(events, kernels_at)
         steps = device_windows(host, launched, kernels)
         parts = device_windows(ranges, launched, kernels)
     else:
@@ -134,15 +144,14 @@ def _cpu_work(events: Events, thread: int) -> Intervals:
 
 
 def _device_work(
-    events: Events, indices: list[int]
+    events: Events, kernels: list[int]
 ) -> tuple[NDArray[np.int64], Intervals, Intervals]:
     """(launch time of each kernel, span of each kernel, union of those that compute)."""
     raw = events.raw
-    kernels = [i for i in indices if not raw[i].is_user_annotation()]
     compute = [i for i in kernels if not is_collective_kernel(events.name(i))]
-    operators = events.find(lambda name: True).tolist()
-    issued = {raw[i].correlation_id(): int(events.spans[i, 0]) for i in operators}
-    launched = [issued.get(raw[i].linked_correlation_id(), events.spans[i, 0]) for i in kernels]
+    calls = events.find(lambda name: name.startswith(_RUNTIME)).tolist()
+    called = {raw[i].correlation_id(): int(events.spans[i, 0]) for i in calls}
+    launched = [called.get(raw[i].correlation_id(), events.spans[i, 0]) for i in kernels]
     return np.array(launched, np.int64), events.spans[kernels], union(events.spans[compute])
 
 
@@ -152,6 +161,8 @@ def device_windows(host: Intervals, launched: NDArray[np.int64], kernels: Interv
     A window ends with the last kernel launched in its range (or with the range itself, if that
     is later) and starts where the window before it ended, but not before its range.
     """
+    if not len(host):
+        return host
     ends = host[:, 1].copy()
     index = np.searchsorted(host[:, 0], launched, side="right") - 1
     inside = (index >= 0) & (launched < host[index, 1])
