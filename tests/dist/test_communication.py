@@ -1,0 +1,202 @@
+"""What the profiler and the flight recorder say of real gloo ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted
+import pytest
+from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
+
+from andromeda_scale import registry
+from andromeda_scale.cost.comm import bytes_per_step
+
+RunCase = Callable[..., list[list[Line]]]
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
+PROFILED = {"collect": ("communication",), "measure": {"steps": 1, "profile_steps": 4}}
+# tests/dist/group.py, LLAMA: 2 blocks of q, k, v, o, three of the FFN, two norms; embedding,
+# final norm, head outside them.
+BLOCK = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+ROOT = 2 * 256 * 32 + 32
+P = 2 * BLOCK + ROOT
+NUM_PARAMETER_TENSORS = 2 * 9 + 3
+
+
+def communication(lines: list[Line]) -> dict[str, Any]:
+    assert end(lines)["status"] == "ok", end(lines)
+    found: dict[str, Any] = phase_values(lines, "profile")["communication"]
+    return found
+
+
+def payload(found: dict[str, Any], key: str) -> dict[str, float]:
+    """Sum of a column by op, scalars excluded; FSDP2's all-reduce is the norm of its clipping."""
+    sums: dict[str, float] = defaultdict(float)
+    for row in found["collectives"]:
+        if not row["scalar"]:
+            sums[row["op"]] += row[key]
+    return sums
+
+
+def closed_form(strategy: str, grad_accum: int = 1) -> tuple[dict[str, float], dict[str, float]]:
+    """(payload, wire) bytes by op for two gloo ranks, which reduce-scatter by all-reduce."""
+    kind = registry.load("strategy", strategy)
+    traffic = kind.traffic(kind.Options(), "fp32", 2)
+    found = bytes_per_step(traffic, P, 2, grad_accum, doubled=frozenset({"reduce_scatter"}))
+    payload, wire = dict(found.payload), dict(found.wire)
+    if strategy == "fsdp2":  # the form counts the root as resharded: it is gathered once
+        payload["all_gather"] -= 4 * ROOT * grad_accum
+        wire["all_gather"] -= 4 * ROOT * grad_accum / 2
+    return payload, wire
+
+
+@pytest.fixture(scope="module")
+def profiled(run_case: RunCase) -> Callable[[str], list[list[Line]]]:
+    """profiled(strategy) -> lines of each of two ranks; every strategy runs once."""
+    runs: dict[str, list[list[Line]]] = {}
+
+    def lines(strategy: str) -> list[list[Line]]:
+        if strategy not in runs:
+            runs[strategy] = run_case(tiny_case(strategy, **PROFILED), 2)
+        return runs[strategy]
+
+    return lines
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bytes_are_those_of_the_closed_form(
+    strategy: str, profiled: Callable[[str], list[list[Line]]]
+) -> None:
+    expected, wire = closed_form(strategy)
+    for lines in profiled(strategy):
+        found = communication(lines)
+        sent, moved = payload(found, "bytes_per_step"), payload(found, "wire_bytes_per_step")
+        assert {op: sent[op] for op in expected} == expected
+        assert {op: moved[op] for op in wire} == wire
+        rest = sum(sent.values()) - sum(expected.values())
+        # fsdp2: one float a parameter tensor, for the norm; nothing else for anyone.
+        assert rest == (4 * NUM_PARAMETER_TENSORS if strategy == "fsdp2" else 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "counts"),
+    [
+        ("fsdp2", {"all_gather": 5, "reduce_scatter": 3, "all_reduce": 1}),
+        ("zero1", {"all_reduce": 1, "all_gather": 1}),
+        ("zero2", {"all_reduce": 1, "all_gather": 1}),
+        # Small parameters stay whole in stage 3: each is gathered once, after the update.
+        ("zero3", {"all_gather": NUM_PARAMETER_TENSORS, "reduce_scatter": 1}),
+    ],
+)
+def test_collectives_are_counted(
+    strategy: str, counts: dict[str, int], profiled: Callable[[str], list[list[Line]]]
+) -> None:
+    for lines in profiled(strategy):
+        assert payload(communication(lines), "count_per_step") == counts
+
+
+def test_ddp_reduces_each_of_its_buckets_once(
+    profiled: Callable[[str], list[list[Line]]],
+) -> None:
+    for lines in profiled("ddp"):
+        buckets = of_kind(lines, "describe")[-1]["values"]["buckets"]["bytes"]
+        found = communication(lines)
+        assert payload(found, "count_per_step") == {"all_reduce": len(buckets)}
+        assert payload(found, "bytes_per_step") == {"all_reduce": sum(buckets)}
+
+
+def test_what_was_asked_and_what_gloo_ran_are_both_named(
+    profiled: Callable[[str], list[list[Line]]],
+) -> None:
+    rows = communication(profiled("fsdp2")[0])["collectives"]
+    (row,) = (row for row in rows if row["op"] == "reduce_scatter")
+    assert row["c10d_op"] == "c10d::_reduce_scatter_base_"
+    assert row["backend_op"] == "gloo:all_reduce"
+    assert row["ranks"] == [0, 1]
+    assert row["dtype"] == "Float"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_classes_of_a_step_are_disjoint_and_complete(
+    strategy: str, profiled: Callable[[str], list[list[Line]]]
+) -> None:
+    for lines in profiled(strategy):
+        found = {k: np.array(v) for k, v in communication(lines).items() if k.endswith("_s")}
+        assert {len(series) for series in found.values()} == {4}
+        assert all((series >= 0).all() for series in found.values())
+        assert sum(found[name] for name in CLASSES) == pytest.approx(found["step_s"])
+        exposed = found["exposed_wait_s"] + found["exposed_transfer_s"]
+        assert found["comm_exposed_s"] == pytest.approx(exposed)
+        overlapped = found["comm_total_s"] - found["comm_exposed_s"]
+        assert found["comm_overlapped_s"] == pytest.approx(overlapped)
+        assert (found["compute_s"] > 0).all()
+        assert (found["comm_total_s"] > 0).all()
+
+
+def test_transfer_is_the_same_on_every_rank(profiled: Callable[[str], list[list[Line]]]) -> None:
+    for strategy in STRATEGIES:
+        seconds = [
+            sorted(row["transfer_s_per_step"] for row in communication(lines)["collectives"])
+            for lines in profiled(strategy)
+        ]
+        assert seconds[0] == pytest.approx(seconds[1])
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+def test_bytes_grow_with_micro_batches_where_gradients_are_not_accumulated(
+    strategy: str, run_case: RunCase
+) -> None:
+    case = tiny_case(strategy, **PROFILED, train={"grad_accum": 2})
+    expected, _ = closed_form(strategy, grad_accum=2)
+    sent = payload(communication(run_case(case, 2)[0]), "bytes_per_step")
+    assert {op: sent[op] for op in expected} == expected
+
+
+def test_one_rank_communicates_nothing(run_case: RunCase) -> None:
+    (lines,) = run_case(tiny_case("single", **PROFILED), 1)
+    found = communication(lines)
+    assert found["collectives"] == []
+    assert found["comm_total_s"] == [0.0] * 4
+
+
+def run_planted(group: Group, target: Callable[..., None], *args: Any) -> list[dict[str, Any]]:
+    settings = PROFILED | {"measure": {"steps": 1, "profile_steps": 9}}
+    specs = group.specs(tiny_case("ddp", **settings), 2)
+    group.run(target, [(spec, *args) for spec in specs])
+    return [communication(read_lines(Path(spec.record_path))) for spec in specs]
+
+
+def test_planted_compute_is_compute_there_and_waiting_elsewhere(group: Group) -> None:
+    fast, slow = run_planted(group, planted.slow_rank, planted.compute)
+    median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
+    assert 0.6 * planted.PLANTED_S < median["compute_s"] < 1.6 * planted.PLANTED_S
+    assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
+    assert np.median(slow["exposed_wait_s"]) < 0.3 * planted.PLANTED_S
+
+
+def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(group: Group) -> None:
+    fast, slow = run_planted(group, planted.slow_rank, planted.sleep)
+    median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
+    assert abs(median["compute_s"]) < 0.3 * planted.PLANTED_S
+    assert 0.6 * planted.PLANTED_S < median["host_s"] < 1.6 * planted.PLANTED_S
+    assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
+
+
+def test_ranks_that_never_communicate_are_an_error_not_a_zero(group: Group) -> None:
+    for found in run_planted(group, planted.silent):
+        assert "no collective" in found["error"]
+
+
+def test_forward_alone_of_replicas_needs_no_collective(run_case: RunCase) -> None:
+    lines = run_case(tiny_case("ddp", **PROFILED, train={"mode": "forward"}), 2)
+    assert communication(lines[0])["comm_total_s"] == [0.0] * 4
+
+
+def test_a_flight_recorder_that_is_too_small_is_named(run_case: RunCase) -> None:
+    lines = run_case(tiny_case("ddp", **PROFILED, env={"TORCH_FR_BUFFER_SIZE": "2"}), 2)
+    assert "TORCH_FR_BUFFER_SIZE" in communication(lines[0])["error"]
