@@ -14,6 +14,7 @@ from andromeda_scale.config import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
 PLANTED_S = 0.06
+PLANTED_BYTES = 256 * 2**20  # far above what first steps leave behind
 SLOW_RANK = 1
 
 
@@ -32,12 +33,31 @@ def sleep() -> None:
     time.sleep(PLANTED_S)
 
 
+def memory() -> None:
+    """PLANTED_BYTES touched and given back."""
+    import torch
+
+    torch.ones(PLANTED_BYTES, dtype=torch.uint8)
+
+
 def slow_rank(spec: RankSpec, plant: Callable[[], None]) -> None:
     """The worker; SLOW_RANK does `plant` in every forward."""
 
     def before_forward(_: Any) -> AbstractContextManager[None]:
         if spec.rank == SLOW_RANK:
             plant()
+        return nullcontext()
+
+    _run(spec, before_forward)
+
+
+def first_step(spec: RankSpec, plant: Callable[[], None]) -> None:
+    """The worker; every rank does `plant` in its first forward alone."""
+    plants = iter([plant])
+
+    def before_forward(_: Any) -> AbstractContextManager[None]:
+        for first in plants:
+            first()
         return nullcontext()
 
     _run(spec, before_forward)
