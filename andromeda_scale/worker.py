@@ -105,11 +105,12 @@ class Worker:
                 runtime.synchronize(self._runtime.device)
             values["setup"] = seconds
             values["data"] = self._fingerprint(batches)
+            gc.collect()
+            gc.freeze()
         self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
         self._clock = StepTime(self._runtime.device)
-        self._describe()
-        gc.collect()
-        gc.freeze()
+        self._read_back()
+        self._verify()
 
     def _make_strategy(self) -> Any:
         strategy = registry.load("strategy", self._case.strategy.name)
@@ -233,10 +234,6 @@ class Worker:
                 self._step(self._next_step, before_update=self._read_back)
             self._next_step += 1
             self.description.setdefault("dtypes", {})["compute"] = seen()
-        self._verify()
-
-    def _describe(self) -> None:
-        self._read_back()
         self._verify()
 
     def _read_back(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -51,6 +52,7 @@ def tiny_case(strategy: str | dict[str, Any] = "single", **settings: Any) -> Cas
 
 def in_rank(target: Callable[..., Any], *args: Any) -> None:
     """Body of a rank process: leaves without teardown, as the launcher's ranks do."""
+    gc.freeze()  # as the launcher's forkserver does: the shared pages stay shared
     code = 1
     try:
         target(*args)
