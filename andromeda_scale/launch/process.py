@@ -45,7 +45,7 @@ def kernel_oom_kills() -> int | None:
 
 
 class StopRequest:
-    """Made by SIGINT, SIGTERM or SIGHUP, or by the parent's death; a second signal kills."""
+    """Made by SIGINT, SIGTERM or SIGHUP, or by the parent's death; a second one raises KeyboardInterrupt."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -56,8 +56,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._told:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            raise KeyboardInterrupt
         self._told = True
 
     @property

@@ -59,7 +59,7 @@ def find_place(env: Mapping[str, str]) -> Place:
         count=count,
         host=host,
         address=env.get("MASTER_ADDR") or _first_host(env),
-        port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else _job_port(env),
+        port=_port(env) if "MASTER_PORT" in env else _job_port(env),
         launcher_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         scope=env.get("TORCHELASTIC_RESTART_COUNT", "0"),
     )
@@ -70,6 +70,16 @@ def _number(env: Mapping[str, str], name: str) -> int:
     if not value.isdecimal():
         raise UserError(f"{name}={value!r} in the environment: not a number; is it the launcher's?")
     return int(value)
+
+
+def _port(env: Mapping[str, str]) -> int:
+    port = _number(env, "MASTER_PORT")
+    if not 0 < port < 65536:
+        raise UserError(
+            f"MASTER_PORT={port} in the environment: agents cannot meet there; give a port of 1 "
+            "to 65535 (torchrun: --standalone, or --master-port without 0)"
+        )
+    return port
 
 
 def _first_host(env: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """A worker whose ranks do what `case.model` says, to see what the launcher makes of it.
 
-`case.model` maps a rank (as text) to an act below, or the variable ACT_<rank> does; a rank that is not named trains nothing, says
-its beats, takes part in an all-reduce where there are several, and ends ok.
+`case.model` maps a rank (as text) to an act below, or the variable ACT_<rank> does. Any other rank
+trains nothing, says its beats, takes part in an all-reduce where there are several, and ends ok.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def _hang(spec: RankSpec, record: RecordWriter) -> None:
     time.sleep(FOREVER_S)
 
 
+def _wait(spec: RankSpec, record: RecordWriter) -> None:
+    time.sleep(FOREVER_S)
+
+
 def _oom(spec: RankSpec, record: RecordWriter) -> None:
     record.write("end", status="oom", phase="warmup", cause="planted: no memory", detail={})
 
@@ -127,6 +131,7 @@ ACTS = {
     "leave": _leave,
     "kill": _kill,
     "hang": _hang,
+    "wait": _wait,
     "oom": _oom,
     "half_line": _half_line,
     "fail_once": _fail_once,

@@ -239,7 +239,7 @@ def test_two_agents_without_a_shared_disk_bring_their_files_together(tmp_path: P
 def test_a_vanished_node_costs_its_repeat_and_the_rest_goes_on_without_it(tmp_path: Path) -> None:
     with tagged() as (environment, survivors):
         port = free_port()
-        options = agent_options(tmp_path, "env: {ACT_1: hang}\nlimits: {heartbeat_s: 60}\n")
+        options = agent_options(tmp_path, "env: {ACT_1: wait}\nlimits: {heartbeat_s: 60}\n")
         options += ["--set", "measure.repeats=2"]
         agents = [start_agent(i, AGENT_0, options, environment, port) for i in range(2)]
         waiting = tmp_path / "run" / "running"
@@ -272,9 +272,10 @@ def test_torchrun_starts_agents_that_make_one_sweep(tmp_path: Path) -> None:
             "--set",
             "measure.warmup={min_steps: 0, max_steps: 0}",
         ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        torchrun += ["--standalone"]
         started = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-            + ["-m", "andromeda_scale.agent", *suite, *options],
+            [*torchrun, "-m", "andromeda_scale.agent", *suite, *options],
             env=environment,
             capture_output=True,
             text=True,
