@@ -61,7 +61,9 @@ def write_run(directory: Path, num_ranks: int, num_steps: int) -> None:
     place.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for node in range(case.world.nodes):
-        lines = [{"kind": "node", "rank": None, "values": {"environment": ENVIRONMENT}}]
+        lines: list[dict[str, object]] = [
+            {"kind": "node", "rank": None, "values": {"environment": ENVIRONMENT}}
+        ]
         for local in range(RANKS_PER_NODE):
             lines += rank_lines(node, local, num_ranks, num_steps, rng)
         head = {"v": SCHEMA_VERSION, "case_id": case.case_id, "repeat": 0}
@@ -111,7 +113,7 @@ def rank_lines(
 
 
 def merge(directory: Path) -> None:
-    """Merge and write; prints seconds, CPU seconds and peak resident MiB. Runs in a process of its own."""
+    """Merge and write, in a process of its own; prints seconds, CPU seconds, peak resident MiB."""
     from andromeda_scale.merge import merge_run, write
 
     start, cpu_start = time.perf_counter(), time.process_time()

@@ -32,13 +32,15 @@ def merge_run(run_dir: Path) -> Results:
     Raises UserError only if `run_dir` holds no readable plan.
     """
     plan = read_plan(run_dir)
-    items: dict[str, list[PlannedRepeat]] = {}
+    items: dict[str, list[PlannedRepeat]] = {case_id: [] for case_id in plan.cases}
     for item in plan.repeats:
         if item.role == "measure":
-            items.setdefault(item.case_id, []).append(item)
+            items[item.case_id].append(item)
     problems: list[str] = []
     repeat_rows, case_rows, rank_frames, launches = [], [], [], {}
-    for case_id, planned in items.items():
+    for case_id, planned in items.items():  # in the order of the suite, not of the launches
+        if not planned:
+            continue
         merged = [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         rows = [one.row for one in merged]
         problems += [problem for one in merged for problem in one.problems]

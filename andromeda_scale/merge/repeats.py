@@ -175,7 +175,7 @@ def _numbers(table: RankTable) -> tuple[dict[str, Any], str]:
     if step_s is None:
         return {}, "the ranks' step times of phase measure are missing or unequal in number"
     window_s, tokens = frame["window_s"].to_numpy(), frame["tokens"].to_numpy()
-    if not ((window_s > 0) & (tokens > 0)).all():
+    if not ((window_s > 0) & (tokens > 0)).all() or not math.isfinite(tokens.sum()):
         return {}, "a rank's window or tokens of phase measure are missing"
     row: dict[str, Any] = {
         "num_steps": step_s.shape[1],

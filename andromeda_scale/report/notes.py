@@ -25,6 +25,11 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
         for row in rows
         if has(row, "not_compared")
     ]
+    notes += [
+        f"{_name(row, axes)}: launches on unlike systems are left out"
+        for row in rows
+        if row["mixed"]
+    ]
     notes += [f"problem: {problem}" for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         notes.append(f"and {len(problems) - MAX_PROBLEMS} more problems, in results.parquet")

@@ -251,6 +251,15 @@ def test_references_have_no_row_and_decide_parity(tmp_path: Path) -> None:
     assert _case(run)["parity"] == "ok"
 
 
+def test_rows_are_in_the_order_of_the_suite_not_of_the_launches(tmp_path: Path) -> None:
+    cases = [make_case("zero1"), make_case("ddp"), make_case("fsdp2")]
+    write_plan(tmp_path, cases, repeats=1)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["repeats"].reverse()
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert list(merge_run(tmp_path).cases["strategy"]) == ["zero1", "ddp", "fsdp2"]
+
+
 def test_parquet_files_give_back_the_results(tmp_path: Path) -> None:
     run, _ = _run(tmp_path / "run")
     results = merge_run(run)
