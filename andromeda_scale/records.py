@@ -137,7 +137,7 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str,
     with file:
         for number, text in enumerate(file, start=1):
             try:
-                line = json.loads(text)
+                line = json.loads(text.decode())
             except (ValueError, RecursionError):
                 cut = "" if text.endswith(b"\n") else "; the file ends in the middle of it"
                 problems.append(Problem(path.name, number, f"is not a JSON line{cut}"))

@@ -149,7 +149,7 @@ def _series(value: Any) -> np.ndarray | None:
         series = np.asarray(value, dtype=float)
     except OverflowError:
         return None
-    return series if bool(np.isfinite(series).all() and (series >= 0).all()) else None
+    return series if 0 <= series.min() and series.max() < math.inf else None  # NaN is neither
 
 
 def _part(rank: RankRecord, name: str) -> float:
