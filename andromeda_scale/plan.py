@@ -26,6 +26,7 @@ from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import Point, expand
 from andromeda_scale.machine import Machine, detect_machine
+from andromeda_scale.metrics import binary
 from andromeda_scale.registry import load
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 GIB = 1 << 30
+MAX_LAUNCHES = 100_000  # seconds each: a longer plan would never end
 Device = Literal["cpu", "cuda"]
 
 
@@ -57,6 +59,11 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
     Raises UserError for a value no case can have, and for data that cannot be read.
     """
     points, notes = _without_duplicates(expand(suite, suite_name))
+    if len(points) * suite.measure.repeats > MAX_LAUNCHES:
+        raise UserError(
+            f"measure.repeats: {suite.measure.repeats} of {len(points)} cases are more than "
+            f"{MAX_LAUNCHES} launches (suite {suite_name}); use fewer"
+        )
     _check_data(points, suite_name)
     placed = [_place(point, machine) for point in points]
     running = [p for p in placed if p.skip is None]
@@ -169,8 +176,8 @@ def _place(point: Point, machine: Machine) -> _Placed:
     skip = point.skip or skip or _nodes_skip(case, machine)
     if skip is None and needed > (capacity := _capacity(case, device, machine)):
         skip = (
-            f"needs about {needed / GIB:.1f} GiB per rank, "
-            f"has {capacity / GIB:.1f} GiB of {'GPU' if device == 'cuda' else 'host'} memory"
+            f"needs about {binary(needed)} per rank, "
+            f"has {binary(capacity)} of {'GPU' if device == 'cuda' else 'host'} memory"
         )
     return _Placed(case, device, skip, needed)
 

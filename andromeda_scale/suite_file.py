@@ -32,15 +32,19 @@ def load_suite(
             overrides[key] = f"{option} {assignment}"
 
     def where(key: str) -> str:
-        sources = [
-            o for k, o in overrides.items() if key == k or key.startswith((k + ".", k + "["))
-        ]
+        sources = [source for written, source in overrides.items() if _meet(key, written)]
         return sources[-1] if sources else str(path)
 
     suite = validate(Suite, raw, where)
     expand(suite, where)  # every point must be valid before anything starts
     comments = "".join(f"# {option}\n" for option in overrides.values())
     return suite, path.stem, text.rstrip("\n") + "\n" + comments
+
+
+def _meet(key: str, written: str) -> bool:
+    """Whether one dotted key stands at or below the other."""
+    short, long = sorted((key, written), key=len)
+    return long == short or long.startswith((f"{short}.", f"{short}["))
 
 
 def _override(raw: dict[str, Any], option: str, assignment: str) -> str:

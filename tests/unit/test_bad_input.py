@@ -195,7 +195,8 @@ def test_a_text_file_that_is_not_there_or_too_short() -> None:
     assert line.startswith("data.files: nowhere.txt")
     Path("short.txt").write_text("ten bytes.", encoding="utf-8")
     line = refuse_suite("{source: random}", "{source: files, files: [short.txt]}")
-    assert line.startswith("data.files: 10 tokens in all are too few for train.seq_len 32")
+    assert line.startswith("data")
+    assert "10 tokens in all are too few for train.seq_len 32" in line
 
 
 @pytest.mark.parametrize("where", ["/proc/andromeda", "a-file", "a-file/below", "/dev/null"])

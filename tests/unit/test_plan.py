@@ -224,20 +224,20 @@ def test_a_case_above_capacity_is_skipped_with_the_estimate() -> None:
     assert needed > 5.3e9 * 16  # fp32 with Adam: 16 bytes a parameter, 5.313 B parameters
     assert item.estimated_memory_bytes == needed
     assert item.skip == (
-        f"needs about {needed / GIB:.1f} GiB per rank, has 16.0 GiB of host memory"
+        f"needs about {needed / GIB:.2f} GiB per rank, has 16.00 GiB of host memory"
     )
 
 
 def test_capacity_is_the_gpu_or_a_share_of_the_host_or_what_the_suite_says() -> None:
     keys: dict[str, Any] = {"model": "andromeda-410m", "strategy": "ddp"}
     small_gpus = skips(plan(Machine(8, gpus=[4 * GIB] * 2, memory_bytes=999 * GIB), **keys))
-    assert all("has 4.0 GiB of GPU memory" in str(skip) for skip in small_gpus.values())
+    assert all("has 4.00 GiB of GPU memory" in str(skip) for skip in small_gpus.values())
     assert skips(plan(EIGHT_GPUS, limits={"memory_gib": 4.0}, **keys)) == small_gpus
     assert set(skips(plan(EIGHT_GPUS, **keys)).values()) == {None}
     shared = skips(plan(Machine(2, memory_bytes=10 * GIB), **keys))
     assert shared["1"] is None
     assert shared["2"] is not None
-    assert "has 5.0 GiB of host memory" in shared["2"]
+    assert "has 5.00 GiB of host memory" in shared["2"]
 
 
 def test_threads_are_cores_over_the_largest_world_that_runs_at_every_size() -> None:
@@ -366,6 +366,11 @@ def test_a_plan_survives_json() -> None:
 def test_data_that_cannot_be_read_is_refused_by_the_plan() -> None:
     with pytest.raises(UserError, match=r"^data\.files: .*nowhere\.txt.* \(suite x\); "):
         plan(data={"source": "files", "files": ["nowhere.txt"]})
+
+
+def test_a_plan_that_would_never_end_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^measure\.repeats: 1000000 of 2 cases are more than"):
+        plan(measure={"repeats": 1_000_000})
 
 
 # The machine

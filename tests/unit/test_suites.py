@@ -176,6 +176,7 @@ def test_set_reaches_below_the_short_forms_of_model_and_strategy() -> None:
         ("train..seq_len=3", "is not KEY=VALUE"),
         ("train.seq_len=[1", "is not YAML"),
         ("train.seq_len.x=1", "which holds no keys"),
+        ("a.b.c=1", "a: unknown key (--set a.b.c=1); "),
         ("train.seqlen=1", "(--set train.seqlen=1); did you mean seq_len?"),
     ],
 )
