@@ -1,0 +1,229 @@
+"""The run directory: what is kept, what is refused, what a kill may leave."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from andromeda_scale.config import Case, Plan, PlannedRepeat, StrategySpec, World
+from andromeda_scale.errors import UserError
+from andromeda_scale.launch.run_dir import FAILED, RunDir, write_atomic
+
+FINGERPRINT = {"code": "abc", "torch": "2.13"}
+
+
+def make_case(name: str) -> Case:
+    return Case(model_name=name, model={}, strategy=StrategySpec(name="ddp"), world=World())
+
+
+def make_plan(names: Sequence[str] = ("a", "b"), repeats: int = 1, reference: str = "") -> Plan:
+    cases = [make_case(name) for name in names]
+    planned = {case.case_id: case for case in cases}
+    items = []
+    reference_id = None
+    if reference:
+        other = make_case(reference)
+        planned[other.case_id], reference_id = other, other.case_id
+        items.append(PlannedRepeat(case_id=other.case_id, repeat=0, role="reference"))
+    items += [
+        PlannedRepeat(case_id=case.case_id, repeat=repeat, reference_id=reference_id)
+        for repeat in range(repeats)
+        for case in cases
+    ]
+    return Plan(suite_name="s", question="?", cases=planned, repeats=tuple(items))
+
+
+def create(path: Path, plan: Plan | None = None, **options: bool) -> RunDir:
+    return RunDir.create(path, plan or make_plan(), "question: '?'\n", FINGERPRINT, **options)
+
+
+def finish(run: RunDir, item: PlannedRepeat, word: str, note: str = "") -> None:
+    attempt = run.begin(item, 0)
+    (attempt / "node-0.jsonl").write_text(note)
+    run.finish(item, attempt, {"status": word})
+
+
+def test_every_repeat_is_pending_in_a_new_run(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    assert [word for _, word in run.statuses()] == ["pending", "pending"]
+    assert run.todo() == list(run.plan.repeats)
+
+
+def test_a_resume_keeps_what_ended_and_runs_the_interrupted_and_pending(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(["ok", "crashed", "interrupted", "skipped", "new"]))
+    for item, word in zip(
+        run.plan.repeats, ["ok", "crashed", "interrupted", "skipped"], strict=False
+    ):
+        finish(run, item, word)
+    assert [item.case_id.split("_")[0] for item in run.todo()] == ["interrupted", "skipped", "new"]
+
+
+@pytest.mark.parametrize("word", sorted(FAILED))
+def test_only_failed_selects_every_failure_and_nothing_else(tmp_path: Path, word: str) -> None:
+    run = create(tmp_path / "run", make_plan(["ok", "bad", "pending", "skipped"]))
+    for item, status in zip(run.plan.repeats, ["ok", word, None, "skipped"], strict=True):
+        if status:
+            finish(run, item, status)
+    assert [item.case_id.split("_")[0] for item in run.todo(only_failed=True)] == ["bad"]
+
+
+def test_a_reference_is_launched_only_for_something_that_needs_it(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(["a"], reference="ref"))
+    reference, item = run.plan.repeats
+    assert run.todo() == [reference, item]
+    assert run.todo(only_failed=True) == []
+    finish(run, reference, "ok")
+    assert run.todo() == [item]
+    finish(run, item, "diverged")
+    assert run.todo() == []
+    assert run.todo(only_failed=True) == [item]
+    finish(run, reference, "crashed")
+    assert run.todo(only_failed=True) == [reference, item]
+
+
+def test_references_lie_apart_from_cases(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(["a"], reference="a"))
+    reference, item = run.plan.repeats
+    finish(run, reference, "ok", "reference")
+    finish(run, item, "crashed", "case")
+    assert (run.case_dir(reference) / "node-0.jsonl").read_text() == "reference"
+    assert (run.case_dir(item) / "node-0.jsonl").read_text() == "case"
+
+
+def test_another_attempt_replaces_the_whole_directory(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    item = run.plan.repeats[0]
+    attempt = run.begin(item, 0)
+    (attempt / "of-the-first").touch()
+    run.finish(item, attempt, {"status": "crashed"})
+    finish(run, item, "ok")
+    assert {p.name for p in run.case_dir(item).iterdir()} == {"node-0.jsonl", "status.json"}
+    assert [p.name for p in run.case_dir(item).parent.iterdir()] == ["0"]
+
+
+def test_an_attempt_under_way_changes_nothing_that_was_finished(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    item = run.plan.repeats[0]
+    finish(run, item, "crashed", "first")
+    (run.begin(item, 1) / "node-0.jsonl").write_text("half")
+    assert (run.case_dir(item) / "node-0.jsonl").read_text() == "first"
+    run.recover()
+    assert not (run.path / "running").exists()
+    assert run.statuses()[0][1] == "crashed"
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    item = run.plan.repeats[0]
+    finish(run, item, "crashed", "first")
+    place = run.case_dir(item)
+    place.rename(place.with_name("0.old"))  # as `finish` does, then dies
+    assert run.statuses()[0][1] == "pending"
+    run.recover()
+    assert run.statuses()[0][1] == "crashed"
+
+
+def test_a_kill_after_the_second_rename_keeps_the_new_one(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    item = run.plan.repeats[0]
+    finish(run, item, "ok", "new")
+    old = run.case_dir(item).with_name("0.old")
+    old.mkdir()
+    (old / "status.json").write_text('{"status": "crashed"}')
+    run.recover()
+    assert not old.exists()
+    assert run.statuses()[0][1] == "ok"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"v": 1}', "\0\xff"])
+def test_an_unreadable_status_is_not_finished(tmp_path: Path, content: str) -> None:
+    run = create(tmp_path / "run")
+    item = run.plan.repeats[0]
+    finish(run, item, "ok")
+    (run.case_dir(item) / "status.json").write_text(content)
+    assert run.statuses()[0][1] == "pending"
+    finish(run, item, "ok")
+    assert run.statuses()[0][1] == "ok"
+
+
+def test_a_write_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_atomic(file, "first")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(file, "second")
+    assert file.read_text() == "first"
+
+
+def test_a_run_is_taken_up_with_more_repeats(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(repeats=1))
+    finish(run, run.plan.repeats[0], "ok")
+    again = create(tmp_path / "run", make_plan(repeats=2))
+    assert len(again.todo()) == 3
+    assert len(RunDir.open(tmp_path / "run").plan.repeats) == 4
+
+
+def test_a_run_of_other_cases_is_refused_and_left_alone(tmp_path: Path) -> None:
+    create(tmp_path / "run", make_plan(["a"]))
+    before = (tmp_path / "run" / "plan.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a run of other cases \(suite 's'\).*--run-dir"):
+        create(tmp_path / "run", make_plan(["z"]))
+    assert (tmp_path / "run" / "plan.json").read_bytes() == before
+
+
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_as_run_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be used as the run directory"):
+        create(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be used as the run directory"):
+        create(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_write_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        create(tmp_path)
+
+
+def test_a_missing_or_damaged_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        RunDir.open(tmp_path / "nowhere")
+    create(tmp_path / "run")
+    for damage in ("", "{", '{"cases": {}}'):
+        (tmp_path / "run" / "plan.json").write_text(damage)
+        with pytest.raises(UserError, match=r"plan\.json: .*start a new run"):
+            RunDir.open(tmp_path / "run")
+
+
+def test_another_fingerprint_is_refused_by_its_keys_unless_mixing_is_allowed(
+    tmp_path: Path,
+) -> None:
+    create(tmp_path / "run")
+    other = {**FINGERPRINT, "torch": "2.14", "gpu": "H100"}
+    with pytest.raises(UserError, match=r"gpu: None, now 'H100'; torch: '2\.13', now '2\.14'"):
+        RunDir.create(tmp_path / "run", make_plan(), "", other)
+    mixed = RunDir.create(tmp_path / "run", make_plan(), "", other, allow_mixed=True)
+    assert json.loads((mixed.path / "fingerprint.json").read_text()) == FINGERPRINT
+
+
+def test_a_second_driver_is_refused_and_named_until_the_first_ends(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with run.lock():
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), run.lock():
+            pass
+        with pytest.raises(UserError, match="in use"):
+            create(tmp_path / "run")
+    with run.lock():
+        pass

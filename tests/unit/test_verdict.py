@@ -1,0 +1,143 @@
+"""Which of many deaths names the repeat's end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
+from andromeda_scale.launch.verdict import Verdict, judge
+
+# Last words of ranks whose peer left, as gloo, NCCL and the store say them.
+PEER_LEFT = [
+    "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
+    "[127.0.0.1]:38532",
+    "RuntimeError: [enforce fail at pair.cc:446] Read error [::1]:2311: Connection reset by peer",
+    "DistBackendError: ncclRemoteError: A call failed possibly due to a network error or a remote "
+    "process exiting prematurely.",
+    "DistNetworkError: failed to recv, got 0 bytes",
+    "DistNetworkError: The client socket has failed to connect (Connection refused)",
+    "DistBackendError: NCCL communicator was aborted on rank 1.",
+    "RuntimeError: Application timeout caused pair closure",
+    "DistStoreError: wait timeout after 300000ms, keys: /a/0/group",
+]
+
+
+def end(rank: int, status: str | None = "ok", at: float = 0.0, **more: Any) -> RankEnd:
+    given = {"rank": rank, "host": f"node{rank // 2}", "status": status, "code": 0}
+    return RankEnd.model_validate({**given, "ended_unix_s": at, **more})
+
+
+def verdict(*ends: RankEnd, abort: str | None = None) -> Verdict:
+    """Of ranks, two a node."""
+    hosts = sorted({e.host for e in ends})
+    nodes = [
+        NodeEnd(agent=i, host=host, ranks=tuple(e for e in ends if e.host == host))
+        for i, host in enumerate(hosts)
+    ]
+    reason = (
+        Abort.model_validate({"reason": abort, "cause": f"({abort})", "agent": 0})
+        if abort
+        else None
+    )
+    return judge(nodes, reason, len(ends))
+
+
+def test_all_ranks_with_a_complete_end_are_ok_whatever_their_exit_code() -> None:
+    assert verdict(end(0), end(1, code=-6)).status == "ok"
+
+
+def test_a_rank_without_an_end_line_is_a_crash_despite_exit_status_0() -> None:
+    found = verdict(end(0), end(1, None, code=0))
+    assert (found.status, found.rank) == ("crashed", 1)
+    assert found.cause == "left with exit status 0 and no end record"
+
+
+def test_a_rank_that_nobody_reports_is_a_crash() -> None:
+    found = judge([NodeEnd(agent=0, host="a", ranks=(end(0),))], None, 3)
+    assert (found.status, found.rank) == ("crashed", 1)
+    assert found.cause == "no complete end record of rank 1, 2"
+
+
+@pytest.mark.parametrize("complaint", PEER_LEFT)
+def test_a_complaint_about_a_peer_is_never_the_cause_even_if_it_came_first(complaint: str) -> None:
+    found = verdict(
+        end(0, "crashed", at=1.0, cause=complaint),
+        end(1),
+        end(2, "crashed", at=1.2, cause="ValueError: bad shape", phase="warmup"),
+        end(3, None, at=1.1, code=-9, ended_by_agent=True),
+    )
+    assert (found.status, found.rank, found.host) == ("crashed", 2, "node1")
+    assert (found.cause, found.phase) == ("ValueError: bad shape", "warmup")
+
+
+def test_where_all_complain_about_peers_the_first_is_named() -> None:
+    found = verdict(
+        end(0, "crashed", at=2.0, cause=PEER_LEFT[0]), end(1, "crashed", at=1.0, cause=PEER_LEFT[1])
+    )
+    assert (found.status, found.rank) == ("crashed", 1)
+
+
+def test_the_first_death_over_all_nodes_names_the_cause() -> None:
+    found = verdict(
+        end(0, "crashed", at=3.0, cause="ValueError: later"),
+        end(1),
+        end(2),
+        end(3, None, at=2.0, code=-11),
+    )
+    assert (found.rank, found.cause) == (3, "killed by SIGSEGV")
+
+
+def test_out_of_memory_outranks_an_earlier_death() -> None:
+    found = verdict(
+        end(0, "crashed", at=1.0, cause="ValueError: first"),
+        end(1, "oom", at=2.0, cause="tried to allocate 1 GiB"),
+        abort="rank",
+    )
+    assert (found.status, found.rank) == ("oom", 1)
+
+
+@pytest.mark.parametrize("status", ["unavailable", "invalid", "diverged"])
+def test_a_rank_that_says_why_it_ended_gives_the_repeat_its_status(status: str) -> None:
+    found = verdict(
+        end(0, status, at=1.0, cause="because"),
+        end(1, None, at=1.5, code=-9, ended_by_agent=True),
+        abort="rank",
+    )
+    assert (found.status, found.rank, found.cause) == (status, 0, "because")
+
+
+def test_a_timeout_names_the_ranks_that_had_come_least_far() -> None:
+    late = {"code": -9, "ended_by_agent": True, "total_steps": 50}
+    found = verdict(
+        end(0, None, phase="measure", step=7, **late),
+        end(1, None, phase="measure", step=6, **late),
+        end(2, None, phase="profile", step=1, **late),
+        end(3, None, phase="measure", step=6, **late),
+        abort="timeout",
+    )
+    assert (found.status, found.rank, found.phase) == ("timeout", 1, "measure")
+    assert found.cause == "(timeout); rank 1, 3 were late, after step 6 of 50 in measure"
+
+
+def test_a_rank_that_finished_is_not_late() -> None:
+    found = verdict(
+        end(0, "ok", phase="profile", step=0),
+        end(1, None, phase="profile", step=3, total_steps=5, code=-9, ended_by_agent=True),
+        abort="heartbeat",
+    )
+    assert (found.status, found.rank) == ("timeout", 1)
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "node_failed"])
+def test_an_interrupt_or_a_lost_node_explains_every_death(reason: str) -> None:
+    found = verdict(end(0, "oom", at=1.0), end(1, None, code=-9), abort=reason)
+    assert (found.status, found.rank, found.cause) == (reason, None, f"({reason})")
+
+
+def test_a_cause_names_no_more_ranks_than_can_be_read() -> None:
+    ends = [end(r, None, code=-9, ended_by_agent=True) for r in range(1000)]
+    cause = verdict(*ends, abort="timeout").cause
+    assert cause is not None
+    assert cause.startswith("(timeout); rank 0, 1, 2, 3, 4, 5, 6, 7 and 992 more were late")
