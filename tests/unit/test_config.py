@@ -227,7 +227,7 @@ def read_or_refuse(text: str) -> str | None:
     "text",
     [
         "a: [1, 2", "a: b: c", "\tx: 1", "!!python/object/apply:os.system ['true']", "*x",
-        "--- 1\n--- 2", "a: \0", "a: 2020-13-45", "a: " + "9" * 5000, "[" * 5000, "? [a]\n: b",
+        "--- 1\n--- 2", "a: \0", "a: 2020-13-45", "a: " + "9" * 5000, "- " * 5000, "? [a]\n: b",
     ],
 )  # fmt: skip
 def test_yaml_that_cannot_be_read_is_a_users_error(text: str) -> None:
