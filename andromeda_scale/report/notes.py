@@ -108,32 +108,35 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         for row in rows
         if "max_steps" in row["warmup_ended_by"].split(", ")
     ]
-    profiled = [row for row in rows if has(row, "comm_exposed_s")]
-    if profiled:
-        steps = dict.fromkeys(int(row["num_profile_steps"]) for row in profiled)
-        slowdowns = {f"{row['profile_slowdown']:.2f}" for row in profiled}
-        notes.append(
-            f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
-            f"separate profiled steps a launch, {_span(slowdowns)} times "
-            "as long as timed ones; in brackets the share of the profiled step"
-        )
-        notes.append(
-            "imbalance: max / mean - 1 of compute over ranks; rN: the slow rank, named only where "
-            f"it is slowest in every launch by over {MIN_EXCESS:.0%} of a step, over {MIN_STEPS} "
-            "steps or more, beyond chance"
-            + "".join(
-                f"; {label(row)} at world {row['world_size']}: rank {row['slow_rank']} on "
-                f"{row['slow_rank_host']}"
-                for row in profiled
-                if has(row, "slow_rank")
-            )
-        )
+    notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")])
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:
         notes.append(f"MFU by FLOP convention {', '.join(conventions)}")
     return notes
+
+
+def _of_profile(rows: Sequence[Row]) -> list[str]:
+    """What the columns measured in phase profile mean, and who is slow."""
+    if not rows:
+        return []
+    steps = dict.fromkeys(int(row["num_profile_steps"]) for row in rows)
+    slowdowns = {f"{row['profile_slowdown']:.2f}" for row in rows}
+    slow = "".join(
+        f"; {label(row)} at world {row['world_size']}: rank {row['slow_rank']} on "
+        f"{row['slow_rank_host']}"
+        for row in rows
+        if has(row, "slow_rank")
+    )
+    return [
+        f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
+        f"separate profiled steps a launch, {_span(slowdowns)} times as long as timed ones; in "
+        "brackets the share of the profiled step",
+        "imbalance: max / mean - 1 of compute over ranks; rN: the slow rank, named only where it "
+        f"is slowest in every launch by over {MIN_EXCESS:.0%} of a step, over {MIN_STEPS} steps "
+        f"or more, beyond chance{slow}",
+    ]
 
 
 def _memory(rows: Sequence[Row]) -> str:
