@@ -77,6 +77,9 @@ class Communication:
             mine: _Durations | str = _durations(executions)
         except TraceError as error:
             mine = str(error)
+        except (LookupError, AttributeError, TypeError) as error:
+            # Another torch writes other traces: that costs these numbers, not the repeat.
+            mine = f"unreadable trace: {error!r}"
         everyone = self._context.gather(mine)
         errors = [f"rank {rank}: {x}" for rank, x in enumerate(everyone) if isinstance(x, str)]
         if errors:
