@@ -2,8 +2,19 @@
 
 The first PARITY_STEPS steps from the initial weights see the same global batches under every
 strategy, so their mean losses differ by rounding alone. The first loss tests weights, data and
-forward; the later ones test gradients, their scaling and averaging, clipping and the update:
-a gradient summed instead of averaged over two ranks shows at the second step.
+forward; the later ones the averaging of gradients, clipping and the update.
+
+The tolerance lies between rounding and faults, as measured on 2 gloo ranks: all strategies, with
+and without accumulation, Andromeda and Llama of 2 and 4 layers, relative to the reference:
+
+    largest difference     fp32, learning rate 1e-3: 1.8e-7; 1e-2: 2.1e-6
+                           bf16, learning rate 1e-3: 6.7e-4; 1e-2: 3.5e-3 (fsdp2 and zero, whose
+                           residual stream is bfloat16; single and ddp stay below 4.4e-5; 2.4e-3)
+    faults at step 5, fp32 gradients not reduced 3.6e-3 to 1.0e-2, a micro-batch lost 2.0e-3 to
+                           1.2e-2, not clipped 3.5e-4 to 2.5e-3, no weight decay 3.5e-5 to 1.9e-4
+
+fp32 finds all of these; bf16 the large ones. A constant factor on the gradient is found by
+neither: Adam's update does not depend on it.
 """
 
 from __future__ import annotations
@@ -16,7 +27,7 @@ from typing import Any
 PARITY_STEPS = 5
 
 # Relative tolerance of a mean loss.
-_TOLERANCE = {"fp32": 2e-5, "bf16": 1e-2}
+_TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}
 
 
 @dataclass(frozen=True)

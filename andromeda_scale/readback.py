@@ -8,33 +8,31 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch._dynamo.utils as dynamo
-from torch.utils._python_dispatch import TorchDispatchMode
-
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear"}
-
-
-class _Products(TorchDispatchMode):
-    """Counts matrix products by dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in _PRODUCTS:
-            self.dtypes[str(args[-1].dtype).removeprefix("torch.")] += 1
-        return func(*args, **(kwargs or {}))
+from torch import Tensor, nn
 
 
 @contextmanager
-def compute_dtype() -> Iterator[Callable[[], str | None]]:
-    """Watch the matrix products below; what it gives returns the dtype most of them ran in.
+def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[], str | None]]:
+    """Watch the linear layers of a model; what it gives returns the dtype most of them ran in.
 
-    Compiled graphs hide theirs; None if no product was seen.
+    Compiled blocks are left alone, since a hook would compile them again: there the layers
+    outside them speak. None if there is none.
     """
-    products = _Products()
-    with products:
-        yield lambda: max(products.dtypes, key=lambda d: products.dtypes[d], default=None)
+    dtypes: Counter[str] = Counter()
+
+    def saw(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        dtypes[str(output.dtype).removeprefix("torch.")] += 1
+
+    hooks = [
+        layer.register_forward_hook(saw)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and not (compiled and name.startswith("blocks."))
+    ]
+    try:
+        yield lambda: max(dtypes, key=lambda name: dtypes[name], default=None)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def num_compiled() -> int:

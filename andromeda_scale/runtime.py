@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import ProcessGroup
 
     from andromeda_scale.config import RankSpec
 
@@ -123,10 +123,11 @@ def start(spec: RankSpec) -> Runtime:
 def init_process_group(spec: RankSpec, rt: Runtime) -> Control:
     """Join the repeat's process group under its prefix of the agents' store."""
     import torch.distributed as dist
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     timeout = timedelta(seconds=spec.case.limits.timeout_s)
-    client = dist.TCPStore(spec.store_host, spec.store_port, is_master=False, timeout=timeout)
-    store: Store = dist.PrefixStore(f"{spec.store_prefix}/group", client)
+    client = TCPStore(spec.store_host, spec.store_port, is_master=False, timeout=timeout)
+    store = PrefixStore(f"{spec.store_prefix}/group", client)
     dist.init_process_group(
         rt.backend,
         store=store,

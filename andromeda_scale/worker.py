@@ -7,14 +7,15 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from andromeda_scale import parity, registry, runtime, warmup
-from andromeda_scale.collectors.base import CollectorUnavailable, Context
+from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
 from andromeda_scale.config import RankSpec, Warmup
 from andromeda_scale.data import Batches
@@ -58,8 +59,6 @@ class Worker:
         self._beat = beat
         self._next_step = 0
         self._mean_losses: list[float] = []  # of the global batch, from step 0
-        self._compared: Mapping[str, Any] = {}
-        self._collectors: dict[str, Any] = {}
         self._state: Any = None
 
     def run(self) -> None:
@@ -93,7 +92,8 @@ class Worker:
             unix_time_s=time.time(),
         )
         self._strategy = self._make_strategy()
-        self._load_collectors()
+        watched = spec.item.role == "measure"
+        self._collectors = Collectors(case.collect if watched else ())
         with self._in_phase("setup", started) as values:
             with _timed(seconds, "process_group_s"):
                 self._control = runtime.init_process_group(spec, self._runtime)
@@ -121,14 +121,6 @@ class Worker:
             raise Invalid(f"{strategy.name} runs on one rank, not {self._spec.world_size}")
         options = strategy.Options.model_validate(self._case.strategy.options)
         return strategy(options, self._case.train)
-
-    def _load_collectors(self) -> None:
-        if self._spec.item.role == "reference":
-            return
-        for name in self._case.collect:
-            collector = registry.load("collector", name)
-            if collector.where == "rank":
-                self._collectors[name] = collector()
 
     def _make_batches(self, vocab_size: int) -> Batches:
         train = self._case.train
@@ -230,7 +222,7 @@ class Worker:
     def _inspect(self) -> None:
         """One step apart, in which what happened is read back between backward and update."""
         with self._in_phase("inspect"):
-            with compute_dtype() as seen:
+            with compute_dtype(self._state.module, compiled=self._case.train.compile) as seen:
                 self._step(self._next_step, before_update=self._read_back)
             self._next_step += 1
             self.description.setdefault("dtypes", {})["compute"] = seen()
@@ -257,7 +249,7 @@ class Worker:
 
     @contextmanager
     def _in_phase(self, phase: Phase, started: float | None = None) -> Iterator[dict[str, Any]]:
-        """Start and stop the collectors of a phase around it, then write its line."""
+        """Announce a phase, let the collectors watch it, then write its line."""
         self.phase = phase
         self._beat(phase, 0, 0)
         context = Context(
@@ -269,25 +261,11 @@ class Worker:
         )
         values: dict[str, Any] = {}
         started = time.monotonic() if started is None else started
-        active = [name for name, c in self._collectors.items() if phase in c.phases]
-        for name in active:
-            self._guard(values, name, lambda c: c.start(phase, context))
-        yield values
-        for name in active:
-            if name not in values:
-                self._guard(values, name, lambda c: dict(c.stop(phase)))
+        with self._collectors.around(phase, context, values):
+            yield values
         self._record.write(
             "phase", phase=phase, start_s=started, end_s=time.monotonic(), values=values
         )
-
-    def _guard(self, values: dict[str, Any], name: str, call: Callable[[Any], Any]) -> None:
-        """Call a collector; one that cannot work here is recorded so, and the rest goes on."""
-        try:
-            result = call(self._collectors[name])
-        except CollectorUnavailable as error:
-            result = {"unavailable": str(error)}
-        if result is not None:
-            values[name] = result
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class StepTime:
         if self._device.type == "cuda":
             import torch
 
-            self._unused = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
+            make: Any = torch.cuda.Event
+            self._unused = [make(enable_timing=True) for _ in range(num_steps + 1)]
         self._marks = []
         self._start_ns = time.perf_counter_ns()
         self.boundary()

@@ -32,18 +32,22 @@ def bytes_per_step(
     world_size: int,
     grad_accum: int,
     *,
+    num_block_parameters: int | None = None,
     doubled: frozenset[str] = frozenset(),
 ) -> CommunicationBytes:
     """Sum the collectives of one step.
 
+    `num_block_parameters`: parameters in blocks, for collectives of blocks alone; None: all are.
     `doubled`: kinds that the backend carries out as all-reduce and that therefore send twice;
     gloo does so with reduce_scatter.
     """
     payload: dict[str, float] = {}
     wire: dict[str, float] = {}
+    blocks = num_parameters if num_block_parameters is None else num_block_parameters
     for part in traffic.collectives:
+        counted = blocks if part.of == "blocks" else num_parameters
         times = grad_accum if part.per == "micro_batch" else 1
-        size = times * part.elements_per_parameter * num_parameters * part.bytes_per_element
+        size = times * part.elements_per_parameter * counted * part.bytes_per_element
         ranks = part.over or world_size
         factor = RING_FACTOR[part.op] * (2 if part.op in doubled else 1)
         payload[part.op] = payload.get(part.op, 0.0) + size

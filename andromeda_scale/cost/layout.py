@@ -47,6 +47,7 @@ class Collective:
     bytes_per_element: int
     per: Literal["step", "micro_batch"] = "step"
     over: int = 0  # ranks in the group; 0: all data-parallel ranks
+    of: Literal["all", "blocks"] = "all"  # whose parameters P counts
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def compile_blocks(module: nn.Module) -> None:
     import torch
 
     for block in module.blocks:  # type: ignore[union-attr]
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign, union-attr]
+        block.forward = torch.compile(block.forward)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

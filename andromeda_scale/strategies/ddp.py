@@ -55,12 +55,13 @@ class Ddp(Single):
     def wrap(self, module: nn.Module, rt: Runtime) -> Any:
         from torch.nn.parallel import DistributedDataParallel
 
+        sync_buffers: dict[str, Any] = {_buffer_keyword(DistributedDataParallel): False}
         return DistributedDataParallel(
             module,
             device_ids=[rt.device.index] if rt.device.type == "cuda" else None,
             # Weights and tables are the same on every rank by construction.
             init_sync=False,
-            **{_buffer_keyword(DistributedDataParallel): False},
+            **sync_buffers,
             bucket_cap_mb=self.options.bucket_cap_mb,
             gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             static_graph=self.options.static_graph,

@@ -57,18 +57,16 @@ class Fsdp2:
 
     @classmethod
     def traffic(cls, options: Fsdp2Options, precision: str, num_ranks: int) -> Traffic:
-        """Sum over units of (2 + reshard_u) P_u, in the form that counts the root as resharded.
-
-        The root is gathered once per micro-batch, the blocks twice if resharded.
-        """
+        """Sum over units of (2 + reshard_u) P_u: the root is gathered once a micro-batch."""
         if num_ranks == 1:
             return Traffic()
         policy = POLICIES[precision]
         gather = element_bytes(policy.compute)
-        gathers = 2.0 if options.reshard_after_forward else 1.0
+        again = Collective("all_gather", 1.0, gather, "micro_batch", of="blocks")
         return Traffic(
             (
-                Collective("all_gather", gathers, gather, "micro_batch"),
+                Collective("all_gather", 1.0, gather, "micro_batch"),
+                *((again,) if options.reshard_after_forward else ()),
                 Collective("reduce_scatter", 1.0, element_bytes(policy.reduction)),
             )
         )
@@ -92,7 +90,7 @@ class Fsdp2:
             common.compile_blocks(module)
         for block in module.blocks:  # type: ignore[union-attr]
             fully_shard(
-                block,  # type: ignore[arg-type]
+                block,
                 mesh=mesh,
                 mp_policy=policy,
                 reshard_after_forward=self.options.reshard_after_forward,
@@ -110,7 +108,7 @@ class Fsdp2:
 
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
         s.wrapped.set_requires_gradient_sync(last_micro_batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, s: TrainState) -> Tensor | None:
         norm = self._clip(s.module) if self.train.grad_clip is not None else None

@@ -65,7 +65,7 @@ class Single:
         return loss_sum, num_tokens
 
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, s: TrainState) -> Tensor | None:
         norm = common.clip_plain(s.module.parameters(), self.train.grad_clip)

@@ -100,6 +100,8 @@ class _Zero:
         """Weights first, then DeepSpeed's engine around them, on the existing process group."""
         import deepspeed
 
+        from andromeda_scale.strategies import zero_weights
+
         _check_accelerator(rt.device)
         if rt.device.type == "cpu":
             # Which operators can be compiled is asked for one that only inference uses, and that
@@ -118,7 +120,7 @@ class _Zero:
             dist_init_required=False,
         )
         if self.train.precision != "fp32":
-            _restore_masters(factory, engine.module)
+            zero_weights.restore_masters(factory, engine.module)
         return TrainState(engine, engine.module, engine.optimizer)
 
     def _materialise(
@@ -265,20 +267,10 @@ class Zero3(_Zero):
     def _materialise(
         self, factory: ModelFactory, module: nn.Module, rt: Runtime, config: dict[str, Any]
     ) -> None:
-        """Module by module, so that no rank ever holds the whole model."""
-        import torch
-        from deepspeed import zero
-        from torch import nn
+        from andromeda_scale.strategies import zero_weights
 
-        dtype = getattr(torch, POLICIES[self.train.precision].compute)
-        for prefix, child in module.named_modules():
-            child.to_empty(device=rt.device, recurse=False)
-            for name, parameter in child.named_parameters(recurse=False):
-                full_name = f"{prefix}.{name}" if prefix else name
-                full = factory.full_parameter(full_name, parameter.shape, rt.device)
-                child.register_parameter(name, nn.Parameter(full.to(dtype)))
-            if any(True for _ in child.parameters(recurse=False)) and not list(child.children()):
-                zero.Init(module=child, config_dict_or_path=config, dtype=dtype)
+        dtype = POLICIES[self.train.precision].compute
+        zero_weights.materialise_partitioned(factory, module, rt.device, config, dtype)
 
     def _parameters(self, s: TrainState) -> list[Tensor]:
         whole = [p.data for p in s.module.parameters() if p.data.numel()]
@@ -305,13 +297,3 @@ def _check_accelerator(device: torch.device) -> None:
             f"DeepSpeed was imported for {chosen}, but this rank runs on {device.type}; "
             f"set DS_ACCELERATOR={device.type} before it is imported"
         )
-
-
-def _restore_masters(factory: ModelFactory, module: nn.Module) -> None:
-    """Give the float32 masters the seed's weights: DeepSpeed made them from rounded parameters."""
-    from deepspeed.utils import safe_set_full_fp32_param
-
-    for name, parameter in module.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        full = factory.full_parameter(name, shape, parameter.device)
-        safe_set_full_fp32_param(parameter, full)
