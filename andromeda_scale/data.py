@@ -188,9 +188,10 @@ def _open(path: Path) -> NDArray[Any]:
                 )
             return np.memmap(path, dtype="<u2", mode="r") if size else np.empty(0, np.uint16)
         return np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name no file system allows
+        why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"data.files: {path} cannot be read ({error.strerror}); name a readable file"
+            f"data.files: {path} cannot be read ({why}); name a readable file"
         ) from error
 
 

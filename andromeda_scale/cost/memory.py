@@ -28,9 +28,9 @@ class MemoryEstimate:
     """
 
     states: int  # parameters, gradients, master copy, optimizer state
-    activations: int  # saved for backward by the blocks and the final norm
+    activations: int  # saved for backward by blocks and final norm, weights cast by autocast too
     logits: int  # logits, their log-softmax and its gradient
-    buffers: int  # communication, gathered or cast weights, position tables
+    buffers: int  # communication, gathered weights, position tables
     total: int
 
 
@@ -55,7 +55,9 @@ def estimate(
     optimizer = layout.optimizer_state.per_rank if train.mode == "train_step" else 0.0
     kept = (layout.parameters.per_rank + layout.master.per_rank + optimizer) * parameters
     buffers = _buffer_bytes(shape, train, layout, traffic, widths)
-    saved = tokens * _saved_per_token(shape, train, widths)
+    saved = tokens * _saved_per_token(shape, train, widths) + _cast_weight_bytes(
+        shape, train, widths
+    )
     # Logits, log-softmax and one gradient, all fp32; without backward the first two.
     logits = tokens * shape.vocab_size * _FP32 * (3 if training else 2)
     working = tokens * _working_per_token(shape, train, widths)
@@ -63,11 +65,12 @@ def estimate(
     # Gradients live from the first micro-batch of a step on; before that there are none.
     early = gradients if train.grad_accum > 1 else 0.0
     head = gradients * shape.vocab_size * shape.d_model / parameters
+    twice = head if shape.tied_head else 0.0  # the table's gradients as input and as head
     peaks = (
         early + saved + logits,  # the loss
         max(early, head) + saved + logits / 2,  # the head's backward
         early + saved + working,  # the last block, with its scores or its recomputation
-        gradients + working,  # end of backward
+        gradients + twice + working,  # end of backward
     )
     return MemoryEstimate(
         states=round(kept + gradients),
@@ -95,6 +98,15 @@ def _saved_per_token(shape: Shape, train: Train, widths: _Bytes) -> float:
     if train.activation_checkpointing == "block":
         return shape.num_layers * stream + final
     return shape.num_layers * _block_bytes(shape, train, widths) + final
+
+
+def _cast_weight_bytes(shape: Shape, train: Train, widths: _Bytes) -> float:
+    """Weights that autocast has cast and that backward will need; checkpointing casts again."""
+    if not widths.autocast:
+        return 0.0
+    head = shape.vocab_size * shape.d_model
+    whole = train.mode != "forward" and train.activation_checkpointing == "none"
+    return widths.compute * (matmul_weights(shape) if whole else head)
 
 
 def _working_per_token(shape: Shape, train: Train, widths: _Bytes) -> float:
@@ -150,9 +162,7 @@ def _buffer_bytes(
     tables += heads * train.seq_len**2 * widths.compute
     block, root = block_parameters(shape), root_parameters(shape)
     weights = 0.0
-    if widths.autocast:
-        weights = widths.compute * matmul_weights(shape)
-    elif layout.parameters.shards > 1:  # the root stays gathered, the next block is under way
+    if layout.parameters.shards > 1:  # the root stays gathered, the next block is under way
         weights = widths.compute * (root + min(2, shape.num_layers) * block)
     if layout.gradients.shards > 1 and train.mode != "forward":
         weights += _FP32 * max(block, root)  # a unit's gradients on their way to their shards

@@ -127,9 +127,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor
 
 def sdpa_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Torch's fused attention with an additive bias (1 or h, T, T)."""
-    # The fused kernels that take a bias know no groups; asked, they fall back to explicit scores.
-    if (group := q.shape[1] // k.shape[1]) > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    k, v = _repeated(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
 
 
@@ -149,8 +147,20 @@ def sdpa_causal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> 
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    # Asked for groups they do not know, fused kernels fall back to explicit scores, silently: on
+    # CUDA the only one for fp32 (H100, torch 2.11).
+    if q.is_cuda and q.dtype == torch.float32:
+        k, v = _repeated(q, k, v)
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _repeated(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values once per query head."""
+    if (group := q.shape[1] // k.shape[1]) > 1:
+        return k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return k, v
 
 
 KERNELS = {"naive": naive, "sdpa_causal": sdpa_causal, "sdpa_bias": sdpa_bias}

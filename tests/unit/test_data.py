@@ -156,6 +156,7 @@ def test_impossible_data_is_refused_with_its_name_and_a_remedy(tmp_path: Path) -
     refused = [
         (_files(tmp_path / "none.txt"), 256, "cannot be read .No such file"),
         (_files(tmp_path), 256, "is a folder"),
+        (Data(source="files", files=("a\0b",)), 256, "cannot be read"),
         (_files(made("empty.txt", b"")), 256, "empty.txt holds no text"),
         (_files(text, made("blank.txt", b" \n\t" * 40)), 256, "blank.txt holds no text"),
         (_files(made("short.txt", b"12345678")), 256, "8 tokens .* train.seq_len 8, which needs 9"),
