@@ -13,7 +13,7 @@ import pytest
 from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import registry
-from andromeda_scale.cost.comm import bytes_per_step
+from andromeda_scale.cost.comm import CommunicationBytes, bytes_per_step
 
 RunCase = Callable[..., list[list[Line]]]
 
@@ -43,16 +43,17 @@ def payload(found: dict[str, Any], key: str) -> dict[str, float]:
     return sums
 
 
-def closed_form(strategy: str, grad_accum: int = 1) -> tuple[dict[str, float], dict[str, float]]:
-    """(payload, wire) bytes by op for two gloo ranks, which reduce-scatter by all-reduce."""
+def closed_form(strategy: str, grad_accum: int = 1) -> CommunicationBytes:
+    """Bytes of two gloo ranks, which reduce-scatter by all-reduce."""
     kind = registry.load("strategy", strategy)
-    traffic = kind.traffic(kind.Options(), "fp32", 2)
-    found = bytes_per_step(traffic, P, 2, grad_accum, doubled=frozenset({"reduce_scatter"}))
-    payload, wire = dict(found.payload), dict(found.wire)
-    if strategy == "fsdp2":  # the form counts the root as resharded: it is gathered once
-        payload["all_gather"] -= 4 * ROOT * grad_accum
-        wire["all_gather"] -= 4 * ROOT * grad_accum / 2
-    return payload, wire
+    return bytes_per_step(
+        kind.traffic(kind.Options(), "fp32", 2),
+        P,
+        2,
+        grad_accum,
+        num_block_parameters=2 * BLOCK,
+        doubled=frozenset({"reduce_scatter"}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,13 @@ def profiled(run_case: RunCase) -> Callable[[str], list[list[Line]]]:
 def test_bytes_are_those_of_the_closed_form(
     strategy: str, profiled: Callable[[str], list[list[Line]]]
 ) -> None:
-    expected, wire = closed_form(strategy)
+    expected = closed_form(strategy)
     for lines in profiled(strategy):
         found = communication(lines)
         sent, moved = payload(found, "bytes_per_step"), payload(found, "wire_bytes_per_step")
-        assert {op: sent[op] for op in expected} == expected
-        assert {op: moved[op] for op in wire} == wire
-        rest = sum(sent.values()) - sum(expected.values())
+        assert {op: sent[op] for op in expected.payload} == expected.payload
+        assert {op: moved[op] for op in expected.wire} == expected.wire
+        rest = sum(sent.values()) - sum(expected.payload.values())
         # fsdp2: one float a parameter tensor, for the norm; nothing else for anyone.
         assert rest == (4 * NUM_PARAMETER_TENSORS if strategy == "fsdp2" else 0)
 
@@ -152,7 +153,7 @@ def test_bytes_grow_with_micro_batches_where_gradients_are_not_accumulated(
     strategy: str, run_case: RunCase
 ) -> None:
     case = tiny_case(strategy, **PROFILED, train={"grad_accum": 2})
-    expected, _ = closed_form(strategy, grad_accum=2)
+    expected = closed_form(strategy, grad_accum=2).payload
     sent = payload(communication(run_case(case, 2)[0]), "bytes_per_step")
     assert {op: sent[op] for op in expected} == expected
 
