@@ -25,6 +25,7 @@ from andromeda_scale.launch.messages import (
 from andromeda_scale.launch.node_files import NodeSamplers, pack, write_node_file
 from andromeda_scale.launch.process import StopRequest, kernel_oom_kills
 from andromeda_scale.launch.ranks import RankGroup
+from andromeda_scale.launch.verdict import killed_by_kernel
 
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
@@ -153,15 +154,9 @@ class _Run:
 
     def rank_ends(self, host: str) -> list[RankEnd]:
         ends = [rank.end(host) for rank in self.group.ranks]
-        if self._oom_kills is None or kernel_oom_kills() == self._oom_kills:
-            return ends
-        killed = {"status": "oom", "cause": "killed by the kernel's out-of-memory killer"}
-        return [
-            end.model_copy(update=killed)
-            if end.code == -9 and end.status is None and not end.ended_by_agent
-            else end
-            for end in ends
-        ]
+        return (
+            ends if kernel_oom_kills() == self._oom_kills else [killed_by_kernel(e) for e in ends]
+        )
 
 
 def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) -> list[RankSpec]:

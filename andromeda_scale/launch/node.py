@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from andromeda_scale import environment
+from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import placement
 from andromeda_scale.launch.control import Control
@@ -51,24 +53,39 @@ def serve_driver(arguments: Namespace) -> int:
 
 def serve_launcher(arguments: Namespace) -> int:
     """One agent of those an outer launcher started; agent 0 plays the driver too."""
-    stop = StopRequest()
     place = find_place(os.environ)
+    stop = StopRequest(watch_parent=place.count > 1)
+    suite = None
+    if place.index == 0:
+        suite = load_suite(arguments.suite, arguments.sets, arguments.axes)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
         control = connect(place)
         member = Member(control, forkservers)
-        if place.index:
-            _say_hello(control, arguments.slots)
-            follow(member, stop)
-            return INTERRUPTED if stop.requested else 0
-        return _lead(arguments, member, stop)
+        if suite is not None:
+            return _lead(arguments, suite, member, stop)
+        _say_hello(control, arguments.slots)
+        return _follow(member, stop)
     finally:
         forkservers.close()
 
 
-def _lead(arguments: Namespace, member: Member, stop: StopRequest) -> int:
+def _follow(member: Member, stop: StopRequest) -> int:
+    from torch.distributed import DistError
+
+    try:
+        follow(member, stop)
+    except DistError:
+        print(f"agent {member.control.agent}: agent 0 is gone", file=sys.stderr)
+        return 1
+    return INTERRUPTED if stop.requested else 0
+
+
+def _lead(
+    arguments: Namespace, loaded: tuple[Suite, str, str], member: Member, stop: StopRequest
+) -> int:
+    suite, name, text = loaded
     agents = _gather(member.control, arguments.slots, stop)
-    suite, name, text = load_suite(arguments.suite, arguments.sets, arguments.axes)
     machine = replace(detect_machine(), nodes=len(placement.hosts(agents)))
     plan = make_plan(suite, name, machine)
     path = Path(arguments.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -45,14 +45,19 @@ def kernel_oom_kills() -> int | None:
 
 
 class StopRequest:
-    """Made by SIGINT, SIGTERM or SIGHUP, or by the parent's death; a second one raises KeyboardInterrupt."""
+    """Made by SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
+
+    Signals that the parent had ignored, as nohup does, stay ignored. With `watch_parent` the
+    parent's death is a request too.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, *, watch_parent: bool = False) -> None:
         self._told = False
-        self._parent = os.getppid()
-        self._before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        self._parent = os.getppid() if watch_parent else None
+        heard = [s for s in self.SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+        self._before = {s: signal.signal(s, self._handle) for s in heard}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._told:
@@ -61,7 +66,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        return self._told or os.getppid() != self._parent
+        return self._told or (self._parent is not None and os.getppid() != self._parent)
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""

@@ -47,6 +47,11 @@ class LocalRank:
     def ok(self) -> bool:
         return self.end_line is not None and self.end_line.get("status") == "ok"
 
+    def _last_words(self) -> tuple[str, ...]:
+        """The tail of stderr, and the traceback that the worker put into its end line instead."""
+        detail = (self.end_line or {}).get("detail") or {}
+        return (*tail(self.stderr), *detail.get("traceback", ()))[-_STDERR_LINES:]
+
     def end(self, host: str) -> RankEnd:
         """What this agent tells agent 0 of it."""
         line, beat = self.end_line or {}, self.last_beat
@@ -63,7 +68,7 @@ class LocalRank:
             cause=line.get("cause"),
             phases_s=self.phases_s,
             pid=self.pid,
-            stderr_tail=() if self.ok else tail(self.stderr),
+            stderr_tail=() if self.ok else self._last_words(),
         )
 
 

@@ -70,6 +70,15 @@ def is_peer_error(end: RankEnd) -> bool:
     return end.status == "crashed" and not killed and bool(_PEER_LEFT.search(end.cause or ""))
 
 
+def killed_by_kernel(end: RankEnd) -> RankEnd:
+    """The same end where the kernel has killed for want of memory meanwhile: an unexplained
+    SIGKILL is that."""
+    if end.code != -signal.SIGKILL or end.status is not None or end.ended_by_agent:
+        return end
+    cause = "killed by the kernel's out-of-memory killer"
+    return end.model_copy(update={"status": "oom", "cause": cause})
+
+
 def signal_name(code: int) -> str:
     """SIGSEGV for an exit code of -11."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
-from andromeda_scale.launch.verdict import Verdict, judge
+from andromeda_scale.launch.verdict import Verdict, judge, killed_by_kernel
 
 # Last words of ranks whose peer left, as gloo, NCCL and the store say them.
 PEER_LEFT = [
@@ -141,3 +141,17 @@ def test_a_cause_names_no_more_ranks_than_can_be_read() -> None:
     cause = verdict(*ends, abort="timeout").cause
     assert cause is not None
     assert cause.startswith("(timeout); rank 0, 1, 2, 3, 4, 5, 6, 7 and 992 more were late")
+
+
+def test_only_an_unexplained_sigkill_is_the_kernels_out_of_memory() -> None:
+    killed = end(0, None, code=-9)
+    assert (killed_by_kernel(killed).status, verdict(killed_by_kernel(killed)).status) == (
+        "oom",
+        "oom",
+    )
+    for other in (
+        end(0, None, code=-9, ended_by_agent=True),
+        end(0, None, code=-11),
+        end(0, "crashed", code=-9),
+    ):
+        assert killed_by_kernel(other) == other
