@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 from andromeda_scale.config import RankSpec
 from andromeda_scale.records import RecordWriter
@@ -113,11 +112,10 @@ def _half_line(spec: RankSpec, record: RecordWriter) -> None:
     os._exit(0)
 
 
-def _fail_once(spec: RankSpec, record: RecordWriter) -> None:
-    mark = Path(spec.record_path).parents[2] / "failed-once"
-    if not mark.exists():
-        mark.touch()
-        raise ValueError("planted: fails the first time")
+def _wait_later(spec: RankSpec, record: RecordWriter) -> None:
+    if spec.item.repeat:
+        time.sleep(FOREVER_S)
+    _meet(spec)
 
 
 def _environment(spec: RankSpec, record: RecordWriter) -> None:
@@ -134,7 +132,7 @@ ACTS = {
     "wait": _wait,
     "oom": _oom,
     "half_line": _half_line,
-    "fail_once": _fail_once,
+    "wait_later": _wait_later,
     "environment": _environment,
 }
 ENDS_ITSELF = {"oom"}
