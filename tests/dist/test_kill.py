@@ -115,3 +115,16 @@ def test_a_second_interrupt_ends_an_agent_that_does_not_obey_the_first(waiting: 
 
         wait_until(interrupted_again, "the driver's end")
         wait_until(lambda: not survivors(), "the death of everything")
+
+
+def test_the_kernel_ends_even_stopped_processes_with_their_driver(waiting: RunDir) -> None:
+    with tagged() as (environment, survivors):
+        driver = start_driver(waiting, environment)
+        wait_for_ranks(waiting)
+        started = [process for process in survivors() if process.pid != driver.pid]
+        assert len(started) == 4  # the agent, its forkserver, two ranks
+        for process in started:
+            process.suspend()  # none of them can notice anything now
+        driver.kill()
+        driver.wait()
+        wait_until(lambda: not survivors(), "the death of everything")
