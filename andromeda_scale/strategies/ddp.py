@@ -10,6 +10,7 @@ from pydantic import PositiveFloat
 
 from andromeda_scale.config import Schema
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.single import Single
@@ -17,6 +18,7 @@ from andromeda_scale.strategies.single import Single
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from andromeda_scale.config import Train
     from andromeda_scale.runtime import Runtime
 
 
@@ -25,7 +27,7 @@ class DdpOptions(Schema):
 
     bucket_cap_mb: PositiveFloat = 25.0
     gradient_as_bucket_view: bool = True  # False: buckets beside the gradients, 4 bytes more
-    static_graph: bool = False
+    static_graph: bool = False  # needs train.grad_accum 1
 
 
 class Ddp(Single):
@@ -34,6 +36,14 @@ class Ddp(Single):
     name: ClassVar[str] = "ddp"
     Options: ClassVar[type[Schema]] = DdpOptions
     distributed: ClassVar[bool] = True
+
+    def __init__(self, options: DdpOptions, train: Train) -> None:
+        if options.static_graph and train.grad_accum > 1 and train.mode != "forward":
+            raise UnavailableHere(
+                "ddp with static_graph: torch's reducer fails when a first backward does not "
+                "reduce; use train.grad_accum 1"
+            )
+        super().__init__(options, train)
 
     @classmethod
     def layout(cls, options: DdpOptions, precision: str, num_ranks: int) -> StateLayout:
