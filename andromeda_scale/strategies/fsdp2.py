@@ -133,9 +133,13 @@ class Fsdp2:
         s.optimizer.zero_grad(set_to_none=True)
 
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+        # Not module.parameters(): after a forward alone the root's are the gathered ones.
+        shards = [
+            p.sharded_param for _, group in _parameter_groups(s.module) for p in group.fsdp_params
+        ]
         return {
-            "parameters": [common.local(p) for p in s.module.parameters()],
-            "gradients": common.gradients(s.module.parameters()),
+            "parameters": [common.local(p) for p in shards],
+            "gradients": common.gradients(shards),
             "master": [],
             "optimizer_state": list(common.optimizer_tensors(s.optimizer.state)),
         }
@@ -151,11 +155,9 @@ class Fsdp2:
 
     def describe(self, s: TrainState) -> dict[str, Any]:
         from torch.distributed.fsdp import FSDPModule
-        from torch.distributed.tensor import DTensor
 
-        sharded = [p for p in s.module.parameters() if isinstance(p, DTensor)]
-        worlds = {p.device_mesh.size() for p in sharded}
-        groups = list(_parameter_groups(s.module))
+        groups = _parameter_groups(s.module)
+        worlds = {p.sharded_param.device_mesh.size() for _, g in groups for p in g.fsdp_params}
         return {
             "wrapper": "FSDPModule" if isinstance(s.wrapped, FSDPModule) else None,
             "world_size": worlds.pop() if len(worlds) == 1 else 1,
