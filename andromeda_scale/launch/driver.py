@@ -61,12 +61,13 @@ def run(
             display = make_display(quiet=quiet)
             try:
                 with _Agent(run_dir, slots, only_failed, worker, lock) as agent:
-                    interrupted = agent.follow(display)
+                    told = agent.follow(display)
             finally:
                 display.close()
-            if agent.exit_code not in (0, 130):
+            # An agent that was told before it could listen dies of the signal.
+            interrupted = agent.exit_code == 130 or (told and agent.exit_code != 0)
+            if agent.exit_code and not interrupted:
                 error = _last_words(run_dir.path / AGENT_LOG, agent.exit_code)
-            interrupted = interrupted or agent.exit_code == 130
         counts = Counter(status for _, status in run_dir.statuses())
     return Outcome(counts, interrupted=interrupted, error=error)
 
@@ -112,7 +113,7 @@ class _Agent:
         self._stop.close()
 
     def follow(self, display: Display) -> bool:
-        """Show events until the agent ends; True if the user interrupted it."""
+        """Show events until the agent ends; True if it was told to stop."""
         told, buffer = False, b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._read, selectors.EVENT_READ)

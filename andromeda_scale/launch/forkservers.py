@@ -37,8 +37,14 @@ class ForkserverClient:
         os.close(command_read)
         os.close(event_write)
         self._buffer = b""
+        self._next_id = 0
         self.ready = False
         self.dead = False
+
+    def new_id(self) -> int:
+        """A name for a rank to be forked, never used before."""
+        self._next_id += 1
+        return self._next_id
 
     def send(self, command: Mapping[str, Any]) -> None:
         data = json.dumps(command).encode() + b"\n"

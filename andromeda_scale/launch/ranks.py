@@ -20,8 +20,8 @@ _TAIL_BYTES = 1 << 16
 class LocalRank:
     """One rank of this agent during one launch."""
 
-    def __init__(self, slot: int, spec: RankSpec) -> None:
-        self.slot, self.spec = slot, spec
+    def __init__(self, identity: int, slot: int, spec: RankSpec) -> None:
+        self.identity, self.slot, self.spec = identity, slot, spec
         self.record = Path(spec.record_path)
         self.stderr = self.record.with_suffix(".stderr")
         self.pid: int | None = None
@@ -77,7 +77,7 @@ class RankGroup:
 
     def __init__(self, server: ForkserverClient, specs: list[RankSpec]) -> None:
         self._server = server
-        self.ranks = [LocalRank(slot, spec) for slot, spec in enumerate(specs)]
+        self.ranks = [LocalRank(server.new_id(), slot, spec) for slot, spec in enumerate(specs)]
         self._signalled: set[int] = set()
 
     def start(self) -> None:
@@ -85,7 +85,7 @@ class RankGroup:
             self._server.beats.clear(rank.slot)
             self._server.send(
                 {
-                    "fork": rank.spec.rank,
+                    "fork": rank.identity,
                     "slot": rank.slot,
                     "spec": rank.spec.model_dump(mode="json"),
                     "stdout": str(rank.record.with_suffix(".stdout")),
@@ -95,12 +95,12 @@ class RankGroup:
 
     def poll(self, wait_s: float) -> None:
         """Take in what happened to the ranks."""
-        by_rank = {rank.spec.rank: rank for rank in self.ranks}
+        known = {rank.identity: rank for rank in self.ranks}
         for event in self._server.poll(wait_s):
-            if "forked" in event:
-                by_rank[event["forked"]].pid = event["pid"]
-            elif "exited" in event:
-                rank = by_rank[event["exited"]]
+            if event.get("forked") in known:
+                known[event["forked"]].pid = event["pid"]
+            elif event.get("exited") in known:  # not one that an earlier launch gave up
+                rank = known[event["exited"]]
                 rank.last_beat = self._server.beats.read(rank.slot)
                 rank.left(event["code"])
         for rank in self.alive:
@@ -139,7 +139,7 @@ class RankGroup:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        ids = [rank.spec.rank for rank in self.alive]
+        ids = [rank.identity for rank in self.alive]
         if ids and number not in self._signalled:
             self._signalled.add(number)
             self._server.send({"signal": number, "ids": ids})

@@ -147,6 +147,11 @@ class RunDir:
                         "for it to end, or choose another --run-dir"
                     ) from None
                 time.sleep(0.05)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: its file system cannot lock files ({error.strerror}); choose a "
+                    "--run-dir on another one"
+                ) from None
 
     # Repeats
 
