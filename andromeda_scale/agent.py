@@ -31,10 +31,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     # Between the driver and its agent, and for tests.
     for name, kind in (("--driver", int), ("--events", int), ("--node-silence-s", float)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     parser.add_argument("--worker", default="andromeda_scale.worker:main", help=argparse.SUPPRESS)
     parsed = parser.parse_args(argv)
     if parsed.driver is None and parsed.suite is None:
         parser.error("give a suite")
+    if parsed.slots < 1:
+        parser.error(f"--ranks-per-agent {parsed.slots}: is not a number of ranks; use 1 or more")
     return parsed
 
 
