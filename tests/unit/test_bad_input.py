@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +207,14 @@ def test_a_run_directory_that_cannot_be_written(where: str) -> None:
     assert line.endswith("choose a writable one with --run-dir")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_run_directory_without_permission() -> None:
+@pytest.fixture
+def _a_locked_folder() -> None:
     Path("x.yaml").write_text(GOOD, encoding="utf-8")
     Path("locked").mkdir(mode=0o500)
+
+
+@pytest.mark.usefixtures("_a_locked_folder", "unprivileged")
+def test_a_run_directory_without_permission() -> None:
     assert "Permission denied" in refuse("x.yaml", "--run-dir", "locked/run")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -177,13 +176,18 @@ def test_impossible_data_is_refused_with_its_name_and_a_remedy(tmp_path: Path) -
             check(data, vocab_size, 8)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
     path = tmp_path / "a.txt"
     path.write_text("some text, long enough")
     path.chmod(0)
+    return path
+
+
+@pytest.mark.usefixtures("secret_file", "unprivileged")
+def test_an_unreadable_file_is_refused(secret_file: Path) -> None:
     with pytest.raises(UserError, match="Permission denied"):
-        check(_files(path), 256, 8)
+        check(_files(secret_file), 256, 8)
 
 
 def test_random_ids_need_no_file_and_any_vocabulary() -> None:
