@@ -192,6 +192,7 @@ def test_a_file_as_run_directory_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unprivileged")
 def test_a_directory_without_write_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
         create(tmp_path)
 
