@@ -41,7 +41,7 @@ def serve_driver(arguments: Namespace) -> int:
     try:
         for wanted in environments(run_dir.plan, items):  # they import while torch loads here
             forkservers.get(wanted)
-        control = connect(find_place({}))
+        control = connect(find_place({}), stop)
         member = Member(control, forkservers)
         emit = _event_writer(arguments.events)
         agents = _gather(control, arguments.slots, stop)
@@ -60,7 +60,7 @@ def serve_launcher(arguments: Namespace) -> int:
         suite = load_suite(arguments.suite, arguments.sets, arguments.axes)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
-        control = connect(place)
+        control = connect(place, stop)
         member = Member(control, forkservers)
         if suite is not None:
             return _lead(arguments, suite, member, stop)

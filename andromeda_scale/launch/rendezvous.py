@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 ARRIVAL_S = 300.0  # how long agents of one launcher may take to arrive
+_ATTEMPT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _job_port(env: Mapping[str, str]) -> int:
     )
 
 
-def connect(place: Place) -> Control:
+def connect(place: Place, stop: StopRequest) -> Control:
     """Open or join the control store. Raises UserError when agent 0 cannot be reached."""
     if place.count == 1:
         host, store = "127.0.0.1", open_server("127.0.0.1", 0, loopback=True)
@@ -119,11 +120,11 @@ def connect(place: Place) -> Control:
     assert place.port is not None
     try:
         if place.launcher_store:
-            return _through_launcher(place, open_client(place.address, place.port, ARRIVAL_S))
+            return _through_launcher(place, _join(place.address, place.port, stop), stop)
         if place.index == 0:
             store = open_server(place.address, place.port, loopback=_is_loopback(place.address))
         else:
-            store = open_client(place.address, place.port, ARRIVAL_S)
+            store = _join(place.address, place.port, stop)
     except (RuntimeError, OSError) as error:
         what = "open" if place.index == 0 and not place.launcher_store else "reach"
         raise UserError(
@@ -139,22 +140,43 @@ def _control(place: Place, store: Store, host: str, port: int) -> Control:
     )
 
 
-def _through_launcher(place: Place, launcher: Store) -> Control:
+def _join(host: str, port: int, stop: StopRequest) -> Store:
+    """Connect, in attempts short enough to hear a signal between them."""
+    deadline = time.monotonic() + ARRIVAL_S
+    while True:
+        try:
+            return open_client(host, port, _ATTEMPT_S)
+        except RuntimeError:
+            if stop.requested or time.monotonic() > deadline:
+                raise
+
+
+def _ask(store: Store, key: str, stop: StopRequest) -> str:
+    """A key that another agent will set; torch's own wait would hear no signal."""
+    deadline = time.monotonic() + ARRIVAL_S
+    while not store.check([key]):
+        if stop.requested or time.monotonic() > deadline:
+            raise UserError(f"another agent did not say its {key}; did it fail, or never start?")
+        time.sleep(0.02)
+    return store.get(key).decode()
+
+
+def _through_launcher(place: Place, launcher: Store, stop: StopRequest) -> Control:
     """agent 0 opens a store of its own and says where through torchrun's."""
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
     assert place.address is not None
     shared = PrefixStore(f"andromeda_scale/{place.scope}", launcher)
     shared.set(f"host/{place.index}", place.host)
-    hosts = {shared.get(f"host/{i}").decode() for i in range(place.count)}
+    hosts = {_ask(shared, f"host/{i}", stop) for i in range(place.count)}
     if place.index == 0:
         local = len(hosts) == 1
         host = "127.0.0.1" if local else _own_address(place.address)
         store = open_server(host, 0, loopback=local)
         shared.set("address", f"{host} {store.port}")  # type: ignore[attr-defined]
-    host, _, port = shared.get("address").decode().partition(" ")
+    host, _, port = _ask(shared, "address", stop).partition(" ")
     if place.index:
-        store = open_client(host, int(port), ARRIVAL_S)
+        store = _join(host, int(port), stop)
     return _control(place, store, host, int(port))
 
 
