@@ -16,8 +16,7 @@ from andromeda_scale.collectors.executions import (
     canonical_op,
     flight_recorder_entries,
     group_ranks,
-    join_gloo,
-    join_nccl,
+    join,
     sizes_needed,
 )
 from andromeda_scale.collectors.intervals import covers, intervals, length_within, minus, union
@@ -54,11 +53,11 @@ class Communication:
     phases: frozenset[Phase] = frozenset({"profile"})
 
     def __init__(self) -> None:
-        # Holds every collective of some 20 steps; older torch knows the second name only.
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "32768")
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", os.environ["TORCH_FR_BUFFER_SIZE"])
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "32768")  # some 20 steps of collectives
 
     def start(self, phase: Phase, context: Context) -> None:
+        from torch._C._autograd import _enable_profiler, _prepare_profiler
+        from torch._C._profiler import RecordScope
         from torch.autograd.profiler import profile
 
         self._context = context
@@ -66,19 +65,23 @@ class Communication:
         shapes = self._device is None and sizes_needed(group_ranks())
         # Not torch.profiler: nothing but Kineto's own list of events is wanted.
         self._profiler = profile(use_kineto=True, use_device=self._device, record_shapes=shapes)
-        self._profiler.__enter__()  # type: ignore[no-untyped-call]
+        if self._device is None:
+            self._profiler.__enter__()  # type: ignore[no-untyped-call]
+            return
+        # Of the host, ranges and calls of CUDA are enough; operators would cost as much again.
+        config = self._profiler.config()  # type: ignore[no-untyped-call]
+        activities = self._profiler.kineto_activities
+        _prepare_profiler(config, activities)
+        _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
-        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        result = self._profiler.kineto_results
-        del self._profiler
         try:
-            timeline, executions = self._read(result)
+            timeline, executions = self._read()
             mine: _Durations | str = _durations(executions)
         except TraceError as error:
             mine = str(error)
-        except (LookupError, AttributeError, TypeError) as error:
-            # Another torch writes other traces: that costs these numbers, not the repeat.
+        except Exception as error:
+            # Another torch writes other traces. The rank must not stay away from the exchange.
             mine = f"unreadable trace: {error!r}"
         everyone = self._context.gather(mine)
         errors = [f"rank {rank}: {x}" for rank, x in enumerate(everyone) if isinstance(x, str)]
@@ -93,13 +96,18 @@ class Communication:
             "collectives": _kinds(executions, transfers, len(timeline.steps)),
         }
 
-    def _read(self, result: Any) -> tuple[Timeline, list[Execution]]:
-        """Timeline and the collectives issued within a step."""
+    def _read(self) -> tuple[Timeline, list[Execution]]:
+        """End the profile: the timeline and the collectives issued within a step."""
+        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        result = self._profiler.kineto_results
+        assert result is not None
+        del self._profiler
         events = Events(result.events(), device=self._device is not None)
         timeline = read_timeline(events)
         groups = group_ranks()
-        found = join_gloo(events, flight_recorder_entries(result.trace_start_ns()), groups)
-        found += join_nccl(events, groups)
+        backend = self._context.runtime.backend
+        entries = flight_recorder_entries(backend, result.trace_start_ns())
+        found = join(backend, events, entries, groups)
         steps = union(timeline.host)
         inside = covers(steps, np.array([e.issued_ns for e in found], np.int64))
         executions = [e for e, kept in zip(found, inside, strict=True) if kept]

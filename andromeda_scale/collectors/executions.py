@@ -1,9 +1,12 @@
 """The collectives of a profiled phase: when each executed on this rank, in which group, how large.
 
-gloo: the profiler has the times (`gloo:*` on the group's worker threads), the flight recorder has
-group, sequence number, sizes and dtype; they are joined first in, first out per name. Groups of
-other ranks run side by side on threads of their own: then the sizes must agree as well.
-NCCL: a kernel is linked with the `record_param_comms` operator that launched it, which has all.
+The flight recorder has group, sequence number, sizes and dtype; the profiler has the times. A
+profiler's range named as the backend and the collective belongs to each entry of the recorder:
+they are joined first in, first out per name.
+
+gloo: the range is the execution, on a worker thread of the group. Groups of other ranks run side
+by side on threads of their own: then the sizes must agree as well.
+NCCL: the range surrounds the launch of the kernels, and these are the execution.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from andromeda_scale.collectors.trace import Events, TraceError, is_collective_kernel
+from andromeda_scale.collectors.trace import (
+    Events,
+    TraceError,
+    is_collective_kernel,
+    launch_times,
+)
+
+Entry = dict[str, Any]  # of the flight recorder
 
 # The flight recorder's creation time and the profiler's clock are calibrated apart.
 _CLOCK_SLACK_NS = 1_000_000
@@ -91,38 +101,46 @@ def group_ranks() -> dict[str, tuple[int, ...]]:
     }
 
 
-def flight_recorder_entries(since_ns: int) -> list[dict[str, Any]]:
-    """gloo's collectives created from `since_ns` (Unix time) on, in order of their creation."""
+def flight_recorder_entries(backend: str, since_ns: int) -> list[Entry]:
+    """The collectives that gloo or nccl created from `since_ns` (Unix time) on, in this order."""
     from torch._C import _distributed_c10d as c10d
 
-    dump = json.loads(c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
+    dump = c10d._dump_fr_trace_json  # type: ignore[attr-defined]
+    if backend == "nccl":  # it has a recorder of its own
+        dump = getattr(c10d, "_dump_nccl_trace_json", dump)
     entries = [
         entry
-        for entry in dump.get("entries", ())
-        if entry["profiling_name"].startswith("gloo:") and entry["time_created_ns"] >= since_ns
+        for entry in json.loads(dump()).get("entries", ())
+        if entry["profiling_name"].startswith(f"{backend}:")
+        and entry["time_created_ns"] >= since_ns
     ]
     return sorted(entries, key=lambda e: int(e["record_id"]))
 
 
 def sizes_needed(groups: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a join needs the profiler's sizes (record_shapes), which cost 15 us an event."""
+    """Whether gloo's join needs the profiler's sizes (record_shapes), which cost 15 us an event."""
     return len(set(groups.values())) > 1
 
 
-def join_gloo(
-    events: Events, entries: list[dict[str, Any]], groups: Mapping[str, tuple[int, ...]]
+def join(
+    backend: str, events: Events, entries: list[Entry], groups: Mapping[str, tuple[int, ...]]
 ) -> list[Execution]:
-    """Join every `gloo:*` event with its flight recorder entry.
+    """The executions of gloo or nccl. Raises TraceError naming what did not join."""
+    if backend == "nccl":
+        return join_nccl(events, entries, groups)
+    return join_gloo(events, entries, groups)
 
-    Raises TraceError naming what did not join.
-    """
-    by_size = sizes_needed(groups)
-    issued: dict[tuple[str, str], deque[dict[str, Any]]] = defaultdict(deque)
+
+def _pairs(
+    backend: str, events: Events, entries: list[Entry], *, by_size: bool = False
+) -> list[tuple[int, Entry]]:
+    """(index of a range, its entry), in order of the ranges' starts."""
+    issued: dict[tuple[str, str], deque[Entry]] = defaultdict(deque)
     for entry in entries:
         sizes = str(entry["input_sizes"]) if by_size else ""
         issued[entry["profiling_name"], sizes].append(entry)
     pairs = []
-    for i in events.find(lambda name: name.startswith("gloo:")).tolist():
+    for i in events.find(lambda name: name.startswith(f"{backend}:")).tolist():
         name, sizes = key = events.name(i), str(events.raw[i].shapes()) if by_size else ""
         if not issued[key]:
             raise TraceError(
@@ -130,30 +148,78 @@ def join_gloo(
                 "the flight recorder holds of this phase; a larger TORCH_FR_BUFFER_SIZE helps if "
                 "more were issued"
             )
-        entry = issued[key].popleft()
-        if events.spans[i, 0] < entry["time_created_ns"] - _CLOCK_SLACK_NS:
-            raise TraceError(f"{name} {sizes} executed before it was issued")
-        pairs.append((i, entry))
+        pairs.append((i, issued[key].popleft()))
     if left := sum(map(len, issued.values())):
         names = sorted({name for (name, _), rest in issued.items() if rest})
         raise TraceError(f"the profiler did not see {left} collectives execute: {names}")
+    return pairs
 
+
+def join_gloo(
+    events: Events, entries: list[Entry], groups: Mapping[str, tuple[int, ...]]
+) -> list[Execution]:
+    """Join every `gloo:*` range, an execution, with its flight recorder entry."""
     operators = events.find(lambda name: name.startswith("c10d::"))
     starts = events.spans[operators, 0]
     result = []
-    for i, entry in pairs:
-        before = int(np.searchsorted(starts, entry["time_created_ns"], side="right")) - 1
-        operator = events.name(int(operators[before])) if before >= 0 else events.name(i)
-        result.append(_gloo_execution(events, i, entry, operator, groups))
+    for i, entry in _pairs("gloo", events, entries, by_size=sizes_needed(groups)):
+        created = int(entry["time_created_ns"])
+        start, end = events.spans[i].tolist()
+        if start < created - _CLOCK_SLACK_NS:
+            raise TraceError(f"{events.name(i)} executed before it was issued")
+        before = int(np.searchsorted(starts, created, side="right")) - 1
+        asked = events.name(int(operators[before])) if before >= 0 else events.name(i)
+        result.append(_execution(entry, groups, created, (start, end), asked, events.name(i)))
     return result
 
 
-def _gloo_execution(
-    events: Events,
-    index: int,
-    entry: dict[str, Any],
-    operator: str,
+def join_nccl(
+    events: Events, entries: list[Entry], groups: Mapping[str, tuple[int, ...]]
+) -> list[Execution]:
+    """Join every NCCL kernel with the `nccl:*` range that launched it, and that with its entry.
+
+    Kernels of one collective become one execution; a collective without kernels is none.
+    """
+    pairs = _pairs("nccl", events, entries)
+    ranges = events.spans[[i for i, _ in pairs]].reshape(-1, 2)
+    if (ranges[1:, 0] < ranges[:-1, 1]).any():
+        raise TraceError("two threads issued collectives at the same time")
+    for span, (i, entry) in zip(ranges.tolist(), pairs, strict=True):
+        created = int(entry["time_created_ns"])
+        if not span[0] - _CLOCK_SLACK_NS <= created <= span[1] + _CLOCK_SLACK_NS:
+            raise TraceError(f"{events.name(i)} was not issued when the flight recorder says so")
+
+    at = events.find(is_collective_kernel, device=True)
+    launched = launch_times(events, at)
+    owners = np.searchsorted(ranges[:, 0], launched, side="right") - 1
+    kernels: dict[int, list[int]] = defaultdict(list)
+    for kernel, owner, time_ns in zip(at.tolist(), owners.tolist(), launched, strict=True):
+        if owner < 0 or time_ns >= ranges[owner, 1]:
+            raise TraceError(
+                f"{events.name(kernel)} was launched outside every nccl:* range, "
+                "as collectives that were issued as one group are"
+            )
+        kernels[owner].append(kernel)
+    return [
+        _execution(
+            pairs[owner][1],
+            groups,
+            int(ranges[owner, 0]),
+            (int(events.spans[found, 0].min()), int(events.spans[found, 1].max())),
+            events.name(pairs[owner][0]),
+            events.name(found[0]).partition("(")[0],
+        )
+        for owner, found in kernels.items()
+    ]
+
+
+def _execution(
+    entry: Entry,
     groups: Mapping[str, tuple[int, ...]],
+    issued_ns: int,
+    span: tuple[int, int],
+    asked: str,
+    ran: str,
 ) -> Execution:
     group = str(entry["process_group"][0])
     if group not in groups:
@@ -165,58 +231,12 @@ def _gloo_execution(
         group=group,
         ranks=groups[group],
         seq=int(entry["collective_seq_id"]),
-        issued_ns=int(entry["time_created_ns"]),
-        start_ns=int(events.spans[index, 0]),
-        end_ns=int(events.spans[index, 1]),
-        op=canonical_op(operator),
-        c10d_op=operator,
-        backend_op=entry["profiling_name"],
-        dtype=dtype,
-        size_bytes=_size(dtype, numel),
-        scalar=numel <= 1,
-    )
-
-
-def join_nccl(events: Events, groups: Mapping[str, tuple[int, ...]]) -> list[Execution]:
-    """Join every NCCL kernel with the `record_param_comms` operator that launched it.
-
-    Kernels of one collective become one execution. Raises TraceError for a kernel without one.
-    """
-    operators = {
-        events.raw[i].correlation_id(): i
-        for i in events.find(lambda name: name == "record_param_comms").tolist()
-    }
-    kernels: dict[int, list[int]] = defaultdict(list)
-    for i in events.find(is_collective_kernel, device=True).tolist():
-        linked = events.raw[i].linked_correlation_id()
-        if linked not in operators:
-            raise TraceError(f"no record_param_comms launched the kernel {events.name(i)}")
-        kernels[operators[linked]].append(i)
-    return [_nccl_execution(events, at, indices, groups) for at, indices in kernels.items()]
-
-
-def _nccl_execution(
-    events: Events, operator: int, kernels: list[int], groups: Mapping[str, tuple[int, ...]]
-) -> Execution:
-    meta = {k: str(v).strip('"') for k, v in events.raw[operator].extra_meta().items()}
-    missing = {"Collective name", "Process Group Name", "Seq", "dtype"} - meta.keys()
-    if missing:
-        raise TraceError(f"record_param_comms lacks {sorted(missing)}; it has {sorted(meta)}")
-    group, dtype = meta["Process Group Name"], meta["dtype"]
-    if group not in groups:
-        raise TraceError(f"process group {group!r} of {meta['Collective name']} is unknown")
-    numel = max(int(meta.get("In msg nelems", 0)), int(meta.get("Out msg nelems", 0)))
-    op = canonical_op(meta["Collective name"])
-    return Execution(
-        group=group,
-        ranks=groups[group],
-        seq=int(meta["Seq"]),
-        issued_ns=int(events.spans[operator, 0]),
-        start_ns=int(events.spans[kernels, 0].min()),
-        end_ns=int(events.spans[kernels, 1].max()),
-        op=op,
-        c10d_op=meta["Collective name"],
-        backend_op=events.name(kernels[0]).partition("(")[0],
+        issued_ns=issued_ns,
+        start_ns=span[0],
+        end_ns=span[1],
+        op=canonical_op(asked),
+        c10d_op=asked,
+        backend_op=ran,
         dtype=dtype,
         size_bytes=_size(dtype, numel),
         scalar=numel <= 1,

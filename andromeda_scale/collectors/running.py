@@ -22,7 +22,8 @@ class Collectors:
     def around(self, phase: Phase, context: Context, values: dict[str, Any]) -> Iterator[None]:
         """Start those that watch `phase`; after it, put what each found into `values` by name.
 
-        One that cannot work here is recorded as {"unavailable": reason}, and the rest goes on.
+        One that cannot work here is recorded as {"unavailable": reason}, one that failed as
+        {"error": reason}, and the rest goes on.
         """
         active = [name for name, c in self._built.items() if phase in c.phases]
         for name in active:
@@ -37,5 +38,7 @@ class Collectors:
             result = call(self._built[name])
         except CollectorUnavailable as error:
             result = {"unavailable": str(error)}
+        except Exception as error:  # costs what this one would have said, not the repeat
+            result = {"error": f"{type(error).__name__}: {error}"}
         if result is not None:
             values[name] = result

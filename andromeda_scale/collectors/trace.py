@@ -52,13 +52,22 @@ class Events:
         starts = np.array([event.start_ns() for event in raw], np.int64)
         durations = np.array([event.duration_ns() for event in raw], np.int64)
         self.spans: Intervals = intervals(starts, starts + durations)
-        self.thread = np.array([event.start_thread_id() for event in raw], np.int64)
-        self._place = np.full(len(raw), _HOST)
-        if device:  # the slowest question: not asked where there is no device
-            self._place = np.array([_place(event) for event in raw])
+        self._place = self._places() if device else np.full(len(raw), _HOST)
+
+    def _places(self) -> NDArray[np.int64]:
+        """Host or device by name, which is quick; ranges have shadows and are asked one by one."""
+        _, first = np.unique(self._code, return_index=True)
+        ranges = [self.raw[i].is_user_annotation() for i in first.tolist()]
+        places = np.array([_place(self.raw[i]) for i in first.tolist()], np.int64)[self._code]
+        for i in np.flatnonzero(np.array(ranges, np.bool_)[self._code]).tolist():
+            places[i] = _place(self.raw[i])
+        return places
 
     def name(self, index: int) -> str:
         return self._names[int(self._code[index])]
+
+    def thread(self, index: int) -> int:
+        return int(self.raw[index].start_thread_id())
 
     def find(self, test: Callable[[str], bool], *, device: bool = False) -> NDArray[np.int64]:
         """Indices of host (or device) events whose name passes `test`, by time of their start."""
@@ -75,9 +84,7 @@ def _place(event: Any) -> int:
 
     if event.device_type() == DeviceType.CPU:
         return _HOST
-    activity = getattr(event, "activity_type", None)  # torch >= 2.13
-    shadow = event.is_user_annotation() or (activity and activity() == "gpu_user_annotation")
-    return _SHADOW if shadow else _DEVICE
+    return _SHADOW if event.is_user_annotation() else _DEVICE
 
 
 @dataclass(frozen=True)
@@ -112,14 +119,14 @@ def read_timeline(events: Events) -> Timeline:
     names = [PARTS[events.name(i)] for i in ranges_at.tolist()]
     host, ranges = events.spans[steps_at], events.spans[ranges_at]
 
-    kernels_at = events.find(lambda name: True, device=True).tolist()
-    if kernels_at:
+    kernels_at = events.find(lambda name: True, device=True)
+    if len(kernels_at):
         launched, kernels, compute = _device_work(events, kernels_at)
         steps = device_windows(host, launched, kernels)
         parts = device_windows(ranges, launched, kernels)
     else:
         steps, parts = host, ranges
-        compute = _cpu_work(events, thread=int(events.thread[steps_at[0]]))
+        compute = _cpu_work(events, thread=events.thread(int(steps_at[0])))
 
     step_of = np.searchsorted(host[:, 0], ranges[:, 0], side="right") - 1
     lengths = {name: np.zeros(len(host), np.int64) for name in PARTS.values()}
@@ -138,21 +145,27 @@ def _cpu_work(events: Events, thread: int) -> Intervals:
 
     def here(prefixes: tuple[str, ...]) -> Intervals:
         found = events.find(lambda name: name.startswith(prefixes))
-        return union(events.spans[found[events.thread[found] == thread]])
+        mine = [i for i in found.tolist() if events.thread(i) == thread]
+        return union(events.spans[mine])
 
     return minus(here(_COMPUTE), here(_COMMUNICATE))
 
 
 def _device_work(
-    events: Events, kernels: list[int]
+    events: Events, kernels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Intervals, Intervals]:
     """(launch time of each kernel, span of each kernel, union of those that compute)."""
+    compute = [i for i in kernels.tolist() if not is_collective_kernel(events.name(i))]
+    return launch_times(events, kernels), events.spans[kernels], union(events.spans[compute])
+
+
+def launch_times(events: Events, kernels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """When the host called for each of `kernels`; the start of one whose call is not recorded."""
     raw = events.raw
-    compute = [i for i in kernels if not is_collective_kernel(events.name(i))]
     calls = events.find(lambda name: name.startswith(_RUNTIME)).tolist()
     called = {raw[i].correlation_id(): int(events.spans[i, 0]) for i in calls}
-    launched = [called.get(raw[i].correlation_id(), events.spans[i, 0]) for i in kernels]
-    return np.array(launched, np.int64), events.spans[kernels], union(events.spans[compute])
+    times = [called.get(raw[i].correlation_id(), int(events.spans[i, 0])) for i in kernels.tolist()]
+    return np.array(times, np.int64)
 
 
 def device_windows(host: Intervals, launched: NDArray[np.int64], kernels: Intervals) -> Intervals:

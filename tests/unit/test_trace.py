@@ -6,8 +6,7 @@ tests/dist/test_communication.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -32,8 +31,6 @@ class Event:
     device: bool = False
     annotation: bool = False
     correlation: int = 0
-    linked: int = 0
-    meta: Mapping[str, str] = field(default_factory=dict)
 
     def name(self) -> str:
         return self.label
@@ -55,12 +52,6 @@ class Event:
 
     def correlation_id(self) -> int:
         return self.correlation
-
-    def linked_correlation_id(self) -> int:
-        return self.linked
-
-    def extra_meta(self) -> Mapping[str, str]:
-        return self.meta
 
     def shapes(self) -> list[list[int]]:
         return [[4]]
@@ -140,30 +131,18 @@ def test_a_step_without_late_kernels_ends_where_the_host_ends_it() -> None:
 def cuda_events() -> tuple[Event, ...]:
     """Two steps whose kernels lag behind the host; NCCL overlaps the second matrix product."""
     return (
-        Event("andromeda::step", 0, 10, correlation=1),
+        Event("andromeda::step", 0, 10, annotation=True),
         Event("cudaLaunchKernel", 2, 3, correlation=901),
-        Event("andromeda::step", 10, 20, correlation=2),
+        Event("andromeda::step", 10, 20, annotation=True),
         Event("cudaLaunchKernel", 11, 12, correlation=902),
-        Event("record_param_comms", 13, 16, correlation=7, meta=all_reduce_meta()),
+        Event("nccl:all_reduce", 13, 16, annotation=True),
         Event("cudaLaunchKernelExC", 14, 15, correlation=903),
         Event("andromeda::step", 5, 60, device=True, annotation=True),
         Event("nccl:all_reduce", 35, 60, device=True, annotation=True),
         Event("gemm", 5, 30, device=True, correlation=901),
         Event("gemm", 30, 40, device=True, correlation=902),
-        Event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(x)", 35, 60, device=True, correlation=903,
-              linked=7),
+        Event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(x)", 35, 60, device=True, correlation=903),
     )  # fmt: skip
-
-
-def all_reduce_meta() -> dict[str, str]:
-    return {
-        "Collective name": '"allreduce"',
-        "dtype": '"BFloat16"',
-        "In msg nelems": "100",
-        "Out msg nelems": "100",
-        "Process Group Name": '"0"',
-        "Seq": "12",
-    }
 
 
 def test_cuda_compute_is_kernels_that_are_no_collectives() -> None:
@@ -171,21 +150,6 @@ def test_cuda_compute_is_kernels_that_are_no_collectives() -> None:
     assert rows(timeline.compute) == [[5, 40]]
     assert rows(timeline.host) == [[0, 10], [10, 20]]
     assert rows(timeline.steps) == [[0, 30], [30, 60]]
-
-
-def test_an_nccl_kernel_takes_group_sequence_and_size_from_its_operator() -> None:
-    (found,) = join_nccl(on_cuda(*cuda_events()), GROUPS)
-    assert (found.group, found.ranks, found.seq, found.op) == ("0", (0, 1), 12, "all_reduce")
-    assert (found.issued_ns, found.start_ns, found.end_ns) == (13, 35, 60)
-    assert found.backend_op == "ncclDevKernel_AllReduce_Sum_f32_RING_LL"
-    assert found.size_bytes == 200
-    assert not found.scalar
-
-
-def test_an_nccl_kernel_without_operator_is_an_error() -> None:
-    kernel = Event("ncclDevKernel_AllGather", 1, 2, device=True, linked=5)
-    with pytest.raises(TraceError, match="ncclDevKernel_AllGather"):
-        join_nccl(on_cuda(kernel), GROUPS)
 
 
 def entry(seq: int, created: int, name: str = "gloo:all_reduce") -> dict[str, object]:
@@ -199,6 +163,61 @@ def entry(seq: int, created: int, name: str = "gloo:all_reduce") -> dict[str, ob
         "record_id": seq,
         "time_created_ns": created,
     }
+
+
+def nccl_entry(seq: int, created: int) -> dict[str, object]:
+    return entry(seq, created, "nccl:all_reduce") | {"input_dtypes": ["BFloat16"]}
+
+
+def test_an_nccl_kernel_takes_group_sequence_and_size_from_the_flight_recorder() -> None:
+    (found,) = join_nccl(on_cuda(*cuda_events()), [nccl_entry(12, 14)], GROUPS)
+    assert (found.group, found.ranks, found.seq, found.op) == ("0", (0, 1), 12, "all_reduce")
+    assert (found.issued_ns, found.start_ns, found.end_ns) == (13, 35, 60)
+    assert found.c10d_op == "nccl:all_reduce"
+    assert found.backend_op == "ncclDevKernel_AllReduce_Sum_f32_RING_LL"
+    assert found.size_bytes == 8
+    assert not found.scalar
+
+
+def test_kernels_of_one_nccl_collective_are_one_execution() -> None:
+    second = Event("ncclDevKernel_AllReduce", 62, 70, device=True, correlation=904)
+    events = on_cuda(*cuda_events(), Event("cuLaunchKernelEx", 15, 16, correlation=904), second)
+    (found,) = join_nccl(events, [nccl_entry(12, 14)], GROUPS)
+    assert (found.start_ns, found.end_ns) == (35, 70)
+
+
+def test_an_nccl_collective_without_kernels_did_not_execute() -> None:
+    alone = Event("nccl:all_reduce", 13, 16, annotation=True)
+    assert join_nccl(on_cuda(alone), [nccl_entry(1, 14)], GROUPS) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "entries", "names"),
+    [
+        # A group of collectives is launched where it ends, after the ranges of its members.
+        (
+            [
+                Event("ncclDevKernel_Generic", 70, 80, device=True, correlation=905),
+                Event("cuLaunchKernelEx", 17, 18, correlation=905),
+            ],
+            [nccl_entry(12, 14)],
+            "ncclDevKernel_Generic was launched outside every nccl",
+        ),
+        ([], [], "TORCH_FR_BUFFER_SIZE"),
+        ([], [nccl_entry(12, 14), nccl_entry(13, 15)], "did not see 1 collectives"),
+        ([], [nccl_entry(12, 10**9)], "was not issued when"),
+        (
+            [Event("nccl:all_reduce", 14, 18, annotation=True, thread=2)],
+            [nccl_entry(12, 14), nccl_entry(13, 15)],
+            "two threads",
+        ),
+    ],
+)
+def test_what_nccl_ran_and_does_not_join_is_named(
+    more: list[Event], entries: list[dict[str, object]], names: str
+) -> None:
+    with pytest.raises(TraceError, match=names):
+        join_nccl(on_cuda(*cuda_events(), *more), entries, GROUPS)
 
 
 def test_gloo_events_join_in_the_order_of_issue() -> None:
