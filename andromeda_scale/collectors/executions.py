@@ -24,7 +24,6 @@ from andromeda_scale.collectors.trace import (
     Events,
     TraceError,
     is_collective_kernel,
-    launch_times,
 )
 
 Entry = dict[str, Any]  # of the flight recorder
@@ -190,7 +189,7 @@ def join_nccl(
             raise TraceError(f"{events.name(i)} was not issued when the flight recorder says so")
 
     at = events.find(is_collective_kernel, device=True)
-    launched = launch_times(events, at)
+    launched = events.launch_times(at)
     owners = np.searchsorted(ranges[:, 0], launched, side="right") - 1
     kernels: dict[int, list[int]] = defaultdict(list)
     for kernel, owner, time_ns in zip(at.tolist(), owners.tolist(), launched, strict=True):

@@ -43,10 +43,14 @@ def minus(a: Intervals, b: Intervals) -> Intervals:
     """The points of union `a` that are not in union `b`, as a union."""
     if not len(a) or not len(b):
         return a
-    edges = np.unique(np.concatenate([a.ravel(), b.ravel()]))
-    starts, ends = edges[:-1], edges[1:]  # no edge lies inside one of these pieces
-    kept = covers(a, starts) & ~covers(b, starts)
-    return union(intervals(starts[kept], ends[kept]))
+    # The gaps of b are what may remain of a: for each interval of a, those that overlap it.
+    low, high = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    starts, ends = np.concatenate([[low], b[:, 1]]), np.concatenate([b[:, 0], [high]])
+    first = np.searchsorted(ends, a[:, 0], side="right")
+    count = np.searchsorted(starts, a[:, 1], side="left") - first
+    owner = np.repeat(np.arange(len(a)), count)
+    gap = np.arange(len(owner)) + np.repeat(first - (np.cumsum(count) - count), count)
+    return intervals(np.maximum(a[owner, 0], starts[gap]), np.minimum(a[owner, 1], ends[gap]))
 
 
 def length_within(a: Intervals, windows: Intervals) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,21 @@ class Events:
         durations = np.array([event.duration_ns() for event in raw], np.int64)
         self.spans: Intervals = intervals(starts, starts + durations)
         self._place = self._places() if device else np.full(len(raw), _HOST)
+
+    def launch_times(self, kernels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """When the host called for each of `kernels`; the start of one whose call is not known."""
+        called, raw = self._called, self.raw
+        found = kernels.tolist()
+        times = [called.get(raw[i].correlation_id(), int(self.spans[i, 0])) for i in found]
+        return np.array(times, np.int64)
+
+    @cached_property
+    def _called(self) -> dict[int, int]:
+        """Correlation id of each call of the runtime -> its start."""
+        calls = self.find(lambda name: name.startswith(_RUNTIME))
+        starts = self.spans[calls, 0].tolist()
+        ids = [self.raw[i].correlation_id() for i in calls.tolist()]
+        return dict(zip(ids, starts, strict=True))
 
     def _places(self) -> NDArray[np.int64]:
         """Host or device by name, which is quick; ranges have shadows and are asked one by one."""
@@ -156,16 +172,7 @@ def _device_work(
 ) -> tuple[NDArray[np.int64], Intervals, Intervals]:
     """(launch time of each kernel, span of each kernel, union of those that compute)."""
     compute = [i for i in kernels.tolist() if not is_collective_kernel(events.name(i))]
-    return launch_times(events, kernels), events.spans[kernels], union(events.spans[compute])
-
-
-def launch_times(events: Events, kernels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When the host called for each of `kernels`; the start of one whose call is not recorded."""
-    raw = events.raw
-    calls = events.find(lambda name: name.startswith(_RUNTIME)).tolist()
-    called = {raw[i].correlation_id(): int(events.spans[i, 0]) for i in calls}
-    times = [called.get(raw[i].correlation_id(), int(events.spans[i, 0])) for i in kernels.tolist()]
-    return np.array(times, np.int64)
+    return events.launch_times(kernels), events.spans[kernels], union(events.spans[compute])
 
 
 def device_windows(host: Intervals, launched: NDArray[np.int64], kernels: Intervals) -> Intervals:

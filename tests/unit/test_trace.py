@@ -1,12 +1,15 @@
 """Reading a trace: steps, compute and collectives out of the profiler's events.
 
-The events are written out here by hand in the form Kineto gives them; real ones are read in
-tests/dist/test_communication.py.
+The events are written out here by hand in the form Kineto gives them, but for nccl_step.json: of
+one DDP step of andromeda-150m on two H200 (torch 2.11), rank 0, its ranges, collectives and some
+kernels. Real ones of gloo are read in tests/dist/test_communication.py.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +221,23 @@ def test_what_nccl_ran_and_does_not_join_is_named(
 ) -> None:
     with pytest.raises(TraceError, match=names):
         join_nccl(on_cuda(*cuda_events(), *more), entries, GROUPS)
+
+
+def test_a_recorded_step_on_gpus_joins_and_reduces_every_gradient_once() -> None:
+    recorded = json.loads(Path(__file__).with_name("nccl_step.json").read_text())
+    events = on_cuda(
+        *(
+            Event(name, start, start + length, 1, bool(device), bool(annotation), correlation)
+            for name, start, length, device, correlation, annotation in recorded["events"]
+        )
+    )
+    found = join_nccl(events, recorded["entries"], GROUPS)
+    assert sum(e.size_bytes for e in found) == 4 * 155_261_568  # float32 gradients of the model
+    assert [e.seq for e in found] == list(range(found[0].seq, found[0].seq + 12))
+    assert all(e.issued_ns < e.start_ns < e.end_ns for e in found)
+    (window,) = read_timeline(events).steps.tolist()
+    assert window[0] < min(e.start_ns for e in found)
+    assert max(e.end_ns for e in found) < window[1]
 
 
 def test_gloo_events_join_in_the_order_of_issue() -> None:
