@@ -59,6 +59,11 @@ def binary(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:,.2f} GiB"
 
 
+def scientific(value: float) -> str:
+    """Two significant digits with an exponent."""
+    return f"{value:.1e}" if math.isfinite(value) else NOT_MEASURED
+
+
 @dataclass(frozen=True)
 class Metric:
     """One number of a result, and how it comes about."""
@@ -179,6 +184,11 @@ METRICS: dict[str, Metric] = {
         "s", "lower", "max", "training starts when the last rank has compiled", "mean", "setup",
         significant,
         "seconds torch.compile took; empty without it",
+    ),
+    "parity_difference": Metric(
+        "1", "lower", "rank 0", "losses are of the global batch, equal on every rank", "max",
+        "inspect", scientific,
+        "max over the compared steps of |loss - loss of the reference| / |loss of the reference|",
     ),
 }  # fmt: skip
 

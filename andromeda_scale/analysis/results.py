@@ -3,6 +3,8 @@
 results.parquet   a row a case
 repeats.parquet   a row a case x repeat: the launches behind a case's numbers
 ranks.parquet     a row a case x repeat x rank
+
+A case's row pools its repeats, so the column `repeat` is in repeats.parquet and ranks.parquet only.
 """
 
 from __future__ import annotations

@@ -84,4 +84,6 @@ def _interval(centre: float, squared_error: float, df: float, *, enough: bool) -
 
 
 def _exp(interval: Interval) -> Interval:
-    return Interval(*(math.exp(value) for value in interval))
+    """exp of each; inf where a float cannot hold it."""
+    with np.errstate(over="ignore"):
+        return Interval(*(float(np.exp(value)) for value in interval))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
-from andromeda_scale.config import Case, Plan, PlannedRepeat
+from andromeda_scale.config import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import cases, ranks, repeats
 
@@ -44,9 +44,9 @@ def merge_run(run_dir: Path) -> Results:
         merged = [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         rows = [one.row for one in merged]
         problems += [problem for one in merged for problem in one.problems]
-        parity = _parity(run_dir, plan.cases[case_id], planned[0])
+        reference = _reference(run_dir, planned[0].reference_id)
         row, launches[case_id] = cases.case_row(
-            plan.cases[case_id], planned, rows, parity, problems
+            plan.cases[case_id], planned, rows, reference, problems
         )
         case_rows.append(row)
         repeat_rows += rows
@@ -81,13 +81,13 @@ def read_plan(run_dir: Path) -> Plan:
     return plan
 
 
-def _parity(run_dir: Path, case: Case, item: PlannedRepeat) -> str:
-    """Whether first losses could be compared: a rank that compared and found none equal is
-    `diverged`, so a case with a finished reference and an ok launch has passed."""
-    if case.parity == "off":
-        return "off"
-    if item.reference_id is None:
-        return "reference"
-    directory = run_dir / "references" / item.reference_id / "0"
+def _reference(run_dir: Path, reference_id: str | None) -> str:
+    """How a case's parity reference ended, in words; empty if it has none."""
+    if reference_id is None:
+        return ""
+    directory = run_dir / "references" / reference_id / "0"
     status = repeats.read_status(directory / "status.json", [])
-    return "ok" if status.get("status") == "ok" else "unavailable"
+    if not status:
+        return "did not finish"
+    cause = " ".join(str(status.get("cause") or "").split())
+    return f"is {status['status']}{f': {cause}' if cause else ''}"

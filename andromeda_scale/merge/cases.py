@@ -70,7 +70,10 @@ COLUMNS: dict[str, str] = {
     "flops_per_token": "float64",
     "flop_convention": "str",
     "mfu": "float64",
-    "parity": "str",  # ok, unavailable, off; reference: the case is the reference's own program
+    "graph_breaks": "Int64",  # of torch.compile, the most of any launch
+    "parity": "str",  # ok: every pooled launch compared losses; unavailable, off; reference: the
+    # case is the reference's own program; empty without a launch
+    "parity_cause": "str",  # why it is unavailable
 }
 
 # In columns of their own, or without influence on a number.
@@ -96,7 +99,7 @@ def case_row(
     case: Case,
     items: Sequence[PlannedRepeat],
     repeats: list[Row],
-    parity: str,
+    reference: str,
     problems: list[str],
 ) -> tuple[Row, Launches]:
     """One row from the rows of all planned repeats, whose `pooled` is set here.
@@ -113,7 +116,7 @@ def case_row(
     ok = [row for row in repeats if row["status"] == "ok"]
     row = {
         **_outcome(items, repeats),
-        "parity": parity,
+        **_parity(case, items[0], pooled, reference),
         "num_repeats_ok": len(ok),
         "num_launches": len(pooled),
         "mixed": len(pooled) < len(ok),
@@ -177,6 +180,23 @@ def _cause(row: Row) -> str:
     return ": ".join(part for part in (where.strip(), why) if part)
 
 
+def _parity(case: Case, item: PlannedRepeat, pooled: list[Row], reference: str) -> Row:
+    """Whether each pooled launch compared its first losses with the reference's.
+
+    A launch that compared and found them unequal is `diverged`, and not pooled. `reference` says
+    in words how the reference ended; a launch may have run before it did.
+    """
+    if case.parity == "off":
+        return {"parity": "off"}
+    if item.reference_id is None:
+        return {"parity": "reference"}
+    silent = [str(row["repeat"]) for row in pooled if (row.get("parity_steps") or 0) < 1]
+    if silent:
+        launches = f"repeat {', '.join(silent)} compared no losses"
+        return {"parity": "unavailable", "parity_cause": f"{launches}: the reference {reference}"}
+    return {"parity": "ok"} if pooled else {}
+
+
 def _settings(case: Case, item: PlannedRepeat) -> Row:
     other = flatten(case.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OTHER))
     options = flatten(case.strategy.options)
@@ -211,6 +231,9 @@ def _numbers(pooled: list[Row], world_size: int) -> Row:
     if not pooled:
         return {}
     row: Row = {name: _first(pooled, name) for name in ("num_steps", "num_profile_steps")}
+    row["graph_breaks"] = max(
+        (launch["graph_breaks"] for launch in pooled if "graph_breaks" in launch), default=None
+    )
     for name, metric in METRICS.items():
         values = np.array([launch.get(name, math.nan) for launch in pooled], dtype=float)
         values = values[~np.isnan(values)]

@@ -22,6 +22,7 @@ COLUMNS: dict[str, str] = {
     "host": "str",
     "node_rank": "Int64",
     "local_rank": "Int64",
+    "world_size": "Int64",  # as the rank saw it
     "device": "str",  # as it names itself; "cpu" for a CPU
     "threads": "Int64",
     "step_time_s": "float64",  # median of the rank's own steps
@@ -36,6 +37,7 @@ COLUMNS: dict[str, str] = {
     "setup_s": "float64",
     "first_step_s": "float64",
     "compile_s": "float64",
+    "graph_breaks": "Int64",  # of torch.compile; empty without it
 }
 
 
@@ -82,6 +84,8 @@ def _identity(ranks: list[RankRecord]) -> dict[str, list[Any]]:
         "threads": [integer(rank.start, "threads") for rank in ranks],
         "node_rank": [integer(rank.start, "node_rank") for rank in ranks],
         "local_rank": [integer(rank.start, "local_rank") for rank in ranks],
+        "world_size": [integer(rank.start, "world_size") for rank in ranks],
+        "graph_breaks": [integer(rank.describe.get("compile"), "graph_breaks") for rank in ranks],
     }
 
 
@@ -204,8 +208,8 @@ def text(values: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def integer(values: dict[str, Any], key: str) -> int | None:
-    value = values.get(key)
+def integer(values: Any, key: str) -> int | None:
+    value = values.get(key) if isinstance(values, dict) else None
     return value if type(value) is int and abs(value) < 2**31 else None
 
 

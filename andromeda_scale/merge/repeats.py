@@ -15,12 +15,14 @@ from andromeda_scale.analysis.balance import imbalance, slowest
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.ranks import RankTable, integer, number, of_ranks, rank_table, text
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repeat
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
+MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
 OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu")
 
 COLUMNS: dict[str, str] = {
@@ -45,6 +47,8 @@ COLUMNS: dict[str, str] = {
     "warmup_ended_by": "str",  # the rule that ended it; max_steps: none before its upper bound
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
+    "parity_steps": "Int64",  # whose losses were compared with the reference; empty: not said
+    "graph_breaks": "Int64",  # of torch.compile, the most of any rank
     "tokens": "float64",
     "window_s": "float64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
@@ -94,9 +98,11 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     if 0 in record.ranks:
         row |= _warmup(record.ranks[0])
     if ending.status == "ok":
-        numbers, why = _numbers(table)
+        numbers, why = _numbers(table, case)
         if why:
             ending = Ending("invalid", why)
+        elif 0 in record.ranks:
+            numbers |= _parity(record.ranks[0])
         row |= numbers
     found = [str(problem) for problem in record.problems]
     found += status_problems + table.problems + system.problems
@@ -169,14 +175,28 @@ def _warmup(rank_0: RankRecord) -> dict[str, Any]:
     }
 
 
-def _numbers(table: RankTable) -> tuple[dict[str, Any], str]:
+def _parity(rank_0: RankRecord) -> dict[str, Any]:
+    """How the first losses compared with the reference's, which rank 0 knows for all."""
+    values = rank_0.values("inspect", "parity")
+    return {
+        "parity_steps": integer(values, "steps_compared"),
+        "parity_difference": number(values, "max_relative_difference"),
+    }
+
+
+def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
     """METRICS of an ok repeat, or why it cannot have any."""
     frame, step_s = table.frame, table.step_s
     if step_s is None:
         return {}, "the ranks' step times of phase measure are missing or unequal in number"
     window_s, tokens = frame["window_s"].to_numpy(), frame["tokens"].to_numpy()
     if not ((window_s > 0) & (tokens > 0)).all() or not math.isfinite(tokens.sum()):
-        return {}, "a rank's window or tokens of phase measure are missing"
+        bad = ~((window_s > 0) & (tokens > 0))
+        who = of_ranks(np.flatnonzero(bad)) if bad.any() else "all ranks"
+        return {}, f"the window or tokens of phase measure are missing on {who}"
+    wrong = contradictions(table, case)
+    if wrong:
+        return {}, "; ".join(wrong[:MAX_NAMED]) + ("; ..." if len(wrong) > MAX_NAMED else "")
     row: dict[str, Any] = {
         "num_steps": step_s.shape[1],
         "tokens": float(tokens.sum()),
@@ -187,17 +207,24 @@ def _numbers(table: RankTable) -> tuple[dict[str, Any], str]:
             name: _max(frame[name])
             for name in ("setup_s", "first_step_s", "compile_s", "state_bytes")
         },
-        **_memory(frame),
+        **_memory(frame, table.problems),
     }
+    breaks = frame["graph_breaks"].dropna()
+    if case.train.compile and len(breaks):
+        row["graph_breaks"] = int(breaks.max())
     if table.profile:
         row |= _profile(table, row["step_time_s"])
     return row, ""
 
 
-def _memory(frame: pd.DataFrame) -> dict[str, Any]:
+def _memory(frame: pd.DataFrame, problems: list[str]) -> dict[str, Any]:
+    """The fullest rank; ranks that say nothing beside ranks that do are a problem."""
     peak = frame["peak_memory_bytes"]
     if peak.isna().all():
         return {}
+    if peak.isna().any():
+        silent = of_ranks(np.flatnonzero(peak.isna()))
+        problems.append(f"peak memory of {silent} is missing: the maximum is over the others")
     fullest = int(peak.to_numpy(na_value=-1.0).argmax())
     return {
         "peak_memory_bytes": float(peak.iloc[fullest]),

@@ -33,7 +33,8 @@ def read_system(record: RepeatRecord, table: RankTable) -> System:
     environments = [node.get("environment") for node in record.nodes]
     known = [found for found in environments if isinstance(found, dict) and found]
     if not known:
-        return System(problems=["no node says its environment: unlike systems cannot be told"])
+        silent = "no node says its environment: unlike systems cannot be told"
+        return System(problems=[silent] if record.ranks else [])  # without a rank: nothing to tell
     prints: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for environment in known:

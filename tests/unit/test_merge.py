@@ -80,14 +80,14 @@ def test_launches_combine_by_geometric_mean_with_a_t_interval(tmp_path: Path) ->
     case = make_case("single", 1)
     write_plan(tmp_path, [case])
     for repeat, step in enumerate((0.1, 0.2, 0.4)):
-        lines = rank_lines(0, [step] * 4, tokens=40)
+        lines = rank_lines(0, [step] * 4)
         write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
     row = _case(tmp_path)
     assert row["num_launches"] == 3
-    assert row["tokens_per_s"] == pytest.approx(50.0)  # of 100, 50, 25
+    assert row["tokens_per_s"] == pytest.approx(160.0)  # of 320, 160, 80
     half = 4.302652729911275 * math.log(2) / math.sqrt(3)
-    assert row["tokens_per_s_low"] == pytest.approx(50.0 * math.exp(-half))
-    assert row["tokens_per_s_high"] == pytest.approx(50.0 * math.exp(half))
+    assert row["tokens_per_s_low"] == pytest.approx(160.0 * math.exp(-half))
+    assert row["tokens_per_s_high"] == pytest.approx(160.0 * math.exp(half))
 
 
 def test_one_failed_launch_of_three_is_counted_and_named(tmp_path: Path) -> None:
@@ -194,14 +194,12 @@ def test_launches_on_unlike_systems_are_not_pooled(tmp_path: Path) -> None:
     other = json.loads(json.dumps(ENVIRONMENT))
     other["versions"]["torch"] = "0.0.1"
     for repeat, (step, found) in enumerate(((0.1, ENVIRONMENT), (0.4, other), (0.1, ENVIRONMENT))):
-        write_repeat(
-            tmp_path, case, repeat, rank_lines(0, [step] * 4, tokens=40), environment=found
-        )
+        write_repeat(tmp_path, case, repeat, rank_lines(0, [step] * 4), environment=found)
     results = merge_run(tmp_path)
     row = results.cases.iloc[0]
     assert row["mixed"]
     assert (row["num_repeats_ok"], row["num_launches"]) == (3, 2)
-    assert row["tokens_per_s"] == pytest.approx(100.0)
+    assert row["tokens_per_s"] == pytest.approx(320.0)
     (problem,) = results.problems
     assert "repeats 1 ran on unlike systems" in problem
     assert "torch" in problem
@@ -236,19 +234,166 @@ def test_a_damaged_status_file_is_a_problem_not_a_crash(tmp_path: Path, text: st
     assert "status.json" in results.problems[0]
 
 
-def test_references_have_no_row_and_decide_parity(tmp_path: Path) -> None:
-    run, _ = _run(tmp_path, repeats=1)
+def _with_reference(run: Path) -> Path:
+    """Plan a reference for every repeat; returns its directory, yet without a status."""
     plan = json.loads((run / "plan.json").read_text())
     reference = make_case("single", 1, parity="off")
     plan["cases"][reference.case_id] = json.loads(reference.model_dump_json())
-    plan["repeats"][0]["reference_id"] = reference.case_id
+    for item in plan["repeats"]:
+        item["reference_id"] = reference.case_id
     plan["repeats"].append({"case_id": reference.case_id, "repeat": 0, "role": "reference"})
     (run / "plan.json").write_text(json.dumps(plan))
-    assert _case(run)["parity"] == "unavailable"
     place = run / "references" / reference.case_id / "0"
     place.mkdir(parents=True)
+    return place
+
+
+def _compared(run: Path, case: Any, repeat: int, values: Any) -> None:
+    """Let rank 0 of a repeat say how its losses compared."""
+    change = {"phase": "inspect", "kind": "phase", "values": {"parity": values}}
+    _change(_place(run, case, repeat), 0, "setup", lambda line: line | change, keep=True)
+
+
+def _change(place: Path, rank: int, phase: str, change: Any, keep: bool = False) -> None:
+    """Change a rank's line of a phase (or kind), or add the changed one after it."""
+    lines = []
+    for text in (place / "node-0.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["rank"] == rank and phase in (line.get("phase"), line["kind"]):
+            lines += [line] if keep else []
+            line = change(json.loads(text))
+        lines.append(line)
+    (place / "node-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_parity_is_ok_only_if_every_pooled_launch_compared_losses(tmp_path: Path) -> None:
+    run, case = _run(tmp_path)
+    place = _with_reference(run)
     (place / "status.json").write_text('{"status": "ok"}')
-    assert _case(run)["parity"] == "ok"
+    for repeat, difference in enumerate((1e-7, 3e-7, 2e-7)):
+        row = _case(run)
+        assert row["parity"] == "unavailable"
+        assert row["parity_cause"].endswith("2 compared no losses: the reference is ok")
+        values = {"steps_compared": 5, "max_relative_difference": difference}
+        _compared(run, case, repeat, values)
+    row = _case(run)
+    assert (row["parity"], row["parity_cause"]) == ("ok", "")
+    assert row["parity_difference"] == 3e-7
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        {},
+        {"steps_compared": 0, "max_relative_difference": None},
+        {"steps_compared": "5"},
+        {"steps_compared": -5},
+    ],
+)
+def test_a_launch_that_compared_nothing_is_unverified_and_says_why(
+    tmp_path: Path, values: Any
+) -> None:
+    run, case = _run(tmp_path, repeats=1)
+    place = _with_reference(run)
+    _compared(run, case, 0, values)
+    assert "the reference did not finish" in _case(run)["parity_cause"]
+    (place / "status.json").write_text('{"status": "crashed", "cause": "killed\\nby SIGKILL"}')
+    row = _case(run)
+    assert row["parity"] == "unavailable"
+    assert row["parity_cause"].endswith("the reference is crashed: killed by SIGKILL")
+    assert math.isnan(row["parity_difference"])
+
+
+def _measured(**values: Any) -> Any:
+    def change(line: dict[str, Any]) -> dict[str, Any]:
+        line["values"]["step_time"] |= values
+        return line
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"window_ns": 1e308}, "rank 1: window_s 1e+299 is absurd"),
+        ({"step_ns": [2.5e307] * 4, "window_ns": 1e308}, "rank 1: "),
+        ({"window_ns": math.inf}, "missing on rank 1"),
+        ({"window_ns": math.nan}, "missing on rank 1"),
+        ({"tokens": 1e300}, "rank 1: tokens 1e+300 is absurd"),
+        ({"window_ns": 500_000_000}, "rank 1: its steps sum to 0.4 s, its window is 0.5 s"),
+        (
+            {"step_ns": [300_000_000] * 4, "window_ns": 1_200_000_000},
+            "the window of rank 1 is 1.2 s, that of rank 0 0.4 s",
+        ),
+        ({"tokens": 127}, "tokens of the window are 255, not 256: 128 on rank 0; 127 on rank 1"),
+    ],
+)
+def test_records_that_contradict_themselves_are_invalid(
+    tmp_path: Path, values: dict[str, Any], cause: str
+) -> None:
+    run, case = _run(tmp_path)
+    _change(_place(run, case, 1), 1, "measure", _measured(**values))
+    row = _case(run)
+    assert row["statuses"] == "ok x2, invalid x1"
+    assert cause in row["cause"]
+    assert row["tokens_per_s"] == pytest.approx(640)
+
+
+def test_windows_within_the_slack_of_clocks_are_no_contradiction(tmp_path: Path) -> None:
+    run, case = _run(tmp_path, repeats=1)
+    _change(_place(run, case, 0), 1, "measure", _measured(window_ns=404_000_000 + 900_000))
+    assert _case(run)["status"] == "ok"
+
+
+def test_ranks_that_do_not_wait_for_each_other_may_differ(tmp_path: Path) -> None:
+    case = make_case("ddp", 2, train={"mode": "forward"})
+    write_plan(tmp_path, [case], repeats=1)
+    write_repeat(tmp_path, case, 0, [*rank_lines(0, [0.1] * 4), *rank_lines(1, [0.5] * 4)])
+    assert _case(tmp_path)["status"] == "ok"
+
+
+def test_a_rank_that_started_in_another_world_is_invalid(tmp_path: Path) -> None:
+    run, case = _run(tmp_path, repeats=1)
+    _change(_place(run, case, 0), 1, "start", lambda line: line | {"world_size": 4})
+    row = _case(run)
+    assert row["status"] == "invalid"
+    assert row["cause"] == "rank 1: it started in a world of 4, planned are 2"
+
+
+def test_a_rank_without_memory_is_named_and_the_others_count(tmp_path: Path) -> None:
+    run, case = _run(tmp_path, repeats=1)
+
+    def silent(line: dict[str, Any]) -> dict[str, Any]:
+        del line["values"]["memory"]
+        return line
+
+    _change(_place(run, case, 0), 1, "measure", silent)
+    results = merge_run(run)
+    assert results.cases.iloc[0]["peak_memory_bytes"] == 1000
+    (problem,) = results.problems
+    assert problem.endswith("peak memory of rank 1 is missing: the maximum is over the others")
+
+
+def test_a_repeat_no_rank_of_which_started_needs_no_environment(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], repeats=1)
+    write_repeat(tmp_path, case, 0, [], status={"status": "skipped", "cause": "too large"})
+    results = merge_run(tmp_path)
+    assert list(results.cases["status"]) == ["skipped"]
+    assert results.problems == []
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_graph_breaks_are_of_launches_that_compile(tmp_path: Path, compiled: bool) -> None:
+    case = make_case("ddp", 2, train={"compile": compiled})
+    write_plan(tmp_path, [case], repeats=1)
+    lines = [*rank_lines(0, [0.1] * 4), *rank_lines(1, [0.1] * 4)]
+    place = write_repeat(tmp_path, case, 0, lines)
+    facts = {"values": {"compile": {"seconds": 1.5, "graph_breaks": 3}}}
+    _change(place, 1, "describe", lambda line: line | facts)
+    row = _case(tmp_path)
+    assert row["graph_breaks"] == 3 if compiled else pd.isna(row["graph_breaks"])
 
 
 def test_rows_are_in_the_order_of_the_suite_not_of_the_launches(tmp_path: Path) -> None:

@@ -151,3 +151,8 @@ def test_no_rank_is_called_slow_without_evidence() -> None:
 
 def test_one_rank_has_nobody_to_be_slower_than() -> None:
     assert slowest(np.ones((1, 30)), np.ones((1, 30))) is None
+
+
+def test_an_interval_too_wide_for_a_float_is_infinite_not_an_error() -> None:
+    found = log_interval([1e-300, 1.0, 1e300])
+    assert (found.low, found.high) == (0.0, math.inf)

@@ -27,7 +27,11 @@ def _table(directory: Path, *cases: Case, repeats: int = 3, **status: Any) -> Ta
                 line
                 for rank in range(case.world.size)
                 for line in rank_lines(
-                    rank, [0.1] * 4, compute_s=[0.1 + 0.02 * rank] * 8, peak_memory_bytes=2**30
+                    rank,
+                    [0.1] * 4,
+                    tokens=4 * case.train.micro_batch_size * case.train.seq_len,
+                    compute_s=[0.1 + 0.02 * rank] * 8,
+                    peak_memory_bytes=2**30,
                 )
             ]
             found = status if case is cases[-1] and status else None

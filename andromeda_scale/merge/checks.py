@@ -1,0 +1,74 @@
+"""What the records of one repeat say against themselves: such a repeat has no numbers. No torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from andromeda_scale.config import Case
+from andromeda_scale.merge.ranks import RankTable, of_ranks
+
+MAX_SECONDS = 1e9  # 30 years
+MAX_BYTES = 2.0**60
+MAX_TOKENS = 1e18
+WINDOW_RATIO = 2.0  # between ranks that wait for each other in every step
+SHARE = 0.01  # by which a window may differ from the sum of its steps
+SLACK_S = {"cpu": 1e-3, "cuda": 5e-3}  # beside that; events are timed on the device, windows not
+
+
+def contradictions(table: RankTable, case: Case) -> list[str]:
+    """What cannot be true, naming ranks; empty for sound records."""
+    found = [*_absurd(table), *_world(table, case.world.size)]
+    if table.step_s is None or found:
+        return found
+    window_s, tokens = table.frame["window_s"].to_numpy(), table.frame["tokens"].to_numpy()
+    slack_s = SLACK_S["cpu" if set(table.frame["device"]) <= {"", "cpu"} else "cuda"]
+    sums_s = table.step_s.sum(axis=1)
+    for rank in np.flatnonzero(np.abs(sums_s - window_s) > SHARE * window_s + slack_s):
+        found.append(
+            f"rank {rank}: its steps sum to {sums_s[rank]:.4g} s, its window is "
+            f"{window_s[rank]:.4g} s"
+        )
+    low, high = int(window_s.argmin()), int(window_s.argmax())
+    synchronised = case.train.mode == "train_step"
+    if synchronised and window_s[high] > WINDOW_RATIO * window_s[low] + slack_s:
+        found.append(
+            f"the window of rank {high} is {window_s[high]:.4g} s, that of rank {low} "
+            f"{window_s[low]:.4g} s, and ranks wait for each other in every step"
+        )
+    planned = case.global_batch_size * case.train.seq_len * table.step_s.shape[1]
+    if tokens.sum() != planned:
+        counts = {
+            count: of_ranks(np.flatnonzero(tokens == count)) for count in dict.fromkeys(tokens)
+        }
+        said = "; ".join(f"{count:.15g} on {ranks}" for count, ranks in counts.items())
+        found.append(f"tokens of the window are {tokens.sum():.15g}, not {planned}: {said}")
+    return found
+
+
+def _absurd(table: RankTable) -> list[str]:
+    """Values that no run can have."""
+    found = []
+    for name in table.frame.columns:
+        limit = MAX_TOKENS if name == "tokens" else None
+        limit = MAX_SECONDS if name.endswith("_s") else limit
+        limit = MAX_BYTES if name.endswith("_bytes") else limit
+        if limit is None:
+            continue
+        values = table.frame[name].to_numpy(dtype=float)
+        found += [
+            f"rank {rank}: {name} {values[rank]:.4g} is absurd"
+            for rank in np.flatnonzero(values > limit)
+        ]
+    if not found and table.step_s is not None:
+        ranks = np.flatnonzero(table.step_s.max(axis=1) > MAX_SECONDS)
+        found += [f"rank {rank}: the time of a step is absurd" for rank in ranks]
+    return found
+
+
+def _world(table: RankTable, world_size: int) -> list[str]:
+    said = table.frame["world_size"]
+    return [
+        f"rank {rank}: it started in a world of {size:.0f}, planned are {world_size}"
+        for rank, size in enumerate(said.to_numpy(dtype=float, na_value=world_size))
+        if size != world_size
+    ]
