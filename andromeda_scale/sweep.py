@@ -5,13 +5,16 @@ Imports the stages where they are used, so that a status or a table costs no tor
 
 from __future__ import annotations
 
+import errno
+import signal
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -61,7 +64,10 @@ def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = Fal
     from andromeda_scale import environment
 
     found = environment.fingerprint(environment.collect())
-    return RunDir.create(run_dir, plan, suite_text, found, allow_mixed=allow_mixed)
+    run = RunDir.create(run_dir, plan, suite_text, found, allow_mixed=allow_mixed)
+    for note in run.plan.notes[len(plan.notes) :]:
+        typer.echo(f"note: {note}", err=True)
+    return run
 
 
 def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
@@ -78,10 +84,11 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
     """Launch what is left, merge, print; the exit status."""
     from andromeda_scale.launch import driver
 
-    outcome = driver.run(run.plan, run, only_failed=only_failed, quiet=quiet)
-    measured = finish(run.path, quiet)
+    outcome = driver.run(run, only_failed=only_failed, quiet=quiet)
     if outcome.error:
-        typer.echo(f"andromeda-scale: {outcome.error}", err=True)
+        _complain(outcome.error)
+    with _deaf_to_hangup():
+        measured = finish(run.path, quiet)
     return outcome.exit_code or measured
 
 
@@ -89,20 +96,31 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     """Merge a run, write its tables beside its records, print the table; the exit status.
 
     Writes results.parquet, ranks.parquet, table.md, table.csv. Status 0 when a case was measured,
-    1 when none was: failed cases are rows, but a table without a number is no result.
+    1 when none was: failed cases are rows, but a table without a number is no result. A full disk
+    is status 1 too, with the table printed.
     """
-    from andromeda_scale.merge import merge_run, write
-    from andromeda_scale.report.tables import scaling_table
+    from andromeda_scale.launch.run_dir import full_disk, is_full
+    from andromeda_scale.merge import merge_run
 
     results = merge_run(run_dir)
-    write(results, run_dir)
-    table = scaling_table(results)
-    (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
-    (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
-    _print_table(results)
-    if not quiet:
-        typer.echo(f"results: {run_dir}/results.parquet, ranks.parquet, table.md, table.csv")
-    return MEASURED if (results.cases["status"] == "ok").any() else NOTHING_MEASURED
+    full = None
+    try:
+        _write_tables(results, run_dir)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        full = full_disk(run_dir, error)
+
+    def show() -> None:
+        _print_table(results)
+        if not quiet and full is None:
+            typer.echo(f"results: {run_dir}/results.parquet, ranks.parquet, table.md, table.csv")
+
+    _while_open(sys.stdout, show)
+    if full is not None:
+        _complain(full)
+    measured = full is None and (results.cases["status"] == "ok").any()
+    return MEASURED if measured else NOTHING_MEASURED
 
 
 def print_report(run_dir: Path, form: str) -> None:
@@ -175,8 +193,47 @@ def _running(run: RunDir) -> list[str]:
 
 def _seconds(run: RunDir, item: PlannedRepeat) -> float | None:
     status = run.status(item) or {}
-    start_s, end_s = status.get("started_unix_s"), status.get("ended_unix_s")
-    return end_s - start_s if start_s is not None and end_s is not None else None
+    seconds = status.get("seconds")
+    return seconds if isinstance(seconds, int | float) else None
+
+
+def _write_tables(results: Results, run_dir: Path) -> None:
+    from andromeda_scale.merge import write
+    from andromeda_scale.report.tables import scaling_table
+
+    write(results, run_dir)
+    table = scaling_table(results)
+    (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
+    (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
+
+
+def _complain(what: str) -> None:
+    _while_open(sys.stderr, lambda: typer.echo(f"andromeda-scale: {what}", err=True))
+
+
+def _while_open(stream: TextIO, show: Callable[[], None]) -> None:
+    """Print to a standard stream; who closed it does not want to see it."""
+    from andromeda_scale.launch.progress import mute
+
+    try:
+        show()
+        stream.flush()
+    except SystemExit:  # rich's answer to a broken pipe
+        mute(stream)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        mute(stream)
+
+
+@contextmanager
+def _deaf_to_hangup() -> Iterator[None]:
+    """A terminal that closes does not keep the tables from being written."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _print_table(results: Results) -> None:

@@ -97,7 +97,7 @@ class Coordinator:
 
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
         """One repeat from its publication to status.json."""
-        started_s = time.time()
+        started_s, clock_s = time.time(), time.monotonic()
         attempt = self._run_dir.begin(item, self._number)
         seats = item.skip or place(case.world, self._agents, self._gone)
         ends: list[NodeEnd] = []
@@ -105,13 +105,10 @@ class Coordinator:
             verdict = Verdict(status="skipped", cause=seats)
         else:
             verdict, ends = self._launch(item, case, attempt, seats)
-        status = _status(item, verdict, ends, started_s)
+        status = _status(item, verdict, ends, started_s, time.monotonic() - clock_s)
         self._run_dir.finish(item, attempt, status)
-        keys = ("status", "rank", "host", "cause")
-        seconds = status["ended_unix_s"] - started_s
-        self._emit(
-            {"event": "end", **_name(item), **{k: status[k] for k in keys}, "seconds": seconds}
-        )
+        keys = ("status", "rank", "host", "cause", "seconds")
+        self._emit({"event": "end", **_name(item), **{k: status[k] for k in keys}})
         return verdict
 
     def _launch(
@@ -232,11 +229,10 @@ def _name(item: PlannedRepeat) -> dict[str, Any]:
 
 
 def _status(
-    item: PlannedRepeat, verdict: Verdict, ends: list[NodeEnd], started_s: float
+    item: PlannedRepeat, verdict: Verdict, ends: list[NodeEnd], started_s: float, seconds: float
 ) -> dict[str, Any]:
-    """The content of status.json."""
+    """The content of status.json; `seconds` are monotonic, the stamps are the wall clock's."""
     ranks = sorted((r for end in ends for r in end.ranks), key=lambda r: r.rank)
-    ended_s = time.time()
     longest_s = max((r.phases_s for r in ranks), default=0.0)
     return {
         "v": SCHEMA_VERSION,
@@ -245,7 +241,8 @@ def _status(
         "role": item.role,
         **verdict.model_dump(mode="json"),
         "started_unix_s": started_s,
-        "ended_unix_s": ended_s,
-        "outside_s": ended_s - started_s - longest_s,
+        "ended_unix_s": time.time(),
+        "seconds": seconds,
+        "outside_s": seconds - longest_s,
         "ranks": {str(r.rank): rank_summary(r) for r in ranks},
     }

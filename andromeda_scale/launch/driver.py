@@ -8,18 +8,23 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from andromeda_scale.config import Plan
+from andromeda_scale.config import PlannedRepeat
+from andromeda_scale.launch.lost import close_lost
+from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import Display, make_display
 from andromeda_scale.launch.ranks import tail
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
+from andromeda_scale.launch.verdict import signal_name
 
 AGENT_LOG = "agent.log"
+MAX_NEW_AGENTS = 3  # in a sweep, after ones that were killed
 _DEFAULT_WORKER = "andromeda_scale.worker:main"
 
 
@@ -38,7 +43,6 @@ class Outcome:
 
 
 def run(
-    plan: Plan,
     run_dir: RunDir,
     *,
     only_failed: bool = False,
@@ -51,49 +55,78 @@ def run(
     Should this process be killed itself, the agent and every rank die with it. `worker` is for
     tests. Raises UserError if another driver holds the run.
     """
-    with run_dir.lock() as lock:
-        run_dir.recover()
-        items = run_dir.todo(only_failed=only_failed)
-        error, interrupted = None, False
-        if items:
-            launched = [plan.cases[i.case_id].world for i in items if i.skip is None]
-            slots = max((w.ranks_per_node for w in launched if w.nodes == 1), default=1)
-            display = make_display(quiet=quiet)
-            try:
-                with _Agent(run_dir, slots, only_failed, worker, lock) as agent:
-                    told = agent.follow(display)
-            finally:
-                display.close()
-            # An agent that was told before it could listen dies of the signal.
-            interrupted = agent.exit_code == 130 or (told and agent.exit_code != 0)
-            if agent.exit_code and not interrupted:
-                error = _last_words(run_dir.path / AGENT_LOG, agent.exit_code)
-        counts = Counter(status for _, status in run_dir.statuses())
+    error, interrupted = None, False
+    try:
+        with run_dir.lock() as lock:
+            run_dir.recover()
+            items = run_dir.todo(only_failed=only_failed)
+            if items:
+                error, interrupted = _sweep(run_dir, items, worker, lock, quiet)
+    except OSError as failure:
+        if not is_full(failure):
+            raise
+        error = full_disk(run_dir.path, failure)
+    counts = Counter(status for _, status in run_dir.statuses())
     return Outcome(counts, interrupted=interrupted, error=error)
+
+
+def _sweep(
+    run_dir: RunDir, items: Sequence[PlannedRepeat], worker: str, lock: int, quiet: bool
+) -> tuple[str | None, bool]:
+    """Launch the items; (why the agent stopped early, whether the user asked for it).
+
+    An agent that is killed costs the repeat it was in: another one goes on with the rest.
+    """
+    display, stop = make_display(quiet=quiet), StopRequest()
+    try:
+        for _ in range(1 + MAX_NEW_AGENTS):
+            with _Agent(run_dir, items, worker, lock, stop) as agent:
+                told = agent.follow(display)
+            code = agent.exit_code
+            # An agent that was told before it could listen dies of the signal.
+            if not code or code == 130 or told:
+                return agent.error, bool(code)
+            if code > 0:
+                return agent.error or _last_words(run_dir.path / AGENT_LOG, code), False
+            cause = f"the agent was killed by {signal_name(code)}"
+            items = items[agent.num_ended :]
+            end = close_lost(run_dir, items[0], cause) if items else None
+            if end is not None:
+                display.show(end)
+                items = items[1:]
+            if not items:
+                return None, False
+        return f"{cause}, as were {MAX_NEW_AGENTS} before it; {len(items)} launches are left", False
+    finally:
+        stop.close()
+        display.close()
 
 
 class _Agent:
     """The agent's process, seen by the driver."""
 
     def __init__(
-        self, run_dir: RunDir, slots: int, only_failed: bool, worker: str, lock: int
+        self,
+        run_dir: RunDir,
+        items: Sequence[PlannedRepeat],
+        worker: str,
+        lock: int,
+        stop: StopRequest,
     ) -> None:
+        cases = run_dir.plan.cases
+        launched = [cases[i.case_id].world for i in items if i.skip is None]
+        slots = max((w.ranks_per_node for w in launched if w.nodes == 1), default=1)
+        self._stop = stop
         self._read, write = os.pipe()
-        arguments = [
-            "--run-dir",
-            str(run_dir.path),
-            "--ranks-per-agent",
-            str(slots),
-            "--worker",
-            worker,
-        ]
-        arguments += ["--driver", str(os.getpid()), "--events", str(write)]
-        arguments += ["--only-failed"] if only_failed else []
-        self._stop = StopRequest()
-        with open(run_dir.path / AGENT_LOG, "ab") as log:
+        arguments = ["--run-dir", str(run_dir.path), "--ranks-per-agent", str(slots)]
+        arguments += ["--worker", worker, "--driver", str(os.getpid()), "--events", str(write)]
+        place = {id(item): index for index, item in enumerate(run_dir.plan.repeats)}
+        with tempfile.TemporaryFile() as wanted, open(run_dir.path / AGENT_LOG, "ab") as log:
+            wanted.write(json.dumps([place[id(item)] for item in items]).encode())
+            wanted.seek(0)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "andromeda_scale.agent", *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=wanted,
                 stdout=log,
                 stderr=log,
                 pass_fds=(write, lock),  # the lock lasts until the agent is gone too
@@ -101,6 +134,8 @@ class _Agent:
             )
         os.close(write)
         self.exit_code: int | None = None
+        self.num_ended = 0  # of the items, in their order
+        self.error: str | None = None  # what it said of its own failure
 
     def __enter__(self) -> _Agent:
         return self
@@ -110,7 +145,6 @@ class _Agent:
             self._process.kill()
         self.exit_code = self._process.wait()
         os.close(self._read)
-        self._stop.close()
 
     def follow(self, display: Display) -> bool:
         """Show events until the agent ends; True if it was told to stop."""
@@ -128,9 +162,16 @@ class _Agent:
                     break
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
-                    display.show(json.loads(line))
+                    self._take(json.loads(line), display)
         self._process.wait()
         return told
+
+    def _take(self, event: Event, display: Display) -> None:
+        if event["event"] == "error":
+            self.error = event["cause"]
+            return
+        self.num_ended += event["event"] == "end"
+        display.show(event)
 
 
 def _last_words(log: Path, code: int | None) -> str:

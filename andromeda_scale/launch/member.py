@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from andromeda_scale.launch.verdict import killed_by_kernel
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
 IMPORTS_S = 300.0  # the longest a forkserver may import
+_PREFIX = "andromeda_scale-"  # of a temporary directory, then the agent's pid
 _TICK_S = 0.1  # rare enough that watching costs the ranks nothing
 
 
@@ -42,6 +44,7 @@ class Member:
         self._samplers = NodeSamplers()
         self._run: _Run | None = None
         self.shared_dir: Path | None = None  # the run directory, where this agent sees it
+        remove_stale()
 
     def warm_up(self, environments: Iterable[RankEnvironment]) -> None:
         """Start the forkservers of these environments, and collect this node's meanwhile."""
@@ -65,7 +68,7 @@ class Member:
         if self.shared_dir is not None:
             directory = self.shared_dir / launch.directory
         else:
-            directory = Path(tempfile.mkdtemp(prefix="andromeda_scale-"))
+            directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         group = RankGroup(server, rank_specs(launch, seat, directory, self.control))
         first_of_host = seat.first_local_rank == 0
         self._samplers.start(launch.case.collect if first_of_host else ())
@@ -116,7 +119,8 @@ class Member:
         node_line = None
         if run.seat.first_local_rank == 0:
             node_line = self._samplers.stop(item.case_id, item.repeat)
-        write_node_file(run.directory, agent, run.group.ranks, node_line)
+        records = [rank.record for rank in run.group.ranks]
+        write_node_file(run.directory, agent, records, node_line)
         num_chunks = 0
         if self.shared_dir is None:
             num_chunks = self.control.push(run.launch.key(f"files/{agent}"), pack(run.directory))
@@ -157,6 +161,19 @@ class _Run:
         return (
             ends if kernel_oom_kills() == self._oom_kills else [killed_by_kernel(e) for e in ends]
         )
+
+
+def remove_stale() -> None:
+    """Remove the directories of agents that were killed without a shared disk, by their pid."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        try:
+            if pid.isdigit() and path.lstat().st_uid == os.getuid():
+                os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (OSError, OverflowError):
+            continue  # another user's process has the number, or another agent was faster
 
 
 def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) -> list[RankSpec]:

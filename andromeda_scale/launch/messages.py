@@ -106,4 +106,5 @@ Event = dict[str, Any]
     {"event": "start", "case_id", "repeat", "role", "index"}
     {"event": "beat", "case_id", "repeat", "phase", "step", "total_steps", "tokens_per_s"}
     {"event": "end", "case_id", "repeat", "role", "status", "rank", "host", "cause", "seconds"}
+    {"event": "error", "cause"}      the agent itself failed
 """

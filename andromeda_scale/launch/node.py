@@ -24,7 +24,7 @@ from andromeda_scale.launch.messages import Event, Hello
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
 from andromeda_scale.machine import detect_machine
 from andromeda_scale.plan import make_plan
 from andromeda_scale.suite_file import load_suite
@@ -36,17 +36,21 @@ def serve_driver(arguments: Namespace) -> int:
     """The only agent of a sweep that `andromeda-scale run` drives; the driver holds the lock."""
     stop = StopRequest()
     run_dir = RunDir.open(arguments.run_dir)
-    items = run_dir.todo(only_failed=arguments.only_failed)
+    items = [run_dir.plan.repeats[index] for index in json.load(sys.stdin)]
+    emit = _event_writer(arguments.events)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
         for wanted in environments(run_dir.plan, items):  # they import while torch loads here
             forkservers.get(wanted)
         control = connect(find_place({}), stop)
         member = Member(control, forkservers)
-        emit = _event_writer(arguments.events)
         agents = _gather(control, arguments.slots, stop)
         coordinator = Coordinator(run_dir, member, agents, emit, stop)
         return 0 if coordinator.sweep(items) else INTERRUPTED
+    except OSError as error:
+        if is_full(error):  # the agent's log lies on the same disk
+            emit({"event": "error", "cause": full_disk(run_dir.path, error)})
+        raise
     finally:
         forkservers.close()
 
@@ -99,6 +103,11 @@ def _lead(
         coordinator = Coordinator(run_dir, member, agents, display.show, stop, silence_s)
         try:
             complete = coordinator.sweep(items)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            print(f"error: {full_disk(run_dir.path, error)}", file=sys.stderr)
+            return 1
         finally:
             display.close()
     # The table is the command line's to make; like the worker, it is named by string.

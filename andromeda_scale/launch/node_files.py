@@ -6,34 +6,33 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from andromeda_scale import environment, registry
-from andromeda_scale.launch.ranks import LocalRank, complete_lines
+from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.records import SCHEMA_VERSION
 
 
 def write_node_file(
-    directory: Path, agent: int, ranks: Iterable[LocalRank], node_line: dict[str, Any] | None
+    directory: Path, agent: int, records: Sequence[Path], node_line: dict[str, Any] | None
 ) -> None:
     """Gather the ranks' lines into node-<agent>.jsonl, whole or not at all; drop their own files.
 
     Named by agent, because under a launcher that starts one agent a rank a node has several.
     """
     temporary = directory / f".node-{agent}.jsonl"
-    ranks = list(ranks)
     with open(temporary, "wb") as file:
         if node_line is not None:
             file.write(json.dumps(node_line).encode() + b"\n")
-        for rank in ranks:
-            file.writelines(complete_lines(rank.record))
+        for record in records:
+            file.writelines(complete_lines(record))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(directory / f"node-{agent}.jsonl")
-    for rank in ranks:
-        rank.record.unlink(missing_ok=True)
+    for record in records:
+        record.unlink(missing_ok=True)
 
 
 def pack(directory: Path) -> bytes:

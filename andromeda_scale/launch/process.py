@@ -47,6 +47,7 @@ def kernel_oom_kills() -> int | None:
 class StopRequest:
     """Made by SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
 
+    Of SIGHUP a closed terminal sends several, so only the first counts.
     Signals that the parent had ignored, as nohup does, stay ignored. With `watch_parent` the
     parent's death is a request too.
     """
@@ -60,6 +61,8 @@ class StopRequest:
         self._before = {s: signal.signal(s, self._handle) for s in heard}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._told and number == signal.SIGHUP:
+            return
         if self._told:
             raise KeyboardInterrupt
         self._told = True

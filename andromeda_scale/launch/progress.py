@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -102,6 +105,36 @@ class Bar:
         self._progress.stop()
 
 
+class UntilClosed:
+    """Another display until the terminal or pipe it writes to is closed, then nothing."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def show(self, event: Event) -> None:
+        self._try(lambda: self._display.show(event))
+
+    def close(self) -> None:
+        self._try(self._display.close)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, SystemExit):  # rich turns a broken pipe into an exit
+            mute(sys.stderr)
+            with suppress(OSError, SystemExit):
+                self._display.close()  # ends a bar's thread
+            self._display = Quiet()
+
+
+def mute(stream: TextIO) -> None:
+    """Let a standard stream whose reader is gone lead nowhere."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def describe_beat(event: Event) -> str:
     """`measure 12/50  8,192 tokens/s`."""
     steps = f" {event['step']}/{event['total_steps']}" if event["total_steps"] else ""
@@ -123,4 +156,4 @@ def make_display(*, quiet: bool) -> Display:
     if quiet:
         return Quiet()
     console = Console(stderr=True)
-    return Bar(console) if console.is_terminal else Lines()
+    return UntilClosed(Bar(console) if console.is_terminal else Lines())

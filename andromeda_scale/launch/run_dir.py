@@ -10,6 +10,7 @@ A directory moves to its place whole, so a repeat is either finished or has noth
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -58,7 +59,6 @@ class RunDir:
         is in use, or was measured with another code, libraries or hardware.
         """
         path = Path(path).absolute()
-        run = cls(path, plan)
         _make_writable(path)
         if (path / "plan.json").exists():
             old = cls.open(path)
@@ -67,13 +67,37 @@ class RunDir:
                     f"{path}: holds a run of other cases (suite {old.plan.suite_name!r}); choose "
                     f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
                 )
+            plan = old.keep_ended(plan)
         elif any(entry.name != "lock" for entry in path.iterdir()):
             raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
-        with run.lock():
-            run.check_fingerprint(fingerprint, allow_mixed=allow_mixed)
-            write_atomic(path / "suite.yaml", suite_text)
-            write_atomic(path / "plan.json", plan.model_dump_json(indent=1))
+        run = cls(path, plan)
+        try:
+            with run.lock():
+                run.check_fingerprint(fingerprint, allow_mixed=allow_mixed)
+                write_atomic(path / "suite.yaml", suite_text)
+                write_atomic(path / "plan.json", plan.model_dump_json(indent=1))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise UserError(full_disk(path, error)) from None
         return run
+
+    def keep_ended(self, plan: Plan) -> Plan:
+        """A newer plan of the same cases, with what has ended here and it no longer asks for."""
+        asked = {(item.role, item.case_id, item.repeat) for item in plan.repeats}
+        kept = tuple(
+            item
+            for item, word in self.statuses()
+            if word != "pending"
+            and word not in _NOT_FINISHED
+            and (item.role, item.case_id, item.repeat) not in asked
+        )
+        if not kept:
+            return plan
+        note = f"{len(kept)} launches of an earlier plan with more repeats are kept and counted"
+        return plan.model_copy(
+            update={"repeats": plan.repeats + kept, "notes": (*plan.notes, note)}
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -105,7 +129,15 @@ class RunDir:
         if not file.exists():
             write_atomic(file, json.dumps(current, indent=1, sort_keys=True))
             return
-        first = json.loads(file.read_text())
+        try:
+            first = json.loads(file.read_text())
+            if not isinstance(first, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{file}: is damaged ({error}); start a new run, or delete this file if the run "
+                "was measured with the present code and hardware"
+            ) from None
         differing = sorted(
             k for k in first.keys() | current.keys() if first.get(k) != current.get(k)
         )
@@ -178,19 +210,21 @@ class RunDir:
     def todo(self, *, only_failed: bool = False) -> list[PlannedRepeat]:
         """What is left to launch, in the order of the plan.
 
-        Everything that did not end, or with `only_failed` what ended in failure; a reference only
-        when something that needs it is launched.
+        Everything that did not end, or with `only_failed` what ended in failure or was measured
+        without its reference because that failed. A reference that is not ok is launched again
+        when something that needs it is.
         """
-        words = {(item.role, item.case_id, item.repeat): word for item, word in self.statuses()}
+        statuses = self.statuses()
+        lost = {i.case_id for i, word in statuses if i.role == "reference" and word in FAILED}
 
-        def wanted(item: PlannedRepeat) -> bool:
-            word = words[item.role, item.case_id, item.repeat]
-            if only_failed and item.role == "measure":
-                return word in FAILED
-            failed = only_failed and word in FAILED
-            return failed or word == "pending" or word in _NOT_FINISHED
+        def wanted(item: PlannedRepeat, word: str) -> bool:
+            if item.role == "reference":
+                return word != "ok"
+            if only_failed:
+                return word in FAILED or (word == "ok" and item.reference_id in lost)
+            return word == "pending" or word in _NOT_FINISHED
 
-        items = [item for item in self.plan.repeats if wanted(item)]
+        items = [item for item, word in statuses if wanted(item, word)]
         needed = {item.reference_id for item in items if item.role == "measure"}
         return [item for item in items if item.role == "measure" or item.case_id in needed]
 
@@ -220,6 +254,16 @@ class RunDir:
                 shutil.rmtree(old)
             else:
                 old.rename(place)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no space left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk(path: Path, error: OSError) -> str:
+    """What to tell the user of a run directory without space."""
+    return f"{path}: disk full ({error.strerror}); free space, then `andromeda-scale resume {path}`"
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -113,9 +113,7 @@ if __name__ == "__main__":
     from andromeda_scale.launch import driver
 
     opened = RunDir.open(sys.argv[1])
-    outcome = driver.run(
-        opened.plan, opened, quiet=True, worker=WORKER, only_failed="--only-failed" in sys.argv
-    )
+    outcome = driver.run(opened, quiet=True, worker=WORKER, only_failed="--only-failed" in sys.argv)
     if outcome.error:
         print(outcome.error, file=sys.stdout)
     sys.exit(outcome.exit_code)
