@@ -8,7 +8,7 @@ from typing import Any
 from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
 from andromeda_scale.metrics import rate
-from andromeda_scale.report.rows import Row, has, is_base, label
+from andromeda_scale.report.rows import Row, failure, has, is_base, label
 
 MAX_PROBLEMS = 8
 
@@ -16,7 +16,8 @@ MAX_PROBLEMS = 8
 def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str]) -> list[str]:
     """One line each; only what the rows shown need."""
     measured = [row for row in rows if has(row, "tokens_per_s")]
-    notes = [_failure(row) for row in rows if "mark" in row]
+    failures = {row["mark"]: failure(row) for row in rows if "mark" in row}
+    notes = [f"[{mark}] {text}" for mark, text in failures.items()]
     if measured:
         notes += [_what(measured, axes), _bases(measured, axes), _launches(measured)]
         notes += _explanations(measured, axes)
@@ -39,11 +40,6 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
 def _name(row: Row, axes: Iterable[str]) -> str:
     settings = "".join(f", {axis.rpartition('.')[2]} {row[axis]}" for axis in axes)
     return f"{label(row)}{settings} at world {row['world_size']}"
-
-
-def _failure(row: Row) -> str:
-    missing = f" (no end record: {row['missing_ranks']})" if has(row, "missing_ranks") else ""
-    return f"[{row['mark']}] {row['statuses']}: {row['cause']}{missing}"
 
 
 def _what(rows: Sequence[Row], axes: Sequence[str]) -> str:
@@ -103,18 +99,35 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         "step: median over steps of the max over ranks, +- median absolute deviation over steps "
         f"within a launch ({_span(steps)} steps each)"
     ]
-    notes += [
-        f"{_name(row, axes)}: warm-up was cut at its upper bound before times were steady"
+    cut = [_name(row, axes) for row in rows if "max_steps" in row["warmup_ended_by"].split(", ")]
+    if cut:
+        notes.append(
+            f"warm-up was cut at its upper bound before times were steady: {'; '.join(cut)}"
+        )
+    breaks = [
+        f"{_name(row, axes)}: {row['graph_breaks']}"
         for row in rows
-        if "max_steps" in row["warmup_ended_by"].split(", ")
+        if (has(row, "graph_breaks") and row["graph_breaks"] > 0)
     ]
+    if breaks:
+        notes.append(f"torch.compile broke the graph, times a rank: {'; '.join(breaks)}")
     notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")])
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
+    notes += _parity(rows, axes)
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:
         notes.append(f"MFU by FLOP convention {', '.join(conventions)}")
     return notes
+
+
+def _parity(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """Rows whose first losses were compared with no reference's, by the reason."""
+    unverified: dict[str, list[str]] = {}
+    for row in rows:
+        if row["parity"] == "unavailable":
+            unverified.setdefault(str(row.get("parity_cause", "")), []).append(_name(row, axes))
+    return [f"parity unverified: {'; '.join(who)}: {why}" for why, who in unverified.items()]
 
 
 def _of_profile(rows: Sequence[Row]) -> list[str]:

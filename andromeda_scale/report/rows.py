@@ -42,6 +42,12 @@ def label(row: Row) -> str:
     return f"{row['strategy']} {row['options']}".strip()
 
 
+def failure(row: Row) -> str:
+    """What became of a row's repeats, and why."""
+    missing = f" (no end record: {row['missing_ranks']})" if has(row, "missing_ranks") else ""
+    return f"{row['statuses']}: {row['cause']}{missing}"
+
+
 def clean(text: str) -> str:
     """One line of printable text: records may hold line breaks and terminal escapes."""
     return "".join(c if c.isprintable() else " " for c in text)
@@ -51,7 +57,7 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows in reading order, and the settings (dotted keys) that tell them apart.
 
     Rows of one strategy and setting stand together (`group`), smaller worlds first; a row that
-    needs a footnote about its failures has its number in `mark`.
+    needs a footnote about its failures has its number in `mark`, rows of equal text the same.
     """
     rows: list[dict[str, Any]] = []
     for record in cases.to_dict("records"):
@@ -66,9 +72,10 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         signature = (label(row), *(str(row[axis]) for axis in axes))
         row["group"] = groups.setdefault(signature, len(groups))
     rows.sort(key=lambda row: (row["group"], row["world_size"], row["nodes"]))
-    failed = (row for row in rows if row["cause"])
-    for mark, row in enumerate(failed, start=1):
-        row["mark"] = mark
+    marks: dict[str, int] = {}
+    for row in rows:
+        if row["cause"]:
+            row["mark"] = marks.setdefault(failure(row), len(marks) + 1)
     return rows, axes
 
 

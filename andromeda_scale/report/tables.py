@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
@@ -30,6 +31,7 @@ class Column:
     names: tuple[str, ...]  # in CSV, with full precision
     text: Callable[[Row], str]
     left: bool = False
+    folds: bool = False  # over several lines of a terminal, where it must
 
 
 def metric(name: str) -> Callable[[Row], str]:
@@ -111,6 +113,7 @@ COLUMNS = (
         "efficiency %",
         (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
         _efficiency,
+        folds=True,
     ),
     Column(
         "exposed ms",
@@ -120,6 +123,17 @@ COLUMNS = (
     Column("imbalance", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
     Column("peak memory", ("peak_memory_bytes", "peak_memory_rank", "peak_memory_host"), _memory),
 )
+# Columns a narrow terminal does without, the first of them first.
+DISPENSABLE = (
+    "per rank",
+    "imbalance",
+    "exposed ms",
+    "MFU",
+    "speedup",
+    "peak memory",
+    "step ms +-MAD",
+)
+MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
 
 
@@ -137,21 +151,57 @@ class Table:
         return [[clean(column.text(row)) for column in self.columns] for row in self.rows]
 
     def to_rich(self) -> RenderableType:
-        """For a terminal; text from records is never read as markup."""
+        """What a rich console prints, at the width it has."""
+        return self
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For a terminal of any width; text from records is never read as markup."""
+        table, left_out = self._fitting(options.max_width)
+        notes = list(self.notes)
+        if left_out:
+            notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
+        yield Text(clean(self.title), style="bold")
+        yield table
+        yield from (Text(clean(note), style="dim") for note in notes)
+
+    def _fitting(self, width: int) -> tuple[RichTable, list[str]]:
+        """The columns that `width` has room for without breaking a number, and the others' names.
+
+        Some columns may be folded, down to MIN_FOLDED characters.
+        """
+        cells = self.cells()
+        kept = list(range(len(self.columns)))
+        needed = [self._width(index, cells) + 1 for index in kept]
+        left_out = []
+        for header in DISPENSABLE:
+            if sum(needed[index] for index in kept) + 1 <= width:
+                break
+            found = [index for index in kept if self.columns[index].header == header]
+            kept = [index for index in kept if index not in found]
+            left_out += [header] * len(found)
         table = RichTable(box=SIMPLE_HEAD, padding=0)
-        for column in self.columns:
-            justify = "left" if column.left else "right"
-            header = Text("\n".join(column.header.rsplit(" ", 1)))
-            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for cells in self.cells():
-            table.add_row(*(Text(cell) for cell in cells))
-        notes = [Text(clean(note), style="dim") for note in self.notes]
-        return Group(Text(clean(self.title), style="bold"), table, *notes)
+        for index in kept:
+            column = self.columns[index]
+            table.add_column(
+                Text(_head(column)),
+                justify="left" if column.left else "right",
+                overflow="fold",
+                no_wrap=not column.folds,
+            )
+        for row in cells:
+            table.add_row(*(Text(row[index]) for index in kept))
+        return table, left_out
+
+    def _width(self, index: int, cells: list[list[str]]) -> int:
+        column = self.columns[index]
+        texts = [*_head(column).splitlines(), *(row[index] for row in cells)]
+        widest = max(cell_len(text) for text in texts)
+        return min(widest, MIN_FOLDED) if column.folds else widest
 
     def to_text(self, width: int = PLAIN_WIDTH) -> str:
         """For a pipe or a log: what a terminal of that width shows, without colours."""
         file = io.StringIO()
-        Console(file=file, width=width, color_system=None).print(self.to_rich())
+        Console(file=file, width=width, color_system=None).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
     def to_markdown(self) -> str:
@@ -172,6 +222,11 @@ class Table:
         return pd.DataFrame(self.rows, columns=["case_id", *names]).to_csv(index=False)
 
 
+def _head(column: Column) -> str:
+    """A header over two lines where it has two words."""
+    return "\n".join(column.header.rsplit(" ", 1))
+
+
 def _setting(name: str) -> Callable[[Row], str]:
     return lambda row: str(row[name])
 
@@ -179,8 +234,10 @@ def _setting(name: str) -> Callable[[Row], str]:
 def scaling_table(results: Results) -> Table:
     """The table of a run: a row a case, grouped by what was varied, smaller worlds first."""
     rows, axes = arrange(results.cases)
-    columns = [Column("strategy", ("strategy", "options"), label, left=True)]
-    columns += [Column(axis.rpartition(".")[2], (axis,), _setting(axis)) for axis in axes]
+    columns = [Column("strategy", ("strategy", "options"), label, left=True, folds=True)]
+    columns += [
+        Column(axis.rpartition(".")[2], (axis,), _setting(axis), folds=True) for axis in axes
+    ]
     columns += COLUMNS
     if any(has(row, "mfu") for row in rows):
         columns.append(MFU)

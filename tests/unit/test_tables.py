@@ -216,3 +216,72 @@ def test_every_metric_says_its_unit_rule_and_meaning() -> None:
             if name.endswith(suffix) and "per_s" not in name:
                 assert metric.unit == expected, name
         assert metric.text(float("nan")) == "-"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_shows_fewer_columns_and_no_broken_word(
+    tmp_path: Path, width: int
+) -> None:
+    cases = [make_case("ddp", 1), make_case("fsdp2", 2), make_case("zero3", 2)]
+    table = _table(tmp_path, *cases, status="interrupted", cause="SIGINT")
+    text = table.to_text(width)
+    assert max(map(len, text.splitlines())) <= width
+    (line,) = (line for line in text.splitlines() if line.startswith(" zero3"))
+    assert line.split()[:5] == ["zero3", "2", "interrupted", "[1]", "-"]
+    assert "too narrow for: per rank" in text
+    assert "too narrow for" not in table.to_text(PLAIN_WIDTH)
+
+
+def test_rows_with_the_same_failure_share_a_footnote(tmp_path: Path) -> None:
+    cases = [make_case("ddp", 1), make_case("ddp", 2), make_case("fsdp2", 2)]
+    skip = {cases[0].case_id: "too large", cases[1].case_id: "too large"}
+    write_plan(tmp_path, cases, skip=skip)
+    table = scaling_table(merge_run(tmp_path))
+    assert [_cells(table, row)["status"] for row in range(3)] == [
+        "skipped [1]",
+        "skipped [1]",
+        "pending [2]",
+    ]
+    assert table.notes == ["[1] skipped x3: too large", "[2] pending x3: not started"]
+
+
+def _rewrite(directory: Path, case: Case, old: str, new: str) -> None:
+    for file in (directory / "cases" / case.case_id).glob("*/node-0.jsonl"):
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+
+def test_rows_whose_warm_up_was_cut_are_one_footnote(tmp_path: Path) -> None:
+    cases = [make_case("ddp", 1), make_case("ddp", 2)]
+    _table(tmp_path, *cases)
+    for case in cases:
+        _rewrite(tmp_path, case, '"slope"', '"max_steps"')
+    notes = [note for note in scaling_table(merge_run(tmp_path)).notes if "warm-up" in note]
+    assert notes == [
+        "warm-up was cut at its upper bound before times were steady: ddp at world 1; "
+        "ddp at world 2"
+    ]
+
+
+def test_graph_breaks_are_a_footnote_with_the_rows(tmp_path: Path) -> None:
+    cases = [make_case("ddp", world, train={"compile": True}) for world in (1, 2)]
+    _table(tmp_path, *cases)
+    _rewrite(tmp_path, cases[0], '"wrapper": "X"', '"compile": {"graph_breaks": 0}')
+    _rewrite(tmp_path, cases[1], '"wrapper": "X"', '"compile": {"graph_breaks": 3}')
+    notes = [note for note in scaling_table(merge_run(tmp_path)).notes if "torch.compile" in note]
+    assert notes == ["torch.compile broke the graph, times a rank: ddp at world 2: 3"]
+
+
+def test_rows_without_parity_are_a_footnote_with_the_reason(tmp_path: Path) -> None:
+    cases = [make_case("ddp", 1), make_case("ddp", 2), make_case("fsdp2", 2)]
+    _table(tmp_path, *cases)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for item in plan["repeats"]:
+        item["reference_id"] = "r1" if item["case_id"] != cases[0].case_id else None
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    notes = [note for note in scaling_table(merge_run(tmp_path)).notes if "parity" in note]
+    assert notes == [
+        "parity unverified: ddp at world 2; fsdp2 at world 2: repeat 0, 1, 2 compared no losses: "
+        "the reference did not finish"
+    ]
