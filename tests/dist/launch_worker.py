@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import psutil
+
 from andromeda_scale.config import RankSpec
 from andromeda_scale.records import RecordWriter
 
@@ -93,6 +95,12 @@ def _kill(spec: RankSpec, record: RecordWriter) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _kill_agent(spec: RankSpec, record: RecordWriter) -> None:
+    forkserver = psutil.Process(os.getppid())
+    os.kill(forkserver.ppid(), signal.SIGKILL)
+    time.sleep(FOREVER_S)
+
+
 def _hang(spec: RankSpec, record: RecordWriter) -> None:
     subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOREVER_S})"])
     time.sleep(FOREVER_S)
@@ -128,6 +136,7 @@ ACTS = {
     "raise": _raise,
     "leave": _leave,
     "kill": _kill,
+    "kill_agent": _kill_agent,
     "hang": _hang,
     "wait": _wait,
     "oom": _oom,

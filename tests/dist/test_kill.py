@@ -128,3 +128,31 @@ def test_the_kernel_ends_even_stopped_processes_with_their_driver(waiting: RunDi
         driver.kill()
         driver.wait()
         wait_until(lambda: not survivors(), "the death of everything")
+
+
+def test_a_killed_agent_costs_the_repeat_it_was_in_and_another_goes_on(waiting: RunDir) -> None:
+    with tagged() as (environment, survivors):
+        driver = start_driver(waiting, environment)
+        wait_for_ranks(waiting)
+        agents = [p for p in survivors() if "andromeda_scale.agent" in p.cmdline()]
+        agents[0].kill()
+        assert driver.wait(60) == 0
+        wait_until(lambda: not survivors(), "the death of everything")
+    waits = waiting.plan.repeats[1]
+    assert [word for _, word in waiting.statuses()] == ["ok", "node_failed", "ok"]
+    status = waiting.status(waits) or {}
+    assert status["cause"] == "the agent was killed by SIGKILL"
+    lines = (waiting.case_dir(waits) / "node-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rank"] for line in lines] == [0, 1]
+    assert not list(waiting.path.glob("running/*"))
+
+
+def test_agents_that_are_killed_again_and_again_end_the_sweep_with_an_error(
+    tmp_path: Path,
+) -> None:
+    run_dir = make_run(tmp_path / "run", [make_case("kills", 1, {0: "kill_agent"})], REPEATS + 2)
+    with tagged() as (environment, survivors):
+        assert start_driver(run_dir, environment).wait(90) == 1
+        wait_until(lambda: not survivors(), "the death of everything")
+    words = [word for _, word in run_dir.statuses()]
+    assert words == ["node_failed"] * 4 + ["pending"] * 2

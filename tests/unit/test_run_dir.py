@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -227,3 +228,48 @@ def test_a_second_driver_is_refused_and_named_until_the_first_ends(tmp_path: Pat
             create(tmp_path / "run")
     with run.lock():
         pass
+
+
+def test_a_failed_reference_is_tried_again_with_what_still_needs_it(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(["a", "b"], reference="ref"))
+    reference, first, second = run.plan.repeats
+    finish(run, reference, "timeout")
+    finish(run, first, "ok")
+    assert run.todo() == [reference, second]
+    # What was measured without its reference is not verified, so it counts as failed too.
+    assert run.todo(only_failed=True) == [reference, first]
+    finish(run, reference, "ok")
+    assert run.todo(only_failed=True) == []
+
+
+def test_fewer_repeats_keep_the_launches_that_ended_and_say_so(tmp_path: Path) -> None:
+    run = create(tmp_path / "run", make_plan(["a"], repeats=4))
+    for item in run.plan.repeats[:3]:
+        finish(run, item, "ok")
+    again = create(tmp_path / "run", make_plan(["a"], repeats=1))
+    assert [item.repeat for item in again.plan.repeats] == [0, 1, 2]  # 3 had not ended
+    assert again.todo() == []
+    assert again.plan.notes == (
+        "2 launches of an earlier plan with more repeats are kept and counted",
+    )
+    assert RunDir.open(run.path).plan == again.plan
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "\x00"])
+def test_a_damaged_fingerprint_is_named(tmp_path: Path, damage: str) -> None:
+    create(tmp_path / "run")
+    (tmp_path / "run" / "fingerprint.json").write_text(damage)
+    with pytest.raises(UserError, match=r"fingerprint\.json: is damaged .*start a new run"):
+        create(tmp_path / "run")
+
+
+def test_a_full_disk_is_said_with_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    message = r"run: disk full \(No space left on device\); .*`andromeda-scale resume .*run`"
+    with pytest.raises(UserError, match=message):
+        create(tmp_path / "run")
