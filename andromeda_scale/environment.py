@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.machine import detect_machine, torch_cuda_version
+from andromeda_scale.secret import is_secret
 
 _PACKAGE = Path(__file__).parent
 
 _PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "triton", "numpy")
 
-# Variables that change what is measured. Everything else stays on the machine.
+# Variables that change what is measured. Everything else stays on the machine, and so does what a
+# later library may keep under these prefixes if it looks like a secret.
 _PREFIXES = (
     "CUBLAS_",
-    "CUDA_",
     "CUDNN_",
-    "DS_",
     "FI_",
     "GLOO_",
     "GOMP_",
@@ -36,14 +36,39 @@ _PREFIXES = (
     "NCCL_",
     "OMP_",
     "OPENBLAS_",
-    "PYTORCH_",
-    "TORCH",
-    "TRITON_",
+    "TORCHDYNAMO_",
+    "TORCHINDUCTOR_",
+    "TORCH_CUDNN_",
+    "TORCH_FR_",
+    "TORCH_NCCL_",
     "UCX_",
 )
-_NAMES = ("LD_PRELOAD", "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "PYTHONHASHSEED")
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/\s]*@")  # a user or password in an address
+_NAMES = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "LD_PRELOAD",
+    "NVIDIA_TF32_OVERRIDE",
+    "NVIDIA_VISIBLE_DEVICES",
+    "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_CPU_BIND",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_COMPILE_DISABLE",
+    "TORCH_DISTRIBUTED_DEBUG",
+    "TORCH_LOGS",
+)
 
 
 def collect() -> dict[str, Any]:
@@ -99,9 +124,7 @@ def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(variables.items())
-        if (name.startswith(_PREFIXES) or name in _NAMES)
-        and not _SECRET_NAME.search(name)
-        and not _SECRET_VALUE.search(value)
+        if (name.startswith(_PREFIXES) or name in _NAMES) and not is_secret(name, value)
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from andromeda_scale import environment
+from andromeda_scale.secret import is_secret
 
 
 def test_variables_that_name_a_secret_are_never_recorded() -> None:
@@ -21,6 +22,38 @@ def test_variables_that_name_a_secret_are_never_recorded() -> None:
 
 def test_an_address_with_a_password_is_never_recorded() -> None:
     assert environment.relevant_variables({"TORCH_MIRROR": "https://me:hunter2@host/x"}) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DB_PWD", "HUB_PAT", "BEARER", "API", "CREDS", "PASS", "COOKIE", "WEBHOOK_URL", "DSN", "KEY2",
+     "JWT", "APIKEY", "PASSPHRASE"],
+)  # fmt: skip
+def test_a_secret_word_in_a_known_prefix_is_never_recorded(name: str) -> None:
+    assert environment.relevant_variables({f"NCCL_{name}": "x", f"FI_{name}_2": "x"}) == {}
+
+
+def test_words_that_hold_a_secret_word_are_none() -> None:
+    for name in ("NCCL_IB_PKEY", "OMP_PATH", "MKL_KEYBOARD", "NCCL_PATTERN", "GLOO_AUTHOR"):
+        assert environment.relevant_variables({name: "1"}) == {name: "1"}
+    assert not is_secret("TOKENIZERS_PARALLELISM", "false")
+    assert not is_secret("NCCL_SOCKET_IFNAME", "task-1,eth0")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["ghp_abc", "hf_abc", "sk-abc", "eyJhbGciOi", "xoxb-1-2", "AKIAABCDEFGHIJKLMNOP",
+     "https://me:pw@host/x", "https://host/x?sig=abc", "Bearer abc", "x=hf_abc"],
+)  # fmt: skip
+def test_a_value_that_looks_like_a_secret_is_never_recorded(value: str) -> None:
+    assert environment.relevant_variables({"NCCL_NET": value}) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["DS_DB_PWD", "TORCH_HUB_PAT", "DS_BEARER", "TORCH_API", "TORCHX_CREDS", "TORCH_HOME"]
+)
+def test_a_prefix_of_a_library_alone_records_nothing(name: str) -> None:
+    assert environment.relevant_variables({name: "x"}) == {}
 
 
 def test_only_variables_that_change_measurements_are_recorded() -> None:
