@@ -23,6 +23,33 @@ from pydantic import (
     model_validator,
 )
 
+from andromeda_scale.secret import is_secret
+
+# Beyond what anybody runs, and below where an integer of a library or a clock overflows.
+MAX_RANKS = 10**6
+MAX_STEPS = 10**6
+MAX_BATCH = 10**6  # sequences of a micro-batch; micro-batches of a step; a strong global batch
+MAX_SECONDS = 1e7
+
+Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Batch = Annotated[int, Field(gt=0, le=MAX_BATCH)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+# What the shape of a model is made of; the families' configurations use them.
+Width = Annotated[int, Field(gt=0, le=2**31)]
+Layers = Annotated[int, Field(gt=0, le=10**5)]
+
+# The launcher tells these to each rank; another value would break the group or change the device.
+_LAUNCHERS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "DS_ACCELERATOR",
+    "CUDA_VISIBLE_DEVICES",
+)
+
 
 class Schema(BaseModel):
     """Base of every schema: immutable, and an unknown key is an error."""
@@ -50,15 +77,27 @@ def _world(value: Any) -> Any:
     if isinstance(value, int):
         if value < 1:
             raise ValueError(f"{value} is not a positive number of ranks; use 1 or more")
-        return World(ranks_per_node=value)
+        return _bounded(value, 1, value)
     if isinstance(value, str):
         nodes, _, ranks = value.partition("x") if "x" in value else ("1", "", value)
-        if not (nodes.isdecimal() and ranks.isdecimal() and int(nodes) and int(ranks)):
+        if not (nodes.isdecimal() and ranks.isdecimal() and nodes.strip("0") and ranks.strip("0")):
             raise ValueError(
                 f"{value!r} is not a world; use a number of ranks, or 2x8 for 2 nodes of 8 ranks"
             )
-        return World(nodes=int(nodes), ranks_per_node=int(ranks))
+        if max(len(nodes), len(ranks)) > len(str(MAX_RANKS)):
+            return _bounded(value, MAX_RANKS, MAX_RANKS)
+        return _bounded(value, int(nodes), int(ranks))
     return value
+
+
+def _bounded(value: Any, nodes: int, ranks: int) -> World:
+    """The world, if it is one of this planet; `value` is what was written."""
+    if nodes * ranks > MAX_RANKS:
+        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+        raise ValueError(
+            f"{shown} is more than {MAX_RANKS} ranks; use a world of {MAX_RANKS} or fewer"
+        )
+    return World(nodes=nodes, ranks_per_node=ranks)
 
 
 WorldSpec = Annotated[World, BeforeValidator(_world)]
@@ -101,9 +140,10 @@ class Data(Schema):
 class Train(Schema):
     """One training step."""
 
-    seq_len: PositiveInt = 128  # tokens per sequence
-    micro_batch_size: PositiveInt = 1  # sequences per rank and micro-batch
-    grad_accum: PositiveInt = 1  # micro-batches per step (strong scaling may set it)
+    seq_len: Annotated[int, Field(gt=0, le=2**24)] = 128  # tokens per sequence
+    micro_batch_size: Batch = 1  # sequences per rank and micro-batch
+    # Micro-batches per step (strong scaling may set it); a reference does the work of all ranks.
+    grad_accum: Annotated[int, Field(gt=0, le=MAX_BATCH * MAX_RANKS)] = 1
     mode: Literal["forward", "forward_backward", "train_step"] = "train_step"
     precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: Literal["adamw"] = "adamw"
@@ -118,7 +158,7 @@ class Train(Schema):
 class StrongScaling(Schema):
     """Fixed work per step: the global batch stays, the share of a rank shrinks."""
 
-    global_batch_size: PositiveInt  # sequences per step over all ranks
+    global_batch_size: Batch  # sequences per step over all ranks
     shrink: Literal["accumulation", "micro_batch"] = "accumulation"
 
 
@@ -142,8 +182,8 @@ Scaling = Annotated[Literal["weak"] | Strong, BeforeValidator(_scaling)]
 class Warmup(Schema):
     """Warm-up ends by evidence between these bounds; equal bounds fix it (0 and 0: none)."""
 
-    min_steps: NonNegativeInt = 20
-    max_steps: NonNegativeInt = 100
+    min_steps: Steps = 20
+    max_steps: Steps = 100
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Warmup:
@@ -159,17 +199,19 @@ class Measure(Schema):
     """How long each phase lasts, and how many launches make a result."""
 
     warmup: Warmup = Warmup()
-    steps: PositiveInt = 50
-    repeats: PositiveInt = 3  # independent launches: the unit of replication
-    profile_steps: NonNegativeInt = 20  # separate steps under the profiler; 0: none
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 50
+    # Independent launches: the unit of replication.
+    repeats: Annotated[int, Field(gt=0, le=10**4)] = 3
+    profile_steps: Steps = 20  # separate steps under the profiler; 0: none
 
 
 class Limits(Schema):
     """What ends a repeat that does not end by itself."""
 
-    timeout_s: PositiveFloat = 600.0  # one repeat, from its start to its last record
-    heartbeat_s: PositiveFloat = 120.0  # longest silence of a rank after its first step
-    memory_gib: PositiveFloat | None = None  # capacity per rank used for pruning; null: ask
+    timeout_s: Seconds = 600.0  # one repeat, from its start to its last record
+    heartbeat_s: Seconds = 120.0  # longest silence of a rank after its first step
+    # Capacity per rank used for pruning; null: ask
+    memory_gib: Annotated[float, Field(gt=0, le=1e7)] | None = None
 
 
 class Settings(Schema):
@@ -184,8 +226,9 @@ class Settings(Schema):
     limits: Limits = Limits()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fallback: Literal["none", "cpu"] = "none"  # what a case that lacks GPUs does
-    threads_per_rank: PositiveInt | None = None  # CPU; null: cores / largest world
-    seed: NonNegativeInt = 0
+    # CPU; null: cores / largest world
+    threads_per_rank: Annotated[int, Field(gt=0, le=10**4)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class Suite(Settings):
@@ -220,7 +263,43 @@ class Suite(Settings):
         for name in value:
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is no name of a variable; use letters, digits and _")
+            values = value[name]
+            _refuse_variable(name, (values,) if isinstance(values, str) else values)
         return value
+
+    @field_validator("axes")
+    @classmethod
+    def _names_of_variables_in_axes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, values in value.items():
+            if key.startswith("env."):
+                _refuse_variable(key.removeprefix("env."), tuple(map(str, values)))
+            for mapping in values if key == "env" else ():
+                for name, one in mapping.items() if isinstance(mapping, dict) else ():
+                    _refuse_variable(str(name), (str(one),))
+        return value
+
+    @model_validator(mode="after")
+    def _accumulation_is_bounded(self) -> Suite:
+        if self.train.grad_accum > MAX_BATCH:
+            raise ValueError(
+                f"train.grad_accum: {self.train.grad_accum} is above the limit {MAX_BATCH}; "
+                f"use at most {MAX_BATCH}"
+            )
+        return self
+
+
+def _refuse_variable(name: str, values: tuple[str, ...]) -> None:
+    """Suites are stored with results, in clear text: nothing secret may stand in one."""
+    if any(is_secret(name, value) for value in values):
+        raise ValueError(
+            f"{name}: looks like a secret; export it in the shell instead: suites are stored with "
+            "results"
+        )
+    if name in _LAUNCHERS:
+        remedy = "set device" if name == "DS_ACCELERATOR" else "set world"
+        if name == "CUDA_VISIBLE_DEVICES":
+            remedy = "export it in the shell instead"
+        raise ValueError(f"{name}: is the launcher's to set; {remedy}")
 
 
 # Keys that do not change what a repeat does: they never rename a case.

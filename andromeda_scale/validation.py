@@ -24,18 +24,37 @@ def validate(schema: type[S], raw: Any, where: Where, prefix: str = "") -> S:
 
     `prefix` is the dotted key under which `raw` stands. Raises UserError.
     """
-    try:
-        text = json.dumps(raw)
-    except (TypeError, ValueError) as error:  # dates, keys that are no text
-        raise UserError(
-            f"{prefix or 'the file'}: holds a value of a kind no setting has ({error}) "
-            f"({place(where, prefix)}); quote it"
-        ) from error
+    if odd := _odd(raw, prefix):
+        key, problem, remedy = odd
+        raise UserError(f"{key}: {problem} ({place(where, key)}); {remedy}")
+    text = json.dumps(raw)
     try:
         # Only JSON mode is strict about numbers and still takes a list for a tuple.
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise UserError(_paragraph(schema, raw, error, where, prefix)) from error
+
+
+def _odd(raw: Any, key: str) -> tuple[str, str, str] | None:
+    """(key, problem, remedy) of the first key or value that YAML knows and no setting has."""
+    if isinstance(raw, dict):
+        for name, value in raw.items():
+            if not isinstance(name, str):
+                at = f"{key}.{name}" if key else str(name)
+                return (
+                    at,
+                    f"the key {name!r} with the value {_shown(value)} is not text",
+                    (f'remove it, or quote it: "{name}"'),
+                )
+            if odd := _odd(value, f"{key}.{name}" if key else name):
+                return odd
+    elif isinstance(raw, list | tuple):
+        found = (_odd(value, f"{key}[{index}]") for index, value in enumerate(raw))
+        return next(filter(None, found), None)
+    elif not isinstance(raw, str | int | float | bool | None):
+        kind = type(raw).__name__
+        return key or "the file", f"{raw!s} is a {kind}, which no setting has", 'quote it: "..."'
+    return None
 
 
 def dotted_keys(schema: type[Schema], prefix: str = "") -> Iterator[str]:
@@ -126,7 +145,11 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         return f"{shown} is below {bound:g}", f"use {bound:g} or more"
     if kind in ("less_than", "less_than_equal"):
         bound = context.get("lt", context.get("le"))
-        return f"{shown} is above the limit {bound:g}", f"use at most {bound:g}"
+        if kind == "less_than":
+            return f"{shown} is {bound} or more", f"use less than {bound}"
+        # `:g` would round 2**31, and the remedy must be a value that is taken.
+        limit = f"{bound:.0f}" if float(bound or 0).is_integer() else str(bound)
+        return f"{shown} is above the limit {limit}", f"use at most {limit}"
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "")
         return f"{shown} is not known", f"use {allowed}"

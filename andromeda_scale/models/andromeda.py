@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from andromeda_scale.config import Schema, Train
+from andromeda_scale.config import Layers, Schema, Train, Width
 from andromeda_scale.cost.model import Shape
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ class AndromedaConfig(Schema):
     `deepnorm`: post-norm with scaled residuals (DeepNet, arXiv:2203.00555) instead of pre-norm.
     """
 
-    vocab_size: PositiveInt
-    d_model: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt
-    head_dim: PositiveInt = 128
-    alibi_num_heads: NonNegativeInt
+    vocab_size: Width
+    d_model: Width
+    num_layers: Layers
+    num_heads: Width
+    num_kv_heads: Width
+    head_dim: Width = 128
+    alibi_num_heads: Annotated[int, Field(ge=0, le=2**31)]
     deepnorm: bool = False
 
     @model_validator(mode="after")

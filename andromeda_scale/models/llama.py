@@ -5,11 +5,11 @@ The modules lie in `llama_net.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from andromeda_scale.config import Schema, Train
+from andromeda_scale.config import Layers, Schema, Train, Width
 from andromeda_scale.cost.model import Shape
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class LlamaConfig(Schema):
     """Decoder-only, pre-norm RMSNorm, SwiGLU, rotary positions, no biases."""
 
-    vocab_size: PositiveInt
-    d_model: PositiveInt
-    d_ff: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt | None = None  # null: num_heads
-    head_dim: PositiveInt | None = None  # null: d_model / num_heads
+    vocab_size: Width
+    d_model: Width
+    d_ff: Width
+    num_layers: Layers
+    num_heads: Width
+    num_kv_heads: Width | None = None  # null: num_heads
+    head_dim: Width | None = None  # null: d_model / num_heads
     tied_head: bool = False
-    rope_theta: PositiveFloat = 1e4
-    norm_eps: PositiveFloat = 1e-5
+    rope_theta: Annotated[float, Field(gt=0, le=1e12)] = 1e4
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
 
     @model_validator(mode="after")
     def _check(self) -> Self:
