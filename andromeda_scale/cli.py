@@ -17,6 +17,7 @@ from andromeda_scale.errors import UserError
 
 if TYPE_CHECKING:
     from andromeda_scale.config import Plan
+    from andromeda_scale.suite_file import Loaded
 
 RUNS = Path("runs")
 
@@ -92,10 +93,10 @@ def run(
     from andromeda_scale import sweep
     from andromeda_scale.plan import require_runnable
 
-    plan, text = _plan(suite, set_, axis)
-    require_runnable(plan)
+    plan, loaded = _plan(suite, set_, axis)
+    require_runnable(plan, loaded.where)
     path, resumed = sweep.choose(plan, RUNS, run_dir, new=new, only_failed=only is not None)
-    run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
+    run = sweep.start(path, plan, loaded.text, allow_mixed=allow_mixed)
     if resumed and not quiet:
         typer.echo(f"going on with {path} (--new starts afresh)", err=True)
     raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
@@ -197,13 +198,13 @@ def doctor() -> None:
     raise typer.Exit(1 if broken else 0)
 
 
-def _plan(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[Plan, str]:
+def _plan(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[Plan, Loaded]:
     from andromeda_scale.machine import detect_machine
     from andromeda_scale.plan import make_plan
-    from andromeda_scale.suite_file import load_suite
+    from andromeda_scale.suite_file import read_suite
 
-    loaded, name, text = load_suite(suite, sets or [], axes or [])
-    return make_plan(loaded, name, detect_machine()), text
+    loaded = read_suite(suite, sets or [], axes or [])
+    return make_plan(loaded.suite, loaded.name, detect_machine(), loaded.where), loaded
 
 
 def finish(run_dir: Path, quiet: bool = False) -> int:

@@ -26,6 +26,7 @@ Ids = NDArray[np.int64]
 BYTE_VOCABULARY = 256
 SHARD_SUFFIXES = (".npy", ".bin")
 _CHUNK = 1 << 24  # tokens looked at in one go while checking
+_PROBED = 1 << 20  # bytes of a text file in which a NUL tells that it is binary
 
 
 def check(data: Data, vocab_size: int, seq_len: int) -> None:
@@ -47,6 +48,10 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
         )
     parts = [_open(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
+        if not shards and not part[:_PROBED].all():
+            raise UserError(
+                f"data.files: {path} holds NUL bytes and so is no text; use .bin or .npy for tokens"
+            )
         if data.source == "files" and not shards and not _has_text(part):
             raise UserError(f"data.files: {path} holds no text; give a file with text")
         if shards:

@@ -96,7 +96,7 @@ def _points(
                 regime="strong" if isinstance(point.scaling, Strong) else "weak",
                 env={k: v for k, v in point.env.items() if isinstance(v, str)},
             )
-            yield Point(case, skip or _strategy_skip(case))
+            yield Point(case, skip or strategy_skip(case))
 
 
 def _at_point(where: Where, at: str, key: str) -> str:
@@ -200,7 +200,8 @@ def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
     return train.model_copy(update={shrinks: max(1, share)}), skip
 
 
-def _strategy_skip(case: Case) -> str | None:
+def strategy_skip(case: Case) -> str | None:
+    """Why the strategy cannot run at the case's world, on any machine."""
     if case.world.size > 1 and not load("strategy", case.strategy.name).distributed:
         return f"{case.strategy.name} runs on one rank only"
     return None

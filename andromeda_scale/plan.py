@@ -24,10 +24,11 @@ from andromeda_scale.config import Case, Plan, PlannedRepeat, StrategySpec, Suit
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import Point, expand
+from andromeda_scale.expand import Point, expand, strategy_skip
 from andromeda_scale.machine import Machine, detect_machine
 from andromeda_scale.metrics import binary
 from andromeda_scale.registry import load
+from andromeda_scale.validation import Where, place
 
 __all__ = [
     "Machine",
@@ -53,18 +54,20 @@ class _Placed:
     memory_bytes: int
 
 
-def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
+def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | None = None) -> Plan:
     """The ordered list of what is launched and what is skipped, with reasons.
 
-    Raises UserError for a value no case can have, and for data that cannot be read.
+    `where` says in errors where a key was written. Raises UserError for a value no case can have,
+    and for data that cannot be read.
     """
-    points, notes = _without_duplicates(expand(suite, suite_name))
+    where = where or f"suite {suite_name}"
+    points, notes = _without_duplicates(expand(suite, where))
     if len(points) * suite.measure.repeats > MAX_LAUNCHES:
         raise UserError(
             f"measure.repeats: {suite.measure.repeats} of {len(points)} cases are more than "
-            f"{MAX_LAUNCHES} launches (suite {suite_name}); use fewer"
+            f"{MAX_LAUNCHES} launches ({place(where, 'measure.repeats')}); use fewer"
         )
-    _check_data(points, suite_name)
+    _check_data(points, where)
     placed = [_place(point, machine) for point in points]
     running = [p for p in placed if p.skip is None]
     largest = max((p.case.world.ranks_per_node for p in running), default=1)
@@ -89,15 +92,39 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine) -> Plan:
     )
 
 
-def require_runnable(plan: Plan) -> None:
-    """Raise UserError for a plan that would launch nothing, with the reasons."""
+def require_runnable(plan: Plan, where: Where | None = None) -> None:
+    """Raise UserError for a plan that would launch nothing, with the reason to mend first.
+
+    That is one of the machine's before one of the suite's own, and of those the smallest world's.
+    """
     if any(item.skip is None for item in plan.repeats):
         return
-    reasons = list(dict.fromkeys(str(item.skip) for item in plan.repeats))
-    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    skipped = [(plan.cases[item.case_id], str(item.skip)) for item in plan.repeats]
+    case, reason = min(skipped, key=lambda s: (_blamed(*s) in _THE_SUITES_OWN, s[0].world.size))
+    key = _blamed(case, reason)
+    value, remedy = {
+        "device": (case.device, "use device: cpu, or fallback: cpu"),
+        "strategy": (case.strategy.name, "use world: 1, or another strategy"),
+        "scaling.strong.global_batch_size": ("", "use a multiple"),
+    }.get(key, (str(case.world), "change world, device, fallback or limits"))
     raise UserError(
-        f"{plan.suite_name}: none of its {len(plan.cases)} cases can run here: {reasons[0]}{more}; "
-        "`andromeda-scale plan` shows all; change world, device, fallback or limits"
+        f"{key}: {value}{' ' * bool(value)}cannot run: {reason} "
+        f"({place(where or f'suite {plan.suite_name}', key)}); {remedy} "
+        f"(none of {len(plan.cases)} cases can run here, `andromeda-scale plan` shows why)"
+    )
+
+
+_THE_SUITES_OWN = ("strategy", "scaling.strong.global_batch_size")
+
+
+def _blamed(case: Case, reason: str) -> str:
+    """The key to change where a case is skipped for this reason."""
+    if reason == strategy_skip(case):
+        return "strategy"
+    if reason.startswith("global batch "):
+        return "scaling.strong.global_batch_size"
+    return (
+        "device" if case.device == "cuda" and "GPU" in reason and ", 0 here" in reason else "world"
     )
 
 
@@ -142,19 +169,23 @@ def reference_of(case: Case, device: Device) -> Case:
 def _without_duplicates(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
     """Points with unique ids, and a note for each that said the same as another."""
     unique: dict[str, Point] = {}
-    notes: list[str] = []
+    others: dict[str, list[Point]] = {}
     for point in points:
         case_id = point.case.case_id
-        known = unique.get(case_id)
-        if known is None or (known.skip and not point.skip):
-            unique[case_id] = point
-        if known is not None:
-            skip = next((p.skip for p in (known, point) if p.skip), None)
-            notes.append(f"{case_id} is there twice, kept once" + (f" ({skip})" if skip else ""))
+        known = unique.setdefault(case_id, point)
+        if known is not point:
+            others.setdefault(case_id, [known]).append(point)
+            if known.skip and not point.skip:
+                unique[case_id] = point
+    notes = []
+    for case_id, same in others.items():
+        times = "twice" if len(same) == 2 else f"{len(same)} times"
+        skip = next((p.skip for p in same if p.skip), None)
+        notes.append(f"{case_id} is there {times}, kept once" + (f" ({skip})" if skip else ""))
     return list(unique.values()), notes
 
 
-def _check_data(points: Sequence[Point], suite_name: str) -> None:
+def _check_data(points: Sequence[Point], where: Where) -> None:
     """Refuse data that some case cannot read, before anything starts."""
     checked = set()
     for case in (point.case for point in points if point.skip is None):
@@ -165,7 +196,8 @@ def _check_data(points: Sequence[Point], suite_name: str) -> None:
                 data.check(case.data, vocab_size=vocab_size, seq_len=case.train.seq_len)
             except UserError as error:
                 problem, _, remedy = str(error).partition("; ")
-                raise UserError(f"{problem} (suite {suite_name}); {remedy}") from error
+                at = place(where, problem.partition(":")[0])
+                raise UserError(f"{problem} ({at}); {remedy}") from error
             checked.add(key)
 
 
@@ -249,7 +281,7 @@ def _row(
         device=placed.device,
         threads_per_rank=placed.case.threads_per_rank or threads,
         skip=placed.skip,
-        estimated_memory_bytes=placed.memory_bytes,
+        estimated_memory_bytes=min(placed.memory_bytes, 2**63 - 1),  # tables hold int64,
     )
 
 

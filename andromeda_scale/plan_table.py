@@ -106,7 +106,8 @@ def _cells(case: Case, settings: str, items: list[PlannedRepeat]) -> list[str]:
         settings,
         first.device,
         str(first.threads_per_rank),
-        str(case.global_batch_size),
+        # A share that does not divide was rounded, so its product is not what was asked.
+        "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
         "-" if first.skip else str(len(items)),
         "-" if memory is None else binary(memory),
         f"skipped: {first.skip}" if first.skip else "reference" * (first.role == "reference"),

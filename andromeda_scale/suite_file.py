@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from andromeda_scale import resources, safe_yaml
 from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand, set_key
+from andromeda_scale.secret import is_secret
 from andromeda_scale.validation import validate
+
+
+class Loaded(NamedTuple):
+    """A suite, its name, its text, and where each of its keys was written."""
+
+    suite: Suite
+    name: str
+    text: str
+    where: Callable[[str], str]
 
 
 def load_suite(
     name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] = ()
 ) -> tuple[Suite, str, str]:
-    """(suite, its name, its text) of a shipped name or a path, with overrides applied.
+    """(suite, its name, its text) as `read_suite` finds them."""
+    return read_suite(name_or_path, sets, axes)[:3]
+
+
+def read_suite(name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] = ()) -> Loaded:
+    """A shipped name or a path, with overrides applied.
 
     `sets` are KEY=VALUE with VALUE in YAML, `axes` KEY=V1,V2,.... The text is the file's, with
     the overrides as comments below. Raises UserError naming file, key, value and remedy.
@@ -25,11 +41,13 @@ def load_suite(
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds {type(raw).__name__}, not a mapping"
         raise UserError(f"{path}: {found}; write question, model, world and train as key: value")
+    _resolve_files(raw, path.parent.absolute())
     overrides: dict[str, str] = {}
     for option, assignments in (("--set", sets), ("--axis", axes)):
         for assignment in assignments:
             key = _override(raw, option, assignment)
-            overrides[key] = f"{option} {assignment}"
+            overrides[key] = _source(option, assignment)
+            _resolve_files(raw, Path.cwd())  # what the file wrote is absolute already
 
     def where(key: str) -> str:
         sources = [source for written, source in overrides.items() if _meet(key, written)]
@@ -38,19 +56,44 @@ def load_suite(
     suite = validate(Suite, raw, where)
     expand(suite, where)  # every point must be valid before anything starts
     comments = "".join(f"# {option}\n" for option in overrides.values())
-    return suite, path.stem, text.rstrip("\n") + "\n" + comments
+    return Loaded(suite, path.stem, text.rstrip("\n") + "\n" + comments, where)
+
+
+def _source(option: str, assignment: str) -> str:
+    """The option as it was written, without a value that must not be seen."""
+    key = assignment.partition("=")[0]
+    secret = "env" in key.split(".") and is_secret(assignment, assignment)
+    return f"{option} {key}=..." if secret else f"{option} {assignment}"
+
+
+def _resolve_files(raw: dict[str, Any], folder: Path) -> None:
+    """Make relative `data.files` absolute, in place: a run is resumed from any directory."""
+    axes = raw.get("axes")
+    axes = axes if isinstance(axes, dict) else {}
+    data = axes.get("data")
+    for mapping in (raw.get("data"), *(data if isinstance(data, list) else ())):
+        if isinstance(mapping, dict) and "files" in mapping:
+            mapping["files"] = _absolute(mapping["files"], folder)
+    if isinstance(axes.get("data.files"), list):
+        axes["data.files"] = [_absolute(files, folder) for files in axes["data.files"]]
+
+
+def _absolute(files: Any, folder: Path) -> Any:
+    if not isinstance(files, list):
+        return files
+    return [str(folder / name) if isinstance(name, str) and name else name for name in files]
 
 
 def _meet(key: str, written: str) -> bool:
-    """Whether one dotted key stands at or below the other."""
-    short, long = sorted((key, written), key=len)
+    """Whether one dotted key stands at or below the other; a key and its axis are one place."""
+    short, long = sorted((key.removeprefix("axes."), written.removeprefix("axes.")), key=len)
     return long == short or long.startswith((f"{short}.", f"{short}["))
 
 
 def _override(raw: dict[str, Any], option: str, assignment: str) -> str:
     """Apply one KEY=VALUE to the raw mapping; returns the dotted key that was written."""
     key, equals, text = assignment.partition("=")
-    key, place = key.strip(), f"{option} {assignment}"
+    key, place = key.strip(), _source(option, assignment)
     if not equals or not key or not all(key.split(".")):
         example = "train.seq_len=4096" if option == "--set" else "strategy=ddp,fsdp2"
         raise UserError(f"{place}: is not KEY=VALUE; write {option} {example}")

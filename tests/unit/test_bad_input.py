@@ -107,10 +107,14 @@ def test_heads_that_do_not_divide_the_width() -> None:
 
 def test_a_world_over_the_device_count() -> None:
     assert refuse_suite("world: [1]", "world: [4]\ndevice: cuda") == (
-        "x: none of its 1 cases can run here: needs 4 GPUs per node, 0 here "
-        "(fallback: cpu would use the CPU); `andromeda-scale plan` shows all; "
-        "change world, device, fallback or limits"
+        "device: cuda cannot run: needs 4 GPUs per node, 0 here (fallback: cpu would use the CPU) "
+        "(x.yaml); use device: cpu, or fallback: cpu "
+        "(none of 1 cases can run here, `andromeda-scale plan` shows why)"
     )
+    line = refuse("quickstart", "--axis", "world=4000")
+    assert line.startswith("world: 4000 cannot run: 4000 ranks on 2 cores would share cores")
+    assert "(--axis world=4000); change world" in line
+    assert "(--set device=cuda); use device: cpu" in refuse("quickstart", "--set", "device=cuda")
     assert "4 ranks on 2 cores would share cores" in refuse_suite("world: [1]", "world: [4]")
 
 
@@ -167,7 +171,7 @@ def test_a_suite_with_no_cases() -> None:
         "axes.seed: has no values (x.yaml); list at least one, or remove the axis"
     )
     assert refuse_suite("strategy: ddp\nworld: [1]", "strategy: single\nworld: [2]").startswith(
-        "x: none of its 1 cases can run here: single runs on one rank only; "
+        "strategy: single cannot run: single runs on one rank only (x.yaml); "
     )
 
 
@@ -185,17 +189,136 @@ def test_a_suite_that_is_not_there() -> None:
 def test_a_text_file_with_no_text(text: str) -> None:
     Path("empty.txt").write_text(text, encoding="utf-8")
     assert refuse_suite("{source: random}", "{source: files, files: [empty.txt]}") == (
-        "data.files: empty.txt holds no text (suite x); give a file with text"
+        f"data.files: {Path.cwd()}/empty.txt holds no text (x.yaml); give a file with text"
     )
 
 
 def test_a_text_file_that_is_not_there_or_too_short() -> None:
     line = refuse_suite("{source: random}", "{source: files, files: [nowhere.txt]}")
-    assert line.startswith("data.files: nowhere.txt")
+    assert line.startswith(f"data.files: {Path.cwd()}/nowhere.txt cannot")
     Path("short.txt").write_text("ten bytes.", encoding="utf-8")
     line = refuse_suite("{source: random}", "{source: files, files: [short.txt]}")
     assert line.startswith("data")
     assert "10 tokens in all are too few for train.seq_len 32" in line
+
+
+def test_files_lie_beside_the_suite_and_those_of_an_option_here() -> None:
+    Path("sub").mkdir()
+    good = GOOD.replace("{source: random}", "{source: files, files: [a.txt]}")
+    Path("sub/x.yaml").write_text(good, encoding="utf-8")
+    Path("sub/a.txt").write_text("text enough " * 9, encoding="utf-8")
+    suite, *_ = load_suite("sub/x.yaml")
+    assert suite.data.files == (str(Path.cwd() / "sub/a.txt"),)
+    for option in (["--set", "data.files=[b.txt]"], ["--axis", "data.files=[b.txt]"]):
+        line = refuse("sub/x.yaml", *option)
+        assert line.startswith(f"data.files: {Path.cwd()}/b.txt cannot be read")
+        assert f"({' '.join(option)}" in line
+
+
+def test_a_binary_file_is_no_text() -> None:
+    Path("a.txt").write_bytes(b"some text " * 20 + b"\0" * 9)
+    assert refuse_suite("{source: random}", "{source: files, files: [a.txt]}") == (
+        f"data.files: {Path.cwd()}/a.txt holds NUL bytes and so is no text (x.yaml); "
+        "use .bin or .npy for tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "env.HF_TOKEN=hunter2",
+        "env.NCCL_SECRET_KEY=hunter2",
+        "env.db_pwd=hunter2",
+        "env.PLAIN=ghp_hunter2",
+    ],
+)
+@pytest.mark.parametrize("kind", ["--set", "--axis"])
+def test_a_secret_is_refused_and_not_echoed(kind: str, option: str) -> None:
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    name = option.partition("=")[0]
+    line = refuse("x.yaml", kind, option)
+    assert line == (
+        f"{name}: looks like a secret ({kind} {name}=...); export it in the shell instead: "
+        "suites are stored with results"
+    )
+
+
+def test_a_secret_in_a_suite_file_is_refused() -> None:
+    for written in (
+        "env: {HF_TOKEN: hunter2}",
+        "env: {HF_TOKEN: [hunter2, b]}",
+        "axes: {env.HF_TOKEN: [hunter2]}",
+        "axes: {env: [{HF_TOKEN: hunter2}]}",
+    ):
+        line = refuse_suite("world: [1]", f"world: [1]\n{written}")
+        assert "HF_TOKEN: looks like a secret (x.yaml" in line
+        assert "hunter2" not in line
+    assert "hunter2" not in refuse("x.yaml", "--set", "env={HF_TOKEN: hunter2}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+     "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"],
+)  # fmt: skip
+def test_what_the_launcher_sets_is_refused(name: str) -> None:
+    line = refuse_suite("world: [1]", f"world: [1]\nenv: {{{name}: '1'}}")
+    assert line.startswith(f"env.{name}: is the launcher's to set (x.yaml); ")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["model.d_model=1" + "0" * 400, "model.d_model=4294967296", "model.num_layers=100001",
+     "model.vocab_size=1" + "0" * 30, "limits.timeout_s=1e308", "limits.timeout_s=1" + "0" * 400,
+     "limits.heartbeat_s=1e8", "limits.memory_gib=1e8", "seed=99999999999999999999999999",
+     "seed=9223372036854775808", "measure.steps=1000000000000", "measure.repeats=10001",
+     "measure.profile_steps=1000001", "measure.warmup.max_steps=1000001",
+     "train.micro_batch_size=1000001", "train.grad_accum=1000001", "train.seq_len=16777217",
+     "threads_per_rank=10001", "world=1000001", "world=1001x1000", "world=1" + "0" * 4000,
+     "world=2x1" + "0" * 5000, "scaling.strong.global_batch_size=1000001"],
+)  # fmt: skip
+def test_a_number_beyond_any_use(option: str) -> None:
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    line = refuse("x.yaml", "--set", option)
+    key = option.partition("=")[0]
+    assert line.startswith(key)
+    assert f"(--set {option[:30]}" in line
+    assert "; use " in line
+    assert len(line) - line.count("0") < 400
+
+
+@pytest.mark.parametrize("family", ["andromeda-tiny", "llama-tiny"])
+@pytest.mark.parametrize("key", ["vocab_size", "d_model", "num_heads", "num_kv_heads", "head_dim"])
+def test_the_limit_is_told_as_it_is_written(family: str, key: str) -> None:
+    line = refuse_suite("andromeda-tiny", f"{{base: {family}, {key}: 2147483649}}")
+    assert line == (
+        f"model.{key}: 2147483649 is above the limit 2147483648 (x.yaml); use at most 2147483648"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("1: 2", "1: the key 1 with the value 2 is not text (x.yaml); "),
+        ("limits: {3: x}", "limits.3: the key 3 with the value 'x' is not text (x.yaml); "),
+        ("seed: 2026-01-01", "seed: 2026-01-01 is a date, which no setting has (x.yaml); quote it"),
+        ("axes: {seed: [1, 2026-01-01]}", "axes.seed[1]: 2026-01-01 is a date, which no setting"),
+    ],
+)
+def test_a_kind_that_no_setting_has_is_named(written: str, expected: str) -> None:
+    assert refuse_suite("world: [1]", f"world: [1]\n{written}").startswith(expected)
+
+
+def test_the_command_line_is_blamed_for_what_it_said() -> None:
+    Path("x.yaml").write_text(f"{GOOD}axes: {{model: [andromeda-tiny]}}\n", encoding="utf-8")
+    for option in (
+        ["--set", "model.num_layers=0"],
+        ["--axis", "train.seq_len=0"],
+        ["--axis", "strategy=dpp"],
+        ["--set", "world=2026-01-01"],
+        ["--axis", "world=0"],
+    ):
+        assert f"({' '.join(option)}" in refuse("x.yaml", *option)
 
 
 @pytest.mark.parametrize("where", ["/proc/andromeda", "a-file", "a-file/below", "/dev/null"])

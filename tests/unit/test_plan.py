@@ -17,6 +17,7 @@ from andromeda_scale.plan import (
     reference_of,
     require_runnable,
 )
+from andromeda_scale.plan_table import print_plan
 from andromeda_scale.validation import validate
 
 GIB = 1 << 30
@@ -155,6 +156,12 @@ def test_what_no_case_can_have_is_named(keys: dict[str, Any], text: str) -> None
     assert text in str(caught.value)
 
 
+def test_a_skipped_strong_case_shows_no_rounded_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(plan(EIGHT_GPUS, world=[4], scaling={"strong": {"global_batch_size": 6}}))
+    row = next(line for line in capsys.readouterr().out.splitlines() if "skipped: global" in line)
+    assert row.split("skipped")[0].split()[-3] == "-"
+
+
 # Pruning
 
 
@@ -205,9 +212,28 @@ def test_fallback_runs_what_lacks_gpus_on_the_cpu() -> None:
 
 def test_cuda_without_gpus_is_refused_when_nothing_else_can_run() -> None:
     made = plan(TWO_CORES, device="cuda")
-    with pytest.raises(UserError, match=r"x: none of its 2 cases can run here: needs 1 GPU per"):
-        require_runnable(made)
+    with pytest.raises(UserError) as caught:
+        require_runnable(made, lambda key: f"--set {key}=cuda")
+    assert str(caught.value) == (
+        "device: cuda cannot run: needs 1 GPU per node, 0 here (fallback: cpu would use the CPU) "
+        "(--set device=cuda); use device: cpu, or fallback: cpu "
+        "(none of 2 cases can run here, `andromeda-scale plan` shows why)"
+    )
     require_runnable(plan(TWO_CORES, device="cuda", fallback="cpu"))
+
+
+def test_the_machines_reason_is_told_before_the_strategys() -> None:
+    made = plan(TWO_CORES, world=[4000, 400], axes={"strategy": ["single", "ddp"]})
+    with pytest.raises(
+        UserError, match=r"^world: 400 cannot run: 400 ranks on 2 cores .*\(suite x"
+    ):
+        require_runnable(made)
+    with pytest.raises(UserError, match=r"^strategy: single cannot run: single runs on one rank"):
+        require_runnable(plan(EIGHT_GPUS, strategy="single", world=[2]))
+    with pytest.raises(UserError, match=r"^world: 2x1 cannot run: needs 2 nodes, 1 here"):
+        require_runnable(plan(world=["2x1"]))
+    with pytest.raises(UserError, match=r"^scaling\.strong\.global_batch_size: cannot run: global"):
+        require_runnable(plan(world=[2], scaling={"strong": {"global_batch_size": 3}}))
 
 
 def test_more_nodes_than_there_are_is_skipped() -> None:
@@ -295,6 +321,32 @@ def test_a_case_written_twice_is_kept_once_and_said() -> None:
     assert note.startswith(measured(made)[0][0].case_id)
 
 
+def test_a_case_written_four_times_is_said_once() -> None:
+    made = plan(world=[1, 1], axes={"seed": [5, 5]})
+    assert [n.partition(" is ")[2] for n in made.notes if "kept once" in n] == [
+        "there 4 times, kept once"
+    ]
+
+
+def test_an_estimate_beyond_int64_stays_a_number_of_the_tables() -> None:
+    wide = {"base": "andromeda-tiny", "d_model": 2**31, "num_layers": 10**5}
+    (item,) = plan(model=wide, world=[1]).repeats[-1:]
+    assert item.skip is not None
+    assert item.estimated_memory_bytes == 2**63 - 1
+
+
+def test_the_largest_plan_that_is_taken_can_be_read_again() -> None:
+    made = plan(
+        TWO_CORES,
+        world=[2],
+        train={"grad_accum": 10**6},
+        seed=2**63 - 1,
+        limits={"timeout_s": 1e7, "memory_gib": 1e7},
+    )
+    assert made.cases[made.repeats[0].case_id].train.grad_accum == 2 * 10**6
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+
+
 def test_of_two_cases_with_one_id_the_one_that_can_run_is_kept() -> None:
     # At 4 ranks 9 sequences do not divide, and leave the share that 8 give.
     made = plan(
@@ -369,8 +421,8 @@ def test_data_that_cannot_be_read_is_refused_by_the_plan() -> None:
 
 
 def test_a_plan_that_would_never_end_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^measure\.repeats: 1000000 of 2 cases are more than"):
-        plan(measure={"repeats": 1_000_000})
+    with pytest.raises(UserError, match=r"^measure\.repeats: 10000 of 12 cases are more than"):
+        plan(measure={"repeats": 10_000}, axes={"seed": list(range(6))})
 
 
 # The machine
