@@ -2,19 +2,15 @@
 
 The first PARITY_STEPS steps from the initial weights see the same global batches under every
 strategy, so their mean losses differ by rounding alone. The first loss tests weights, data and
-forward; the later ones the averaging of gradients, clipping and the update.
+forward; the later ones the averaging of gradients and the update.
 
-The tolerance lies between rounding and faults, as measured on 2 gloo ranks: all strategies, with
-and without accumulation, Andromeda and Llama of 2 and 4 layers, relative to the reference:
+The tolerance lies between rounding and faults. Largest relative difference to the reference:
 
-    largest difference     fp32, learning rate 1e-3: 1.8e-7; 1e-2: 2.1e-6
-                           bf16, learning rate 1e-3: 6.7e-4; 1e-2: 3.5e-3 (fsdp2 and zero, whose
-                           residual stream is bfloat16; single and ddp stay below 4.4e-5; 2.4e-3)
-    faults at step 5, fp32 gradients not reduced 3.6e-3 to 1.0e-2, a micro-batch lost 2.0e-3 to
-                           1.2e-2, not clipped 3.5e-4 to 2.5e-3, no weight decay 3.5e-5 to 1.9e-4
+    all strategies, 2 gloo ranks, a small Andromeda     fp32 8.6e-8   bf16 2.9e-5
+    ddp, fsdp2, zero2, one H200, 0.97 B parameters                    bf16 1.7e-4
+    gradients not reduced, 2 gloo ranks, at step 5      fp32 1.5e-3   bf16 1.5e-3
 
-fp32 finds all of these; bf16 the large ones. A constant factor on the gradient is found by
-neither: Adam's update does not depend on it.
+A constant factor on the gradient is not found: Adam's update does not depend on it.
 """
 
 from __future__ import annotations
@@ -26,8 +22,16 @@ from typing import Any
 
 PARITY_STEPS = 5
 
+# The first Adam step moves every weight by the learning rate, along the sign of its gradient. Where
+# rounding decides a sign, the two runs part; at a large rate they part chaotically, however right
+# both are. On a GPU, 0.97 B parameters in bf16, the largest difference between strategies over the
+# first 5 losses was 2 % at a rate of 1e-3, 0.15 % at 1e-5, 0.02 % at 1e-6, where the loss itself
+# fell by 29 %. So these steps have a rate of their own: small, and still moving the loss, which
+# falls by about rate x |gradient|_1, that is with the square root of the number of parameters.
+_MOVE = 0.03
+
 # Relative tolerance of a mean loss.
-_TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}
+_TOLERANCE = {"fp32": 2e-5, "bf16": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Mismatch:
             f"loss {self.loss:.7g} at step {self.step} is not the reference's "
             f"{self.reference:.7g} within {self.tolerance:g} (relative)"
         )
+
+
+def learning_rate(num_parameters: int) -> float:
+    """The learning rate of the first PARITY_STEPS steps; afterwards the suite's own counts."""
+    return _MOVE / math.sqrt(num_parameters)
 
 
 def tolerance(precision: str) -> float:
@@ -77,6 +86,12 @@ def reference_losses(lines: Sequence[dict[str, Any]]) -> tuple[float, ...]:
     if len(found) < PARITY_STEPS:
         raise ValueError(f"the reference recorded {len(found)} losses, not {PARITY_STEPS}")
     return tuple(found[:PARITY_STEPS])
+
+
+def largest_difference(losses: Sequence[float], reference: Sequence[float]) -> float | None:
+    """The largest relative difference of the losses that both have; None without any."""
+    pairs = list(zip(losses, reference, strict=False))
+    return max((abs(a - b) / abs(b) for a, b in pairs), default=None)
 
 
 def compare(

@@ -18,6 +18,7 @@ from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
 from andromeda_scale.config import RankSpec, Warmup
+from andromeda_scale.cost.model import Shape, num_parameters
 from andromeda_scale.data import Batches
 from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
 from andromeda_scale.models.factory import ModelFactory
@@ -109,6 +110,7 @@ class Worker:
             gc.freeze()
         self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
         self._clock = StepTime(self._runtime.device)
+        self._slow_down_first_steps(factory.config.shape())
         self._read_back()
         self._verify()
 
@@ -185,6 +187,8 @@ class Worker:
         try:
             self._clock.start(num_steps)
             for index in range(num_steps):
+                if self._next_step + index == parity.PARITY_STEPS:
+                    self._set_learning_rate(self._case.train.learning_rate)
                 loss_sum, count = self._step(self._next_step + index, mark)
                 self._clock.boundary()
                 losses.append(loss_sum)
@@ -209,6 +213,15 @@ class Worker:
         everyone = self._control.gather({"loss_sum": loss_sums, "tokens": tokens})
         self._mean_losses += parity.mean_losses(everyone)
 
+    def _slow_down_first_steps(self, shape: Shape) -> None:
+        """Steps whose losses are compared have a learning rate at which they are comparable."""
+        if self._case.parity != "off" or self._spec.item.role == "reference":
+            self._set_learning_rate(parity.learning_rate(num_parameters(shape)))
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = rate
+
     def _mismatch(self) -> parity.Mismatch | None:
         return parity.compare(
             self._mean_losses, self._spec.reference_losses, self._case.train.precision
@@ -221,7 +234,12 @@ class Worker:
 
     def _inspect(self) -> None:
         """One step apart, in which what happened is read back between backward and update."""
-        with self._in_phase("inspect"):
+        with self._in_phase("inspect") as values:
+            reference = (self._spec.reference_losses or ())[: len(self._mean_losses)]
+            values["parity"] = {
+                "steps_compared": len(reference),
+                "max_relative_difference": parity.largest_difference(self._mean_losses, reference),
+            }
             with compute_dtype(self._state.module, compiled=self._case.train.compile) as seen:
                 self._step(self._next_step, before_update=self._read_back)
             self._next_step += 1

@@ -7,6 +7,7 @@ CUDA call would make the device unusable in all of them.
 from __future__ import annotations
 
 import gc
+import os
 from importlib import import_module
 from types import ModuleType
 
@@ -30,6 +31,9 @@ def import_all(worker: str) -> dict[str, str]:
 
     A worker that needs other modules names them as PRELOAD in its own.
     """
+    # DeepSpeed asks at import whether there is a GPU; torch would start the CUDA driver to answer,
+    # which a fork does not survive by right, unless it may ask NVML instead.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     failed: dict[str, str] = {}
     program = _import(worker.partition(":")[0], failed)
     for name in getattr(program, "PRELOAD", MODULES):

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from andromeda_scale.config import Train
+    from andromeda_scale.strategies.base import TrainState
+
+
+def wrapper_name(s: TrainState) -> str | None:
+    """The class that wraps the model; None for the bare module."""
+    return None if s.wrapped is s.module else type(s.wrapped).__name__
 
 
 def adamw(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.AdamW:

@@ -95,10 +95,14 @@ class Ddp(Single):
         return context
 
     def describe(self, s: TrainState) -> dict[str, Any]:
-        log = s.wrapped._get_ddp_logging_data()
+        from torch.nn.parallel import DistributedDataParallel
+
+        if not isinstance(s.wrapped, DistributedDataParallel):  # which is then `invalid`
+            return {"wrapper": common.wrapper_name(s)}
+        log = s.wrapped._get_ddp_logging_data()  # type: ignore[no-untyped-call]
         sizes = log.get("rebuilt_bucket_sizes") or log.get("bucket_sizes") or ""
         return {
-            "wrapper": type(s.wrapped).__name__,
+            "wrapper": common.wrapper_name(s),
             "world_size": s.wrapped.process_group.size(),
             # Without a communication hook a bucket is reduced in its gradients' dtype.
             **common.read_states(self.states(s), common.dtype_name(s.module.parameters())),

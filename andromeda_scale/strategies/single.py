@@ -94,7 +94,7 @@ class Single:
 
     def describe(self, s: TrainState) -> dict[str, Any]:
         return {
-            "wrapper": None if s.wrapped is s.module else type(s.wrapped).__name__,
+            "wrapper": common.wrapper_name(s),
             "world_size": 1,
             **common.read_states(self.states(s), None),
         }

@@ -206,9 +206,13 @@ class _Zero:
         return Unavailable("DeepSpeed shards its update: it cannot step without communication")
 
     def describe(self, s: TrainState) -> dict[str, Any]:
+        from deepspeed import DeepSpeedEngine
+
+        if not isinstance(s.wrapped, DeepSpeedEngine):  # which is then `invalid`
+            return {"wrapper": common.wrapper_name(s)}
         engine, optimizer = s.wrapped, s.optimizer
         return {
-            "wrapper": type(engine).__name__,
+            "wrapper": common.wrapper_name(s),
             "world_size": engine.world_size,
             "optimizer": type(optimizer).__name__,
             "stage": int(engine.zero_optimization_stage()),

@@ -63,7 +63,7 @@ def test_the_first_losses_are_the_references(
     assert [end(lines)["status"] for lines in ranks] == ["ok"] * world_size
     losses = parity.mean_losses([phase_values(lines, "warmup")["losses"] for lines in ranks])
     # Measured spread, table in parity.py, with a margin of 2: tighter than the tolerance.
-    margin = {"fp32": 4e-7, "bf16": 1.4e-3}[precision]
+    margin = {"fp32": 4e-7, "bf16": 6e-5}[precision]
     assert losses == pytest.approx(reference(precision), rel=margin)
     fingerprint = phase_values(ranks[0], "setup")["data"]["fingerprint"]
     single, _ = spread_case("single", precision)
@@ -101,13 +101,9 @@ def without_reduction(spec: RankSpec) -> None:
 def test_gradients_that_are_not_reduced_are_found_before_measuring(
     group: Group, reference: Callable[[str], tuple[float, ...]], precision: str
 ) -> None:
-    # A learning rate at which the fault outgrows the tolerance of bf16 within five steps.
-    rate = 1e-3 if precision == "fp32" else 1e-2
-    single = tiny_case(
-        "single", train={"micro_batch_size": 8, "precision": precision, "learning_rate": rate}
-    )
+    single = tiny_case("single", train={"micro_batch_size": 8, "precision": precision})
     (lines,) = group.run_case(single, 1, role="reference")
-    case, _ = spread_case("ddp", precision, learning_rate=rate)
+    case, _ = spread_case("ddp", precision)
     specs = group.specs(case, 2, reference_losses=parity.reference_losses(lines))
     group.run(without_reduction, [(spec,) for spec in specs])
     for spec in specs:
@@ -151,7 +147,8 @@ def test_a_loss_that_is_not_finite_is_diverged_without_a_reference(
     run_case: RunCase, strategy: str
 ) -> None:
     world_size = 1 if strategy == "single" else 2
-    case = tiny_case(strategy, train={"learning_rate": 1e38, "weight_decay": 0.0})
+    train = {"learning_rate": 1e38, "weight_decay": 0.0}
+    case = tiny_case(strategy, train=train, parity="off")
     for lines in run_case(case, world_size):
         assert end(lines)["status"] == "diverged"
         assert "is not finite" in end(lines)["cause"]

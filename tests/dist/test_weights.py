@@ -40,6 +40,7 @@ def _write_full_weights(
     rank: int, world_size: int, store: str, out: str, model: dict[str, Any]
 ) -> None:
     """Shard with FSDP2 on meta, materialise, and save the gathered parameters and the tables."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     dist.init_process_group(
@@ -47,9 +48,10 @@ def _write_full_weights(
     )
     factory = ModelFactory(model, Train(seq_len=8), seed=5)
     module = factory.build()
+    mesh = init_device_mesh("cpu", (world_size,))
     for block in module.blocks:  # type: ignore[union-attr]
-        fully_shard(block)
-    fully_shard(module)
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
     factory.materialise(module, "cpu")
     full = {name: p.full_tensor() for name, p in module.named_parameters()}
     tables = dict(module.named_buffers())
