@@ -48,7 +48,12 @@ class LocalRank:
         return self.end_line is not None and self.end_line.get("status") == "ok"
 
     def _last_words(self) -> tuple[str, ...]:
-        """The tail of stderr, and the traceback that the worker put into its end line instead."""
+        """The tail of stderr, and the traceback that the worker put into its end line instead.
+
+        Of a rank that was asked where it stands: the innermost frames of its main thread.
+        """
+        if self.ended_by_agent and (stack := stack_head(self.stderr)):
+            return stack
         detail = (self.end_line or {}).get("detail") or {}
         return (*tail(self.stderr), *detail.get("traceback", ()))[-_STDERR_LINES:]
 
@@ -163,10 +168,24 @@ def _is_object(line: bytes) -> bool:
 
 def tail(path: Path) -> tuple[str, ...]:
     """The last lines of a text file that may be large, empty or missing."""
+    return _lines(path)[-_STDERR_LINES:]
+
+
+def stack_head(path: Path) -> tuple[str, ...]:
+    """The start of the last stack in a rank's stderr; empty without one.
+
+    faulthandler writes the main thread last, and of every thread the innermost frame first.
+    """
+    lines = _lines(path)
+    heads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
+    return lines[heads[-1] :][:_STDERR_LINES] if heads else ()
+
+
+def _lines(path: Path) -> tuple[str, ...]:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ()
-    return tuple(line for line in text.splitlines() if line.strip())[-_STDERR_LINES:]
+    return tuple(line for line in text.splitlines() if line.strip())

@@ -263,7 +263,8 @@ def is_full(error: OSError) -> bool:
 
 def full_disk(path: Path, error: OSError) -> str:
     """What to tell the user of a run directory without space."""
-    return f"{path}: disk full ({error.strerror}); free space, then `andromeda-scale resume {path}`"
+    why = os.strerror(error.errno or errno.ENOSPC)  # pyarrow's own words are longer
+    return f"{path}: disk full ({why}); free space, then `andromeda-scale resume {path}`"
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -20,6 +20,12 @@ _PEER_LEFT = re.compile(
     r"application timeout caused pair closure|DistNetworkError",
     re.IGNORECASE,
 )
+# Functions of torch, DeepSpeed and Accelerate in which a rank may wait for the others.
+_WAITING = re.compile(
+    r'File ".*/(torch|deepspeed|accelerate)/.*", line \d+ in \w*(all_reduce|allreduce|all_gather|'
+    r"reduce_scatter|all_to_all|broadcast|barrier|wait|backward|synchronize|step|"
+    r"init_process_group|new_process_group)"
+)
 _PHASES = ("setup", "warmup", "measure", "profile", "inspect")
 _MAX_NAMED = 8  # ranks named in one cause
 
@@ -109,24 +115,37 @@ def _blame(end: RankEnd) -> Verdict:
 
 
 def _late(ranks: list[RankEnd], abort: Abort) -> Verdict:
-    """A timeout, naming the ranks that had come least far: the others waited for them."""
+    """A timeout, naming the ranks that had come least far: the others waited for them.
+
+    Where several had, the one is blamed whose stack alone shows no wait for others; else none is.
+    """
     unfinished = [r for r in ranks if r.status is None] or ranks
     if not unfinished:
         return Verdict(status="timeout", cause=abort.cause)
     least = min(_progress(r) for r in unfinished)
     late = sorted((r for r in unfinished if _progress(r) == least), key=lambda r: r.rank)
     first = late[0]
+    culprit = first if len(late) == 1 else _alone_not_waiting(late)
     where = f"after step {first.step} of {first.total_steps} in {first.phase}"
     where = where if first.phase else "before it said anything"
     who = f"rank {_named({r.rank for r in late})} {'was' if len(late) == 1 else 'were'} late"
+    if culprit is not None and len(late) > 1:
+        who = f"rank {culprit.rank} was late: it alone waited for no other"
     return Verdict(
         status="timeout",
-        rank=first.rank,
-        host=first.host,
+        rank=culprit.rank if culprit else None,
+        host=culprit.host if culprit else None,
         phase=first.phase,
         cause=f"{abort.cause}; {who}, {where}",
-        stderr_tail=first.stderr_tail,
+        stderr_tail=(culprit or first).stderr_tail,
     )
+
+
+def _alone_not_waiting(ranks: list[RankEnd]) -> RankEnd | None:
+    """The one rank whose stack shows no wait for others while the stacks of all others do."""
+    idle = [r for r in ranks if not any(map(_WAITING.search, r.stderr_tail))]
+    shown = len(idle) == 1 and any("most recent call first" in x for x in idle[0].stderr_tail)
+    return idle[0] if shown else None
 
 
 def _progress(end: RankEnd) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -80,11 +81,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> No
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + LIMIT_S
-        while not list(tmp_path.glob("runs/*/cases/*/*/status.json")):
-            assert time.monotonic() < deadline
-            assert sweep.poll() is None, sweep.communicate()
-            time.sleep(0.05)
+        first_end(tmp_path, sweep)
         sweep.send_signal(signal.SIGINT)
         out, err = sweep.communicate(timeout=LIMIT_S)
     finally:
@@ -104,6 +101,54 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> No
     kept = [p for p, changed in finished.items() if p.stat().st_mtime_ns == changed]
     assert kept, "a finished repeat was measured again"
     assert (pd.read_parquet(run / "results.parquet")["status"] == "ok").all()
+
+
+def first_end(folder: Path, sweep: subprocess.Popen[Any]) -> None:
+    """Wait until the first launch has ended."""
+    deadline = time.monotonic() + LIMIT_S
+    while not list(folder.glob("runs/*/cases/*/*/status.json")):
+        assert time.monotonic() < deadline
+        assert sweep.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_closed_pipe_ends_the_printing_and_not_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(SUITE.replace("[ddp, single]", "[single]"), encoding="utf-8")
+    sweep = subprocess.Popen(
+        [*COMMAND, "run", "x.yaml"], cwd=tmp_path, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        assert sweep.stdout is not None
+        sweep.stdout.close()  # as `| head -1` does after its line
+        assert sweep.wait(LIMIT_S) == 0
+    finally:
+        if sweep.poll() is None:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    cases = pd.read_parquet(only_run(tmp_path) / "results.parquet")
+    assert list(cases["status"]) == ["ok"]
+    assert (only_run(tmp_path) / "table.md").exists()
+
+
+def test_a_closed_terminal_ends_as_an_interrupt_with_the_tables_written(tmp_path: Path) -> None:
+    single = SUITE.replace("[ddp, single]", "[single]").replace("repeats: 2", "repeats: 99")
+    (tmp_path / "x.yaml").write_text(single, encoding="utf-8")
+    master, terminal = os.openpty()
+    sweep = subprocess.Popen(
+        [*COMMAND, "run", "x.yaml"], cwd=tmp_path, start_new_session=True,
+        stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    try:
+        os.close(terminal)
+        first_end(tmp_path, sweep)
+        os.close(master)
+        for _ in range(2):  # from the kernel and from the shell
+            sweep.send_signal(signal.SIGHUP)
+        assert sweep.wait(LIMIT_S) == 130
+    finally:
+        if sweep.poll() is None:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    assert (only_run(tmp_path) / "table.md").exists()
 
 
 def test_doctor_tries_a_real_all_reduce_and_answers(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ ENDS = {
     "leave": ("crashed", 1, "left with exit status 0 and no end record"),
     "half_line": ("crashed", 1, "left with exit status 0 and no end record"),
     "oom": ("oom", 1, "planted: no memory"),
-    "hang": ("timeout", 0, "silent for 1.5 s; rank 0, 1 were late, after step 1 of 5 in warmup"),
+    "hang": ("timeout", 1, "rank 1 was late: it alone waited for no other, after step 1 of 5 in w"),
     "silent": ("timeout", 1, "rank 1 was late, before it said anything"),
 }
 

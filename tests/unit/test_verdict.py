@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
+from andromeda_scale.launch.ranks import stack_head
 from andromeda_scale.launch.verdict import Verdict, judge, killed_by_kernel
 
 # Last words of ranks whose peer left, as gloo, NCCL and the store say them.
@@ -117,8 +119,47 @@ def test_a_timeout_names_the_ranks_that_had_come_least_far() -> None:
         end(3, None, phase="measure", step=6, **late),
         abort="timeout",
     )
-    assert (found.status, found.rank, found.phase) == ("timeout", 1, "measure")
+    # Two had come equally far, and nothing says which of them the others waited for.
+    assert (found.status, found.rank, found.host, found.phase) == ("timeout", None, None, "measure")
     assert found.cause == "(timeout); rank 1, 3 were late, after step 6 of 50 in measure"
+
+
+HEADER = "Current thread 0x00007f19e593cb80 (most recent call first):"
+WAITS = '  File "/x/torch/distributed/distributed_c10d.py", line 3170 in all_reduce'
+SLEEPS = '  File "/x/data.py", line 7 in wait'
+
+
+@pytest.mark.parametrize(
+    ("stacks", "rank"),
+    [
+        ([WAITS, SLEEPS, WAITS], 1),
+        ([WAITS, WAITS, WAITS], None),
+        ([SLEEPS, SLEEPS, WAITS], None),
+        ([WAITS, None, WAITS], None),  # wrote no stack: nothing is known of it
+    ],
+)
+def test_of_equally_late_ranks_the_one_whose_stack_alone_waits_for_no_other_is_named(
+    stacks: list[str | None], rank: int | None
+) -> None:
+    late = {"code": -9, "ended_by_agent": True, "phase": "measure", "step": 6, "total_steps": 50}
+    ends = [
+        end(r, None, stderr_tail=(HEADER, stack) if stack else (), **late)
+        for r, stack in enumerate(stacks)
+    ]
+    found = verdict(*ends, abort="heartbeat")
+    assert (found.status, found.rank) == ("timeout", rank)
+    assert found.host == (None if rank is None else f"node{rank // 2}")
+
+
+def test_a_stack_is_kept_from_its_innermost_frame(tmp_path: Path) -> None:
+    frames = [f'  File "/x.py", line {i} in f{i}' for i in range(90)]
+    file = tmp_path / "rank-0.stderr"
+    file.write_text("\n".join(["warning", "Thread 0x1 (most recent call first):", *frames, HEADER]))
+    assert stack_head(file) == (HEADER,)
+    file.write_text("\n".join(["warning", HEADER, *frames]))
+    assert stack_head(file) == (HEADER, *frames[:19])
+    file.write_text("warning")
+    assert stack_head(file) == ()
 
 
 def test_a_rank_that_finished_is_not_late() -> None:
