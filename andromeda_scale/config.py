@@ -272,10 +272,10 @@ class Suite(Settings):
     def _names_of_variables_in_axes(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key, values in value.items():
             if key.startswith("env."):
-                _refuse_variable(key.removeprefix("env."), tuple(map(str, values)))
+                _refuse_variable(key, tuple(map(str, values)))
             for mapping in values if key == "env" else ():
                 for name, one in mapping.items() if isinstance(mapping, dict) else ():
-                    _refuse_variable(str(name), (str(one),))
+                    _refuse_variable(f"env.{name}", (str(one),))
         return value
 
     @model_validator(mode="after")
@@ -288,18 +288,22 @@ class Suite(Settings):
         return self
 
 
-def _refuse_variable(name: str, values: tuple[str, ...]) -> None:
-    """Suites are stored with results, in clear text: nothing secret may stand in one."""
+def _refuse_variable(key: str, values: tuple[str, ...]) -> None:
+    """Suites are stored with results, in clear text: nothing secret may stand in one.
+
+    `key` is the variable's name, after `env.` where that stands in no path of the error yet.
+    """
+    name = key.removeprefix("env.")
     if any(is_secret(name, value) for value in values):
         raise ValueError(
-            f"{name}: looks like a secret; export it in the shell instead: suites are stored with "
+            f"{key}: looks like a secret; export it in the shell instead: suites are stored with "
             "results"
         )
     if name in _LAUNCHERS:
         remedy = "set device" if name == "DS_ACCELERATOR" else "set world"
         if name == "CUDA_VISIBLE_DEVICES":
             remedy = "export it in the shell instead"
-        raise ValueError(f"{name}: is the launcher's to set; {remedy}")
+        raise ValueError(f"{key}: is the launcher's to set; {remedy}")
 
 
 # Keys that do not change what a repeat does: they never rename a case.

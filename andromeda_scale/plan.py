@@ -196,7 +196,10 @@ def _check_data(points: Sequence[Point], where: Where) -> None:
                 data.check(case.data, vocab_size=vocab_size, seq_len=case.train.seq_len)
             except UserError as error:
                 problem, _, remedy = str(error).partition("; ")
-                at = place(where, problem.partition(":")[0])
+                named = problem.partition(":")[0]
+                # Too few tokens for a length: either may be what was changed.
+                keys = ("data.files", "train.seq_len") if named == "data" else (named,)
+                at = " and ".join(dict.fromkeys(place(where, k) for k in keys))
                 raise UserError(f"{problem} ({at}); {remedy}") from error
             checked.add(key)
 

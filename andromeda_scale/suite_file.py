@@ -51,7 +51,7 @@ def read_suite(name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] 
 
     def where(key: str) -> str:
         sources = [source for written, source in overrides.items() if _meet(key, written)]
-        return sources[-1] if sources else str(path)
+        return _short(sources[-1]) if sources else str(path)
 
     suite = validate(Suite, raw, where)
     expand(suite, where)  # every point must be valid before anything starts
@@ -64,6 +64,10 @@ def _source(option: str, assignment: str) -> str:
     key = assignment.partition("=")[0]
     secret = "env" in key.split(".") and is_secret(assignment, assignment)
     return f"{option} {key}=..." if secret else f"{option} {assignment}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _resolve_files(raw: dict[str, Any], folder: Path) -> None:
@@ -86,14 +90,17 @@ def _absolute(files: Any, folder: Path) -> Any:
 
 def _meet(key: str, written: str) -> bool:
     """Whether one dotted key stands at or below the other; a key and its axis are one place."""
-    short, long = sorted((key.removeprefix("axes."), written.removeprefix("axes.")), key=len)
-    return long == short or long.startswith((f"{short}.", f"{short}["))
+    pairs = ((key, written), (key.removeprefix("axes."), written.removeprefix("axes.")))
+    for short, long in (sorted(pair, key=len) for pair in pairs):
+        if long == short or long.startswith((f"{short}.", f"{short}[")):
+            return True
+    return False
 
 
 def _override(raw: dict[str, Any], option: str, assignment: str) -> str:
     """Apply one KEY=VALUE to the raw mapping; returns the dotted key that was written."""
     key, equals, text = assignment.partition("=")
-    key, place = key.strip(), _source(option, assignment)
+    key, place = key.strip(), _short(_source(option, assignment))
     if not equals or not key or not all(key.split(".")):
         example = "train.seq_len=4096" if option == "--set" else "strategy=ddp,fsdp2"
         raise UserError(f"{place}: is not KEY=VALUE; write {option} {example}")

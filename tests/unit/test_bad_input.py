@@ -215,6 +215,15 @@ def test_files_lie_beside_the_suite_and_those_of_an_option_here() -> None:
         assert f"({' '.join(option)}" in line
 
 
+def test_a_length_beyond_the_text_is_blamed_on_both() -> None:
+    Path("a.txt").write_text("text enough " * 9, encoding="utf-8")
+    Path("x.yaml").write_text(
+        GOOD.replace("{source: random}", "{source: files, files: [a.txt]}"), encoding="utf-8"
+    )
+    line = refuse("x.yaml", "--set", "train.seq_len=4096")
+    assert "which needs 4097 (x.yaml and --set train.seq_len=4096); give more text" in line
+
+
 def test_a_binary_file_is_no_text() -> None:
     Path("a.txt").write_bytes(b"some text " * 20 + b"\0" * 9)
     assert refuse_suite("{source: random}", "{source: files, files: [a.txt]}") == (
@@ -251,7 +260,7 @@ def test_a_secret_in_a_suite_file_is_refused() -> None:
         "axes: {env: [{HF_TOKEN: hunter2}]}",
     ):
         line = refuse_suite("world: [1]", f"world: [1]\n{written}")
-        assert "HF_TOKEN: looks like a secret (x.yaml" in line
+        assert "env.HF_TOKEN: looks like a secret (x.yaml" in line
         assert "hunter2" not in line
     assert "hunter2" not in refuse("x.yaml", "--set", "env={HF_TOKEN: hunter2}")
 
@@ -284,7 +293,7 @@ def test_a_number_beyond_any_use(option: str) -> None:
     assert line.startswith(key)
     assert f"(--set {option[:30]}" in line
     assert "; use " in line
-    assert len(line) - line.count("0") < 400
+    assert len(line) < 400
 
 
 @pytest.mark.parametrize("family", ["andromeda-tiny", "llama-tiny"])
@@ -317,6 +326,7 @@ def test_the_command_line_is_blamed_for_what_it_said() -> None:
         ["--axis", "strategy=dpp"],
         ["--set", "world=2026-01-01"],
         ["--axis", "world=0"],
+        ["--set", "axes={limits: [{}]}"],
     ):
         assert f"({' '.join(option)}" in refuse("x.yaml", *option)
 
