@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 
 from andromeda_scale.config import Case, Plan, PlannedRepeat, StrategySpec, World
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch.member import remove_stale
 from andromeda_scale.launch.run_dir import FAILED, RunDir, write_atomic
 
 FINGERPRINT = {"code": "abc", "torch": "2.13"}
@@ -273,3 +277,16 @@ def test_a_full_disk_is_said_with_the_command_that_goes_on(
     message = r"run: disk full \(No space left on device\); .*`andromeda-scale resume .*run`"
     with pytest.raises(UserError, match=message):
         create(tmp_path / "run")
+
+
+def test_directories_of_killed_agents_are_removed_and_those_of_live_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = [f"andromeda_scale-{gone.pid}-a", f"andromeda_scale-{os.getpid()}-b", "other-1-c"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    remove_stale()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
