@@ -63,14 +63,16 @@ def estimate(
     working = tokens * _working_per_token(shape, train, widths)
 
     # Gradients live from the first micro-batch of a step on; before that there are none.
-    early = gradients if train.grad_accum > 1 else 0.0
+    early = 0.0
+    if train.grad_accum > 1 and training:
+        early = _accumulated_per_parameter(layout, traffic) * parameters
     head = gradients * shape.vocab_size * shape.d_model / parameters
     twice = head if shape.tied_head else 0.0  # the table's gradients as input and as head
     peaks = (
         early + saved + logits,  # the loss
         max(early, head) + saved + logits / 2,  # the head's backward
         early + saved + working,  # the last block, with its scores or its recomputation
-        gradients + twice + working,  # end of backward
+        max(early, gradients) + twice + working,  # end of backward
     )
     return MemoryEstimate(
         states=round(kept + gradients),
@@ -79,6 +81,12 @@ def estimate(
         buffers=round(buffers),
         total=round(kept + buffers + max(peaks)),
     )
+
+
+def _accumulated_per_parameter(layout: StateLayout, traffic: Traffic) -> float:
+    """Bytes of gradients held between micro-batches: whole ones where a step reduces them once."""
+    once = any(c.op != "all_gather" and c.per == "step" for c in traffic.collectives)
+    return layout.gradients.bytes_per_parameter if once else layout.gradients.per_rank
 
 
 def _widths(train: Train, layout: StateLayout) -> _Bytes:

@@ -17,6 +17,7 @@ from andromeda_scale.cost import memory
 from andromeda_scale.cost.layout import Part, StateLayout, Traffic
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.registry import load
 
 WHOLE = StateLayout(Part(4), Part(4), Part(0), Part(8))
 
@@ -142,3 +143,25 @@ def test_a_bucket_is_never_larger_than_the_model_twice() -> None:
     )
     assert some - none == 1000
     assert huge - none == 8 * num_parameters(shape)
+
+
+def test_gradients_reduced_once_a_step_are_held_whole_between_micro_batches() -> None:
+    # FSDP2 without gradient sync and ZeRO-1 reduce after the last micro-batch, ZeRO-2 after each.
+    shape = shape_of(ANDROMEDA)
+    parameters, ranks = num_parameters(shape), 8
+
+    def growth(name: str, world_size: int) -> float:
+        strategy = load("strategy", name)
+        layout = strategy.layout(strategy.Options(), "fp32", world_size)
+        traffic = strategy.traffic(strategy.Options(), "fp32", world_size)
+        once, twice = (
+            memory.estimate(
+                shape, Train(seq_len=16, grad_accum=n), layout, traffic, world_size
+            ).total
+            for n in (1, 2)
+        )
+        return (twice - once) / parameters
+
+    for name in ("fsdp2", "zero1"):
+        assert growth(name, ranks) > 3.0  # of the 4 bytes, less what the loss's peak hid
+    assert growth("zero2", ranks) <= 4 / ranks
