@@ -58,7 +58,7 @@ def run_here(plan: Plan, path: Path, cost: Cost) -> None:
     """One sweep by the driver."""
     run_dir = RunDir.create(path, plan, "", {})
     started_s = time.monotonic()
-    outcome = driver.run(plan, run_dir, quiet=True)
+    outcome = driver.run(run_dir, quiet=True)
     total_s = time.monotonic() - started_s
     if outcome.statuses.get("ok") != len(plan.repeats):
         sys.exit(f"the driver's repeats did not end ok: {dict(outcome.statuses)} in {path}")

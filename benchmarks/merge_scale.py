@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from andromeda_scale.analysis.breakdown import SERIES
-from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, World
+from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, Train, World
 from andromeda_scale.records import SCHEMA_VERSION
 
 RANKS_PER_NODE = 8
@@ -51,7 +51,9 @@ def write_run(directory: Path, num_ranks: int, num_steps: int) -> None:
         model_name="synthetic",
         model=MODEL,
         strategy=StrategySpec(name="ddp"),
+        train=Train(seq_len=8192),
         world=World(nodes=num_ranks // RANKS_PER_NODE, ranks_per_node=RANKS_PER_NODE),
+        parity="off",
         measure=Measure(steps=num_steps, repeats=1, profile_steps=PROFILE_STEPS),
     )
     item = PlannedRepeat(case_id=case.case_id, repeat=0, device="cuda")
