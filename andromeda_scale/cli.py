@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from andromeda_scale.errors import UserError
 
 if TYPE_CHECKING:
-    from andromeda_scale.config import Plan
+    from andromeda_scale.planned import Plan
     from andromeda_scale.suite_file import Loaded
 
 RUNS = Path("runs")

@@ -10,33 +10,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from andromeda_scale.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Steps
 from andromeda_scale.secret import is_secret
-
-# Beyond what anybody runs, and below where an integer of a library or a clock overflows.
-MAX_RANKS = 10**6
-MAX_STEPS = 10**6
-MAX_BATCH = 10**6  # sequences of a micro-batch; micro-batches of a step; a strong global batch
-MAX_SECONDS = 1e7
-
-Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
-Batch = Annotated[int, Field(gt=0, le=MAX_BATCH)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-# What the shape of a model is made of; the families' configurations use them.
-Width = Annotated[int, Field(gt=0, le=2**31)]
-Layers = Annotated[int, Field(gt=0, le=10**5)]
+from andromeda_scale.training import Train
+from andromeda_scale.world import World, WorldSpec
 
 # The launcher tells these to each rank; another value would break the group or change the device.
 _LAUNCHERS = (
@@ -49,58 +28,6 @@ _LAUNCHERS = (
     "DS_ACCELERATOR",
     "CUDA_VISIBLE_DEVICES",
 )
-
-
-class Schema(BaseModel):
-    """Base of every schema: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class World(Schema):
-    """How many ranks, and on how many nodes. `8` is 8 ranks on one node, `2x8` 8 on each of 2."""
-
-    nodes: PositiveInt = 1
-    ranks_per_node: PositiveInt = 1
-
-    @property
-    def size(self) -> int:
-        return self.nodes * self.ranks_per_node
-
-    def __str__(self) -> str:
-        return f"{self.nodes}x{self.ranks_per_node}" if self.nodes > 1 else str(self.size)
-
-
-def _world(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a world is a number of ranks, or 'NODESxRANKS_PER_NODE' such as 2x8")
-    if isinstance(value, int):
-        if value < 1:
-            raise ValueError(f"{value} is not a positive number of ranks; use 1 or more")
-        return _bounded(value, 1, value)
-    if isinstance(value, str):
-        nodes, _, ranks = value.partition("x") if "x" in value else ("1", "", value)
-        if not (nodes.isdecimal() and ranks.isdecimal() and nodes.strip("0") and ranks.strip("0")):
-            raise ValueError(
-                f"{value!r} is not a world; use a number of ranks, or 2x8 for 2 nodes of 8 ranks"
-            )
-        if max(len(nodes), len(ranks)) > len(str(MAX_RANKS)):
-            return _bounded(value, MAX_RANKS, MAX_RANKS)
-        return _bounded(value, int(nodes), int(ranks))
-    return value
-
-
-def _bounded(value: Any, nodes: int, ranks: int) -> World:
-    """The world, if it is one of this planet; `value` is what was written."""
-    if nodes * ranks > MAX_RANKS:
-        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-        raise ValueError(
-            f"{shown} is more than {MAX_RANKS} ranks; use a world of {MAX_RANKS} or fewer"
-        )
-    return World(nodes=nodes, ranks_per_node=ranks)
-
-
-WorldSpec = Annotated[World, BeforeValidator(_world)]
 
 
 class StrategySpec(Schema):
@@ -135,24 +62,6 @@ class Data(Schema):
         if self.source != "files" and self.files:
             raise ValueError(f"source: {self.source} reads no files; use source: files")
         return self
-
-
-class Train(Schema):
-    """One training step."""
-
-    seq_len: Annotated[int, Field(gt=0, le=2**24)] = 128  # tokens per sequence
-    micro_batch_size: Batch = 1  # sequences per rank and micro-batch
-    # Micro-batches per step (strong scaling may set it); a reference does the work of all ranks.
-    grad_accum: Annotated[int, Field(gt=0, le=MAX_BATCH * MAX_RANKS)] = 1
-    mode: Literal["forward", "forward_backward", "train_step"] = "train_step"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    optimizer: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.1
-    grad_clip: PositiveFloat | None = 1.0  # max norm of the global gradient; null = no clipping
-    compile: bool = False  # torch.compile, block by block
-    activation_checkpointing: Literal["none", "block"] = "none"
-    attention: Literal["naive", "sdpa_causal", "sdpa_bias"] | None = None  # null: the model's own
 
 
 class StrongScaling(Schema):
@@ -219,10 +128,10 @@ class Settings(Schema):
 
     data: Data = Data()
     train: Train = Train()
-    driver: Literal["native"] = "native"
+    driver: Literal["native", "accelerate"] = "native"
     measure: Measure = Measure()
     collect: tuple[str, ...] = ("communication", "memory", "system")
-    parity: Literal["full", "off"] = "full"
+    parity: Literal["full", "shallow", "cross", "off"] = "full"
     limits: Limits = Limits()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fallback: Literal["none", "cpu"] = "none"  # what a case that lacks GPUs does
@@ -342,47 +251,3 @@ class Case(Settings):
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         slug = f"{self.model_name}_{self.strategy.name}_w{self.world}_{self.train.precision}"
         return f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in slug)}-{digest}"
-
-
-class PlannedRepeat(Schema):
-    """One line of the plan: a case launched once more in fresh processes.
-
-    `role` "reference" marks a single-process run whose first losses others are compared with;
-    it has no row in results. `skip` holds the reason why nothing will be launched.
-    """
-
-    case_id: str
-    repeat: NonNegativeInt
-    role: Literal["measure", "reference"] = "measure"
-    reference_id: str | None = None  # case_id of this case's parity reference
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads_per_rank: PositiveInt = 1
-    skip: str | None = None
-    estimated_memory_bytes: NonNegativeInt | None = None  # per rank, from cost/
-
-
-class Plan(Schema):
-    """The ordered list of (case, repeat) a suite expands to, with every case by id: plan.json."""
-
-    schema_version: int = 1
-    suite_name: str
-    question: str
-    cases: dict[str, Case]
-    repeats: tuple[PlannedRepeat, ...]
-    notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
-
-
-class RankSpec(Schema):
-    """What an agent tells one rank it forks: everything the worker needs, as plain data."""
-
-    case: Case
-    item: PlannedRepeat
-    rank: NonNegativeInt
-    world_size: PositiveInt
-    local_rank: NonNegativeInt  # index of the rank on its node: chooses the device
-    node_rank: NonNegativeInt
-    store_host: str
-    store_port: PositiveInt  # the agents' TCPStore; the group's keys are prefixed below
-    store_prefix: str  # "<case_id>/<repeat>/<attempt>"
-    record_path: str  # this rank's JSONL file
-    reference_losses: tuple[float, ...] | None = None  # per step, mean over the global batch

@@ -11,10 +11,13 @@ from functools import partial
 from typing import Any
 
 from andromeda_scale import resources, safe_yaml
-from andromeda_scale.config import Case, Schema, Settings, Strong, Suite, Train, World
+from andromeda_scale.config import Case, Settings, Strong, Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.registry import KINDS, MODELS, load
+from andromeda_scale.schema import Schema
+from andromeda_scale.training import Train
 from andromeda_scale.validation import Where, place, suggestion, validate
+from andromeda_scale.world import World
 
 MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
 

@@ -20,15 +20,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from andromeda_scale import data
-from andromeda_scale.config import Case, Plan, PlannedRepeat, StrategySpec, Suite, World
+from andromeda_scale.config import Case, StrategySpec, Suite
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import Point, expand, strategy_skip
 from andromeda_scale.machine import Machine, detect_machine
 from andromeda_scale.metrics import binary
+from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.registry import load
 from andromeda_scale.validation import Where, place
+from andromeda_scale.world import World
 
 __all__ = [
     "Machine",
@@ -132,13 +134,12 @@ def estimate_memory(case: Case) -> MemoryEstimate:
     """Bytes one rank of the case needs, from the closed forms."""
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
-    num_ranks, precision = case.world.size, case.train.precision
     return memory.estimate(
         _model_config(case).shape(),
         case.train,
-        strategy.layout(options, precision, num_ranks),
-        strategy.traffic(options, precision, num_ranks),
-        num_ranks,
+        strategy.layout(options, case.train, case.world),
+        strategy.traffic(options, case.train, case.world),
+        case.world.size,
     )
 
 
@@ -208,13 +209,23 @@ def _place(point: Point, machine: Machine) -> _Placed:
     case = point.case
     needed = estimate_memory(case).total
     device, skip = _device(case, machine)
-    skip = point.skip or skip or _nodes_skip(case, machine)
+    skip = point.skip or skip or _nodes_skip(case, machine) or refusal(case, device)
     if skip is None and needed > (capacity := _capacity(case, device, machine)):
         skip = (
             f"needs about {binary(needed)} per rank, "
             f"has {binary(capacity)} of {'GPU' if device == 'cuda' else 'host'} memory"
         )
     return _Placed(case, device, skip, needed)
+
+
+def refusal(case: Case, device: Device) -> str | None:
+    """Why the case's strategy or driver cannot do what it asks on this kind of device."""
+    strategy = load("strategy", case.strategy.name)
+    options = strategy.Options(**case.strategy.options)
+    reason: str | None = strategy.refuses(options, case.train, case.world, device)
+    if reason is None and case.driver != "native":
+        reason = load("driver", case.driver).refuses(strategy, case.train, case.world, device)
+    return reason
 
 
 def _device(case: Case, machine: Machine) -> tuple[Device, str | None]:

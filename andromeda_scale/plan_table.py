@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from andromeda_scale.config import Case, Plan, PlannedRepeat
+from andromeda_scale.config import Case
 from andromeda_scale.metrics import binary
+from andromeda_scale.planned import Plan, PlannedRepeat
 
 _COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", "memory/rank", "")
 _LEFT = ("case", "settings", "")

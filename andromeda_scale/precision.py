@@ -2,7 +2,9 @@
 
     policy  master   compute   reduction  optimizer state  gradients
     fp32    float32  float32   float32    float32          float32
+    tf32    float32  float32   float32    float32          float32; products rounded to TF32
     bf16    float32  bfloat16  float32    float32          float32, ZeRO: bfloat16 (see below)
+    fp16    float32  float16   float32    float32          float32, ZeRO: float16; loss scaled
 
 `master` is what the optimizer updates, `compute` what the matrix products run in, `reduction`
 what crosses the network when gradients are summed. How each strategy realises bf16:
@@ -23,8 +25,9 @@ fp32 is true float32: no TF32 in matrix products (`torch.get_float32_matmul_prec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,19 @@ class Policy:
     compute: str
     reduction: str
     optimizer_state: str
+    matmul: Literal["highest", "high"] = "highest"  # torch.set_float32_matmul_precision
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products run in another dtype than the master's."""
+        return self.compute != self.master
 
 
 POLICIES = {
     "fp32": Policy("float32", "float32", "float32", "float32"),
+    "tf32": Policy("float32", "float32", "float32", "float32", matmul="high"),
     "bf16": Policy("float32", "bfloat16", "float32", "float32"),
+    "fp16": Policy("float32", "float16", "float32", "float32"),
 }
 
 

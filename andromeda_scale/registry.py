@@ -17,6 +17,11 @@ STRATEGIES = {
     "zero3": "andromeda_scale.strategies.zero:Zero3",
 }
 
+# Who wraps a strategy; `native` is nobody.
+DRIVERS = {
+    "accelerate": "andromeda_scale.strategies.accelerated:Accelerated",
+}
+
 COLLECTORS = {
     "communication": "andromeda_scale.collectors.communication:Communication",
     "memory": "andromeda_scale.collectors.memory:Memory",
@@ -29,7 +34,12 @@ MODELS = {
     "llama": "andromeda_scale.models.llama:LlamaConfig",
 }
 
-KINDS = {"strategy": STRATEGIES, "collector": COLLECTORS, "model family": MODELS}
+KINDS = {
+    "strategy": STRATEGIES,
+    "driver": DRIVERS,
+    "collector": COLLECTORS,
+    "model family": MODELS,
+}
 
 
 def load(kind: str, name: str) -> Any:

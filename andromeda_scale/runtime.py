@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from andromeda_scale.precision import POLICIES
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-    from andromeda_scale.config import RankSpec
+    from andromeda_scale.planned import RankSpec
 
 # Left behind by launchers and by accelerate; they would silently configure another strategy.
 _SCRUBBED = ("ACCELERATE_", "FSDP_")
@@ -99,7 +101,7 @@ def start(spec: RankSpec) -> Runtime:
     import torch
 
     torch.set_num_threads(spec.item.threads_per_rank)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(POLICIES[spec.case.train.precision].matmul)
     random.seed(spec.case.seed)
     np.random.seed(spec.case.seed % 2**32)  # noqa: NPY002  libraries read the global generator
     torch.manual_seed(spec.case.seed)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
-from andromeda_scale.config import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import FAILED, RunDir
 from andromeda_scale.plan_table import duration
+from andromeda_scale.planned import Plan, PlannedRepeat
 
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from andromeda_scale.config import Train
     from andromeda_scale.data import Batches
     from andromeda_scale.runtime import Runtime
     from andromeda_scale.strategies.base import Strategy, TrainState
+    from andromeda_scale.training import Train
 
 Mark = Callable[[str], AbstractContextManager[object]]
 

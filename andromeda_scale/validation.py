@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from andromeda_scale.config import Schema
 from andromeda_scale.errors import UserError
+from andromeda_scale.schema import Schema
 
 S = TypeVar("S", bound=Schema)
 

@@ -17,11 +17,12 @@ from andromeda_scale import parity, registry, runtime, warmup
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
-from andromeda_scale.config import RankSpec, Warmup
+from andromeda_scale.config import Warmup
 from andromeda_scale.cost.model import Shape, num_parameters
 from andromeda_scale.data import Batches
 from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.readback import compile_facts, compute_dtype, num_compiled, unexpected
 from andromeda_scale.records import Phase, RecordWriter
 from andromeda_scale.train_step import Mark, TrainStep, marked, unmarked
@@ -122,6 +123,11 @@ class Worker:
         if not strategy.distributed and self._spec.world_size > 1:
             raise Invalid(f"{strategy.name} runs on one rank, not {self._spec.world_size}")
         options = strategy.Options.model_validate(self._case.strategy.options)
+        reason = strategy.refuses(
+            options, self._case.train, self._case.world, self._spec.item.device
+        )
+        if reason is not None:
+            raise UnavailableHere(reason)
         return strategy(options, self._case.train)
 
     def _make_batches(self, vocab_size: int) -> Batches:

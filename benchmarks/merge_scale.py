@@ -20,8 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from andromeda_scale.analysis.breakdown import SERIES
-from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, Train, World
+from andromeda_scale.config import Case, Measure, StrategySpec
+from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.records import SCHEMA_VERSION
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
 RANKS_PER_NODE = 8
 WARMUP_STEPS = 20

@@ -9,7 +9,7 @@ from functools import cache
 from pydantic import Field, PositiveFloat, TypeAdapter
 
 from andromeda_scale import resources, safe_yaml
-from andromeda_scale.config import Schema
+from andromeda_scale.schema import Schema
 
 
 class Device(Schema):

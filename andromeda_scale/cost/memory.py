@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost.layout import StateLayout, Traffic
 from andromeda_scale.cost.model import (
     Shape,
@@ -17,6 +16,7 @@ from andromeda_scale.cost.model import (
     num_parameters,
     root_parameters,
 )
+from andromeda_scale.training import Train
 
 _FP32 = 4
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from andromeda_scale.config import Schema
+from andromeda_scale.schema import Schema
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale import parity
-from andromeda_scale.config import Case, Plan, PlannedRepeat
+from andromeda_scale.config import Case
 from andromeda_scale.launch.control import Silence
 from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
 from andromeda_scale.launch.member import IMPORTS_S, Member
@@ -32,6 +32,7 @@ from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir, write_atomic
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
+from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.records import SCHEMA_VERSION
 
 NODE_SILENCE_S = 20.0  # after which an agent that says nothing is given up

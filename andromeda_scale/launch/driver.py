@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from andromeda_scale.config import PlannedRepeat
 from andromeda_scale.launch.lost import close_lost
 from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.process import StopRequest
@@ -22,6 +21,7 @@ from andromeda_scale.launch.progress import Display, make_display
 from andromeda_scale.launch.ranks import tail
 from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
 from andromeda_scale.launch.verdict import signal_name
+from andromeda_scale.planned import PlannedRepeat
 
 AGENT_LOG = "agent.log"
 MAX_NEW_AGENTS = 3  # in a sweep, after ones that were killed

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from andromeda_scale.config import Case, PlannedRepeat, Schema
+from andromeda_scale.config import Case
+from andromeda_scale.planned import PlannedRepeat
 from andromeda_scale.records import Status
+from andromeda_scale.schema import Schema
 
 
 class Hello(Schema):

@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from andromeda_scale.config import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
+from andromeda_scale.planned import Plan, PlannedRepeat
 
 FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}

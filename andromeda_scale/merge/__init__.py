@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
-from andromeda_scale.config import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import cases, ranks, repeats
+from andromeda_scale.planned import Plan, PlannedRepeat
 
 __all__ = ["Results", "load_results", "merge_run", "write"]
 

@@ -14,13 +14,14 @@ from andromeda_scale import registry
 from andromeda_scale.analysis.balance import Slowest, slow_rank
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import log_interval
-from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import flatten, unlike
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.planned import PlannedRepeat
 
 Row = dict[str, Any]
 

@@ -14,11 +14,12 @@ import pandas as pd
 from andromeda_scale.analysis.balance import imbalance, slowest
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
-from andromeda_scale.config import Case, PlannedRepeat
+from andromeda_scale.config import Case
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.ranks import RankTable, integer, number, of_ranks, rank_table, text
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.planned import PlannedRepeat
 from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repeat
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from andromeda_scale.config import Layers, Schema, Train, Width
 from andromeda_scale.cost.model import Shape
+from andromeda_scale.schema import Layers, Schema, Width
+from andromeda_scale.training import Train
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor, nn
 
-from andromeda_scale.config import Train
 from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.attention import ROTARY_THETA, Attention, PositionTables
 from andromeda_scale.models.decoder import Decoder, PreNormBlock
 from andromeda_scale.models.layers import INIT_STD, GeluFfn, Linear
+from andromeda_scale.training import Train
 
 
 class DeepNormBlock(nn.Module):

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.layers import Linear, QkNorm
+from andromeda_scale.training import Train
 
 QK_NORM_SCALE = 10.0  # logit scale of unit-length q and k (x-transformers)
 XPOS_SCALE_BASE = 512.0

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.layers import Linear
+from andromeda_scale.training import Train
 
 
 class PreNormBlock(nn.Module):

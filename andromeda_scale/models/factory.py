@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from andromeda_scale import registry
-from andromeda_scale.config import Train
 from andromeda_scale.models.layers import INIT_STD
+from andromeda_scale.training import Train
 
 
 class ModelFactory:

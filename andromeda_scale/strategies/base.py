@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale.config import Schema
+from andromeda_scale.schema import Schema
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.cost.layout import StateLayout, Traffic
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
 
 
 class NoOptions(Schema):
@@ -39,68 +40,92 @@ class Unavailable:
     reason: str
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """How the model is spread over ranks. One instance serves one repeat in one rank.
 
     The class attributes and class methods are torch-free: `plan` and `list` use them.
     """
 
     name: ClassVar[str]
-    Options: ClassVar[type[Schema]]
-    distributed: ClassVar[bool]  # False: one rank only (single)
-    requires: ClassVar[tuple[str, ...]]  # packages; a missing one makes the case `unavailable`
-    fused: ClassVar[frozenset[str]]  # parts that cannot be timed apart: "forward", "update", ...
+    Options: ClassVar[type[Schema]] = NoOptions
+    distributed: ClassVar[bool] = True  # False: one rank only (single)
+    requires: ClassVar[tuple[str, ...]] = ()  # packages; a missing one: the case is `unavailable`
+    fused: ClassVar[frozenset[str]] = frozenset()  # parts that cannot be timed apart: "update", ...
+    # The kinds of device on which driver `accelerate` can wrap this strategy.
+    accelerate_on: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, options: Any, train: Train) -> None: ...
+    def __init__(self, options: Any, train: Train) -> None:
+        self.options = options
+        self.train = train
 
     @classmethod
-    def layout(cls, options: Any, precision: str, num_ranks: int) -> StateLayout:
+    def refuses(cls, options: Any, train: Train, world: World, device: str) -> str | None:
+        """Why a case of these settings cannot run on this kind of device; None if it can.
+
+        The reason starts with the key to change, such as "train.grad_accum: ...".
+        """
+        return None
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """Bytes of parameters, gradients, optimizer state per parameter and how each is sharded."""
-        ...
 
     @classmethod
-    def traffic(cls, options: Any, precision: str, num_ranks: int) -> Traffic:
+    @abstractmethod
+    def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Elements communicated per rank and step, by collective, in units of P."""
-        ...
 
+    @abstractmethod
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Model on meta, wrapped, materialised with the seed's weights, compiled; optimizer."""
-        ...
 
+    @abstractmethod
     def forward(
         self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
     ) -> tuple[Tensor, int]:
         """(summed loss, number of tokens) of one micro-batch: tokens, labels are (B, T) int64."""
-        ...
 
+    @abstractmethod
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
         """Backward of a scaled loss. Gradients end as the mean over ranks of sums over
         micro-batches, so `train_step` scales loss by num_ranks / tokens of the global batch."""
-        ...
 
-    def update(self, s: TrainState) -> torch.Tensor | None:
-        """Clip, step, zero gradients; the gradient norm before clipping where it is known."""
-        ...
+    @abstractmethod
+    def gradient_norm(self, s: TrainState) -> Tensor:
+        """Euclidean norm of the whole model's gradient, reduced over ranks, before clipping.
 
+        A collective call between the last backward and update or discard; a scalar on the device,
+        the same on every rank, with the loss scale of fp16 divided out.
+        """
+
+    @abstractmethod
+    def update(self, s: TrainState) -> None:
+        """Clip, step, zero gradients."""
+
+    @abstractmethod
     def discard(self, s: TrainState) -> None:
         """Drop the gradients without an update: the end of a step of mode forward_backward."""
-        ...
 
+    @abstractmethod
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:
         """What this rank holds now, as local tensors: parameters, gradients, master (empty where
         the parameters are it), optimizer_state. Complete between a backward and its update."""
-        ...
 
+    @abstractmethod
     def expects(self) -> dict[str, Any]:
         """What describe() must read back: wrapper, and dtypes of the precision policy."""
-        ...
 
     def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
         """Steps inside communicate no gradients or parameters: the ablation of METRICS."""
-        ...
+        return Unavailable(f"{self.name} cannot compute without communication")
 
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        """Arguments of `accelerate.Accelerator` that make it this strategy, for `accelerate_on`."""
+        raise NotImplementedError(f"{self.name} is not driven by accelerate")
+
+    @abstractmethod
     def describe(self, s: TrainState) -> dict[str, Any]:
         """What really happened, read from live objects: wrapper (class name, null for a
         bare module), world_size, dtypes (parameters, master, gradients, optimizer_state,
         reduction), bytes (of states), buckets or units. Never what was asked."""
-        ...

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.strategies.base import TrainState
+    from andromeda_scale.training import Train
 
 
 def wrapper_name(s: TrainState) -> str | None:
@@ -48,13 +48,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
-def clip_plain(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor | None:
-    """Clip gradients that are whole on this rank; returns the norm before, unsynchronised."""
+def local_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all elements of tensors, in float32: a scalar."""
     import torch
 
-    if max_norm is None:
-        return None
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
+
+
+def clip_plain(parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:
+    """Clip gradients that are whole on this rank; without a norm, leave them."""
+    import torch
+
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def optimizer_tensors(state: Mapping[Any, Mapping[str, Any]]) -> Iterator[Tensor]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from andromeda_scale.config import Schema
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
-from andromeda_scale.failures import UnavailableHere
+from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.single import Single
@@ -18,8 +17,9 @@ from andromeda_scale.strategies.single import Single
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
 
 
 class DdpOptions(Schema):
@@ -37,28 +37,29 @@ class Ddp(Single):
     Options: ClassVar[type[Schema]] = DdpOptions
     distributed: ClassVar[bool] = True
 
-    def __init__(self, options: DdpOptions, train: Train) -> None:
+    @classmethod
+    def refuses(cls, options: DdpOptions, train: Train, world: World, device: str) -> str | None:
         if options.static_graph and train.grad_accum > 1 and train.mode != "forward":
-            raise UnavailableHere(
-                "ddp with static_graph: torch's reducer fails when a first backward does not "
-                "reduce; use train.grad_accum 1"
+            return (
+                f"train.grad_accum: {train.grad_accum} with static_graph: torch's reducer fails "
+                "when a first backward does not reduce; use train.grad_accum 1"
             )
-        super().__init__(options, train)
+        return None
 
     @classmethod
-    def layout(cls, options: DdpOptions, precision: str, num_ranks: int) -> StateLayout:
+    def layout(cls, options: DdpOptions, train: Train, world: World) -> StateLayout:
         """16 bytes per parameter on every rank; the gradients' 4 are the buckets or beside."""
         return StateLayout(
             parameters=Part(4),
             gradients=Part(4 if options.gradient_as_bucket_view else 8),
             master=Part(0),
-            optimizer_state=Part(8),
+            optimizer_state=Part(train.optimizer.state_bytes),
         )
 
     @classmethod
-    def traffic(cls, options: DdpOptions, precision: str, num_ranks: int) -> Traffic:
+    def traffic(cls, options: DdpOptions, train: Train, world: World) -> Traffic:
         """One all-reduce of the float32 gradients, P elements, a step: 2P on the wire."""
-        if num_ranks == 1:
+        if world.size == 1:
             return Traffic()
         return Traffic((Collective("all_reduce", 1.0, 4),))
 

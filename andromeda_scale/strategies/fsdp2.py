@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale.config import Schema
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
-from andromeda_scale.strategies.base import TrainState, Unavailable
+from andromeda_scale.strategies.base import Strategy, TrainState
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
 
 
 class Fsdp2Options(Schema):
@@ -28,7 +28,7 @@ class Fsdp2Options(Schema):
     reshard_after_forward: bool = True
 
 
-class Fsdp2:
+class Fsdp2(Strategy):
     """Every block is a unit, the rest is the root unit. Float32 shards; bf16 by its own policy.
 
     Under gradient accumulation gradients stay whole and unreduced until the last micro-batch:
@@ -37,30 +37,23 @@ class Fsdp2:
 
     name: ClassVar[str] = "fsdp2"
     Options: ClassVar[type[Schema]] = Fsdp2Options
-    distributed: ClassVar[bool] = True
-    requires: ClassVar[tuple[str, ...]] = ()
-    fused: ClassVar[frozenset[str]] = frozenset()
-
-    def __init__(self, options: Fsdp2Options, train: Train) -> None:
-        self.options = options
-        self.train = train
 
     @classmethod
-    def layout(cls, options: Fsdp2Options, precision: str, num_ranks: int) -> StateLayout:
+    def layout(cls, options: Fsdp2Options, train: Train, world: World) -> StateLayout:
         """16 / N bytes per parameter, before padding to ceil(dim0 / N) rows."""
         return StateLayout(
-            parameters=Part(4, num_ranks),
-            gradients=Part(4, num_ranks),
+            parameters=Part(4, world.size),
+            gradients=Part(4, world.size),
             master=Part(0),
-            optimizer_state=Part(8, num_ranks),
+            optimizer_state=Part(train.optimizer.state_bytes, world.size),
         )
 
     @classmethod
-    def traffic(cls, options: Fsdp2Options, precision: str, num_ranks: int) -> Traffic:
+    def traffic(cls, options: Fsdp2Options, train: Train, world: World) -> Traffic:
         """Sum over units of (2 + reshard_u) P_u: the root is gathered once a micro-batch."""
-        if num_ranks == 1:
+        if world.size == 1:
             return Traffic()
-        policy = POLICIES[precision]
+        policy = POLICIES[train.precision]
         gather = element_bytes(policy.compute)
         again = Collective("all_gather", 1.0, gather, "micro_batch", of="blocks")
         return Traffic(
@@ -80,7 +73,7 @@ class Fsdp2:
         module = factory.build()
         mesh = init_device_mesh(rt.device.type, (rt.world_size,))
         policy = MixedPrecisionPolicy()
-        if self.train.precision != "fp32":
+        if POLICIES[self.train.precision].mixed:
             asked = POLICIES[self.train.precision]
             policy = MixedPrecisionPolicy(
                 param_dtype=getattr(torch, asked.compute),
@@ -110,24 +103,25 @@ class Fsdp2:
         s.wrapped.set_requires_gradient_sync(last_micro_batch)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, s: TrainState) -> Tensor | None:
-        norm = self._clip(s.module) if self.train.grad_clip is not None else None
-        s.optimizer.step()
-        s.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _clip(self, module: nn.Module) -> Tensor:
-        """Clip by the norm over all shards: one scalar all-reduce."""
+    def gradient_norm(self, s: TrainState) -> Tensor:
+        """Of all shards: one scalar all-reduce."""
         import torch
         from torch.distributed.tensor import DTensor
 
-        assert self.train.grad_clip is not None
-        parameters = [p for p in module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.train.grad_clip, norm)
-        return norm
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in s.module.parameters() if p.grad is not None]
+        )
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def update(self, s: TrainState) -> None:
+        import torch
+
+        if self.train.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                s.module.parameters(), self.train.grad_clip, self.gradient_norm(s)
+            )
+        s.optimizer.step()
+        s.optimizer.zero_grad(set_to_none=True)
 
     def discard(self, s: TrainState) -> None:
         s.optimizer.zero_grad(set_to_none=True)
@@ -149,9 +143,6 @@ class Fsdp2:
             "wrapper": "FSDPModule",
             "dtypes": common.expected_dtypes(self.train.precision),
         }
-
-    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
-        return Unavailable("fsdp2 cannot compute without gathering its parameters")
 
     def describe(self, s: TrainState) -> dict[str, Any]:
         from torch.distributed.fsdp import FSDPModule

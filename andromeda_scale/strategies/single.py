@@ -5,41 +5,37 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale.config import Schema
 from andromeda_scale.cost.layout import Part, StateLayout, Traffic
 from andromeda_scale.strategies import common
-from andromeda_scale.strategies.base import NoOptions, TrainState, Unavailable
+from andromeda_scale.strategies.base import Strategy, TrainState, Unavailable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
 
 
-class Single:
+class Single(Strategy):
     """The bare module with float32 parameters; bf16 through autocast."""
 
     name: ClassVar[str] = "single"
-    Options: ClassVar[type[Schema]] = NoOptions
     distributed: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = ()
-    fused: ClassVar[frozenset[str]] = frozenset()
-
-    def __init__(self, options: Any, train: Train) -> None:
-        self.options = options
-        self.train = train
 
     @classmethod
-    def layout(cls, options: Any, precision: str, num_ranks: int) -> StateLayout:
+    def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """16 bytes per parameter: 4 + 4 + 8, under both policies."""
         return StateLayout(
-            parameters=Part(4), gradients=Part(4), master=Part(0), optimizer_state=Part(8)
+            parameters=Part(4),
+            gradients=Part(4),
+            master=Part(0),
+            optimizer_state=Part(train.optimizer.state_bytes),
         )
 
     @classmethod
-    def traffic(cls, options: Any, precision: str, num_ranks: int) -> Traffic:
+    def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """None."""
         return Traffic()
 
@@ -67,11 +63,13 @@ class Single:
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, s: TrainState) -> Tensor | None:
-        norm = common.clip_plain(s.module.parameters(), self.train.grad_clip)
+    def gradient_norm(self, s: TrainState) -> Tensor:
+        return common.local_norm(common.gradients(s.module.parameters()))
+
+    def update(self, s: TrainState) -> None:
+        common.clip_plain(s.module.parameters(), self.train.grad_clip)
         s.optimizer.step()
         s.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def discard(self, s: TrainState) -> None:
         s.optimizer.zero_grad(set_to_none=True)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from andromeda_scale.config import Schema
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
-from andromeda_scale.strategies.base import TrainState, Unavailable
+from andromeda_scale.strategies.base import Strategy, TrainState
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from andromeda_scale.config import Train
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
 
 
 class ZeroOptions(Schema):
@@ -45,40 +45,34 @@ class Zero3Options(ZeroOptions):
     param_persistence_threshold: NonNegativeInt = 100_000  # smaller parameters stay whole
 
 
-class _Zero:
+class _Zero(Strategy):
     """What the stages share."""
 
     name: ClassVar[str]
     Options: ClassVar[type[Schema]] = Zero12Options
-    distributed: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("deepspeed",)
-    fused: ClassVar[frozenset[str]] = frozenset()
     stage: ClassVar[int]
 
-    def __init__(self, options: Any, train: Train) -> None:
-        self.options = options
-        self.train = train
-
     @classmethod
-    def layout(cls, options: Any, precision: str, num_ranks: int) -> StateLayout:
+    def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """fp32: 4 + 16/N bytes per parameter, stage 3 20/N; bf16: 2 + 14/N, stage 3 16/N.
 
         DeepSpeed keeps a float32 master beside float32 parameters too.
         """
-        width = element_bytes(POLICIES[precision].compute)
+        width = element_bytes(POLICIES[train.precision].compute)
         return StateLayout(
-            parameters=Part(width, num_ranks if cls.stage == 3 else 1),
-            gradients=Part(width, num_ranks),
-            master=Part(4, num_ranks),
-            optimizer_state=Part(8, num_ranks),
+            parameters=Part(width, world.size if cls.stage == 3 else 1),
+            gradients=Part(width, world.size),
+            master=Part(4, world.size),
+            optimizer_state=Part(train.optimizer.state_bytes, world.size),
         )
 
     @classmethod
-    def traffic(cls, options: Any, precision: str, num_ranks: int) -> Traffic:
+    def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Stages 1 and 2: gradients all-reduced (or reduced, P) and parameters gathered, P."""
-        if num_ranks == 1:
+        if world.size == 1:
             return Traffic()
-        policy = POLICIES[precision]
+        policy = POLICIES[train.precision]
         reduce_bytes = element_bytes(options.reduce_dtype or policy.reduction)
         gather_bytes = element_bytes(policy.compute)
         # Stage 1 keeps whole gradients until the last micro-batch, stage 2 never does.
@@ -119,7 +113,7 @@ class _Zero:
             config=config,
             dist_init_required=False,
         )
-        if self.train.precision != "fp32":
+        if POLICIES[self.train.precision].mixed:
             zero_weights.restore_masters(factory, engine.module)
         return TrainState(engine, engine.module, engine.optimizer)
 
@@ -132,7 +126,7 @@ class _Zero:
         """DeepSpeed's configuration."""
         train = self.train
         reduce_dtype = self.options.reduce_dtype or POLICIES[train.precision].reduction
-        names = {"float32": "fp32", "bfloat16": "bf16"}
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
         return {
             "train_micro_batch_size_per_gpu": train.micro_batch_size,
             "gradient_accumulation_steps": train.grad_accum,
@@ -166,12 +160,15 @@ class _Zero:
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
         s.wrapped.backward(loss, scale_wrt_gas=False)
 
-    def update(self, s: TrainState) -> Tensor | None:
-        import torch
+    def gradient_norm(self, s: TrainState) -> Tensor:
+        import torch.distributed as dist
 
+        square = common.local_norm(self.states(s)["gradients"]).square()
+        dist.all_reduce(square)
+        return square.sqrt()
+
+    def update(self, s: TrainState) -> None:
         s.wrapped.step()
-        norm = s.wrapped.get_global_grad_norm()
-        return None if norm is None else torch.as_tensor(norm)
 
     def discard(self, s: TrainState) -> None:
         s.optimizer.zero_grad()
@@ -201,9 +198,6 @@ class _Zero:
         if self.options.reduce_dtype:
             dtypes["reduction"] = self.options.reduce_dtype
         return {"wrapper": "DeepSpeedEngine", "stage": self.stage, "dtypes": dtypes}
-
-    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
-        return Unavailable("DeepSpeed shards its update: it cannot step without communication")
 
     def describe(self, s: TrainState) -> dict[str, Any]:
         from deepspeed import DeepSpeedEngine
@@ -249,11 +243,11 @@ class Zero3(_Zero):
     stage: ClassVar[int] = 3
 
     @classmethod
-    def traffic(cls, options: Zero3Options, precision: str, num_ranks: int) -> Traffic:
+    def traffic(cls, options: Zero3Options, train: Train, world: World) -> Traffic:
         """Per micro-batch a gather (two beyond max_live or max_reuse) and a reduce-scatter."""
-        if num_ranks == 1:
+        if world.size == 1:
             return Traffic()
-        policy = POLICIES[precision]
+        policy = POLICIES[train.precision]
         gather_bytes = element_bytes(policy.compute)
         return Traffic(
             (

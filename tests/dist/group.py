@@ -14,7 +14,9 @@ from typing import Any
 import torch.distributed as dist
 
 from andromeda_scale import worker
-from andromeda_scale.config import Case, PlannedRepeat, RankSpec, World
+from andromeda_scale.config import Case
+from andromeda_scale.planned import PlannedRepeat, RankSpec
+from andromeda_scale.world import World
 from andromeda_scale.launch import preload
 
 Line = dict[str, Any]

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from andromeda_scale.config import Case, Limits, Plan, PlannedRepeat, StrategySpec, World
+from andromeda_scale.config import Case, Limits, StrategySpec
+from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.world import World
 from andromeda_scale.launch.run_dir import RunDir
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import psutil
 
-from andromeda_scale.config import RankSpec
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.records import RecordWriter
 
 Beat = Callable[[str, int, int], None]

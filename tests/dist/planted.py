@@ -10,7 +10,7 @@ from typing import Any
 from group import no_beat
 
 from andromeda_scale import worker
-from andromeda_scale.config import RankSpec
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
 PLANTED_S = 0.06

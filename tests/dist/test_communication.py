@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from andromeda_scale.world import World
+from andromeda_scale.training import Train
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +49,7 @@ def closed_form(strategy: str, grad_accum: int = 1) -> CommunicationBytes:
     """Bytes of two gloo ranks, which reduce-scatter by all-reduce."""
     kind = registry.load("strategy", strategy)
     return bytes_per_step(
-        kind.traffic(kind.Options(), "fp32", 2),
+        kind.traffic(kind.Options(), Train(), World(ranks_per_node=2)),
         P,
         2,
         grad_accum,

@@ -11,7 +11,7 @@ import pytest
 from group import Group, Line, end, no_beat, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import parity, worker
-from andromeda_scale.config import RankSpec
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
 RunCase = Callable[..., list[list[Line]]]

@@ -12,7 +12,7 @@ from group import Group, tiny_case
 from torch.distributed.tensor import DTensor
 
 from andromeda_scale import registry, runtime
-from andromeda_scale.config import RankSpec
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.data import Batches
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.train_step import TrainStep

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from group import Group
 
-from andromeda_scale.config import Train
+from andromeda_scale.training import Train
 from andromeda_scale.models.factory import ModelFactory
 
 # Odd sizes: the shards of two ranks differ.

@@ -12,7 +12,7 @@ from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_
 
 from andromeda_scale import registry, worker
 from andromeda_scale.collectors.base import CollectorUnavailable, Context
-from andromeda_scale.config import RankSpec
+from andromeda_scale.planned import RankSpec
 from andromeda_scale.records import Phase
 from andromeda_scale.strategies.ddp import Ddp
 from andromeda_scale.strategies.zero import Zero1

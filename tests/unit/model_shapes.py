@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from andromeda_scale import resources, safe_yaml
-from andromeda_scale.config import Train
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.registry import load
+from andromeda_scale.training import Train
 
 # Tiny products on several threads wait more than they compute.
 torch.set_num_threads(1)

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale.config import Case, Measure, Plan, PlannedRepeat, StrategySpec, Train, World
+from andromeda_scale.config import Case, Measure, StrategySpec
+from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
 MODEL = {
     "family": "llama",

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from andromeda_scale import sweep
 from andromeda_scale.cli import app
-from andromeda_scale.config import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.machine import Machine
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.plan import make_plan
 from andromeda_scale.plan_table import duration, summary
+from andromeda_scale.planned import Plan
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
 from andromeda_scale.suite_file import load_suite
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andromeda_scale import safe_yaml
-from andromeda_scale.config import Case, StrategySpec, Suite, Train, World
+from andromeda_scale.config import Case, StrategySpec, Suite
 from andromeda_scale.errors import UserError
+from andromeda_scale.training import Train
 from andromeda_scale.validation import dotted_keys, suggestion, validate
+from andromeda_scale.world import World
 
 MINIMAL = {"question": "Why?", "model": "andromeda-tiny", "world": [1, 2]}
 
@@ -69,7 +71,7 @@ def test_a_strategy_is_a_name_or_a_name_with_its_options_beside_it() -> None:
         ),
         (
             {"train": {"precision": "fp8"}},
-            "train.precision: 'fp8' is not known (x.yaml); use fp32 or bf16",
+            "train.precision: 'fp8' is not known (x.yaml); use fp32, tf32, bf16 or fp16",
         ),
         ({"world": []}, "world: is empty (x.yaml); give at least one"),
         (

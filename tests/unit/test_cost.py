@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised, shape_of, shipped
 from torch.utils.flop_counter import FlopCounterMode
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost import comm
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.layout import Collective, Traffic
@@ -27,6 +26,7 @@ from andromeda_scale.cost.model import (
 from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.models.llama import LlamaConfig
+from andromeda_scale.training import Train
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import torch
 from model_shapes import shape_of
 from torch.profiler import ProfilerActivity, profile
 
-from andromeda_scale.config import Train
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.layout import Part, StateLayout, Traffic
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.registry import load
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
 WHOLE = StateLayout(Part(4), Part(4), Part(0), Part(8))
 
@@ -152,8 +153,8 @@ def test_gradients_reduced_once_a_step_are_held_whole_between_micro_batches() ->
 
     def growth(name: str, world_size: int) -> float:
         strategy = load("strategy", name)
-        layout = strategy.layout(strategy.Options(), "fp32", world_size)
-        traffic = strategy.traffic(strategy.Options(), "fp32", world_size)
+        layout = strategy.layout(strategy.Options(), Train(), World(ranks_per_node=world_size))
+        traffic = strategy.traffic(strategy.Options(), Train(), World(ranks_per_node=world_size))
         once, twice = (
             memory.estimate(
                 shape, Train(seq_len=16, grad_accum=n), layout, traffic, world_size

@@ -10,11 +10,11 @@ from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised, shap
 from pydantic import ValidationError
 
 from andromeda_scale import resources
-from andromeda_scale.config import Train
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.attention import PositionTables, alibi_slopes, rotate
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.registry import load
+from andromeda_scale.training import Train
 
 # Millions of parameters. Andromeda: counted from its published shapes by 2 d h dh + 2 d kv dh +
 # 2 dh + 8 d^2 + 9 d per block, + 2 d + 2 V d + V. CS336: its assignment 2's table. Llama: model

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from andromeda_scale.config import Case, Plan, PlannedRepeat, Suite
+from andromeda_scale.config import Case, Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand
 from andromeda_scale.machine import Machine, visible_devices
@@ -18,6 +18,7 @@ from andromeda_scale.plan import (
     require_runnable,
 )
 from andromeda_scale.plan_table import print_plan
+from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.validation import validate
 
 GIB = 1 << 30

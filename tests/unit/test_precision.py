@@ -7,6 +7,8 @@ import pytest
 from andromeda_scale import registry
 from andromeda_scale.cost.comm import bytes_per_step
 from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
 NAMES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
@@ -46,7 +48,7 @@ GOLDEN_STATES = {
 @pytest.mark.parametrize(("name", "precision"), GOLDEN_STATES)
 def test_state_bytes_per_parameter_are_the_measured_ones(name: str, precision: str) -> None:
     kind = registry.load("strategy", name)
-    layout = kind.layout(kind.Options(), precision, 4)
+    layout = kind.layout(kind.Options(), Train(precision=precision), World(ranks_per_node=4))
     assert layout.bytes_per_parameter == GOLDEN_STATES[name, precision]
 
 
@@ -65,7 +67,7 @@ GOLDEN_TRAFFIC = {
 @pytest.mark.parametrize("name", NAMES)
 def test_traffic_is_the_measured_multiple_of_the_parameters(name: str) -> None:
     kind = registry.load("strategy", name)
-    traffic = kind.traffic(kind.Options(), "fp32", 4)
+    traffic = kind.traffic(kind.Options(), Train(), World(ranks_per_node=4))
     sent = bytes_per_step(traffic, 1000, 4, grad_accum=1, num_block_parameters=750)
     assert sent.total_wire == GOLDEN_TRAFFIC[name] * 1000 * 4 * 3 / 4
 
@@ -73,7 +75,11 @@ def test_traffic_is_the_measured_multiple_of_the_parameters(name: str) -> None:
 def test_options_change_traffic_as_they_change_the_strategy() -> None:
     def wire(name: str, precision: str = "fp32", ranks: int = 4, **options: object) -> float:
         kind = registry.load("strategy", name)
-        traffic = kind.traffic(kind.Options.model_validate(options), precision, ranks)
+        traffic = kind.traffic(
+            kind.Options.model_validate(options),
+            Train(precision=precision),
+            World(ranks_per_node=ranks),
+        )
         return bytes_per_step(traffic, 1000, 4, 1, num_block_parameters=750).total_wire / 750
 
     assert wire("fsdp2", reshard_after_forward=False) == 2 * 4
@@ -87,7 +93,7 @@ def test_options_change_traffic_as_they_change_the_strategy() -> None:
 def test_reduction_of_every_micro_batch_is_counted_where_it_happens() -> None:
     def times(name: str, op: str) -> float:
         kind = registry.load("strategy", name)
-        traffic = kind.traffic(kind.Options(), "fp32", 2)
+        traffic = kind.traffic(kind.Options(), Train(), World(ranks_per_node=2))
         one = bytes_per_step(traffic, 1000, 2, 1).payload[op]
         return bytes_per_step(traffic, 1000, 2, 4).payload[op] / one
 

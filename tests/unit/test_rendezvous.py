@@ -6,11 +6,11 @@ import socket
 
 import pytest
 
-from andromeda_scale.config import World
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.messages import Hello
 from andromeda_scale.launch.placement import place
 from andromeda_scale.launch.rendezvous import Place, find_place, rank_environment
+from andromeda_scale.world import World
 
 HOST = socket.gethostname()
 MASTER = {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from andromeda_scale import resources
-from andromeda_scale.config import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand
 from andromeda_scale.machine import Machine
 from andromeda_scale.plan import make_plan, require_runnable
+from andromeda_scale.planned import Plan
 from andromeda_scale.suite_file import load_suite
 from andromeda_scale.suite_schema import suite_schema
 

@@ -1,0 +1,45 @@
+"""The optimizers a suite may name, and what each keeps. No torch.
+
+All are classes of torch.optim. LBFGS is left out (it calls the model several times a step), and so
+are SparseAdam (sparse gradients alone) and Muon (matrices alone: a model also has vectors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPTIONS = ("momentum", "nesterov", "betas", "eps")
+
+
+@dataclass(frozen=True)
+class Known:
+    """One class of torch.optim."""
+
+    torch_name: str
+    states: int  # tensors of a parameter's shape it keeps, with its default options
+    fused: bool = False  # whether torch has a fused kernel for it, on CPU and CUDA
+    options: frozenset[str] = frozenset()
+
+
+_ADAM = frozenset({"betas", "eps"})
+
+OPTIMIZERS = {
+    "adamw": Known("AdamW", 2, fused=True, options=_ADAM),
+    "adam": Known("Adam", 2, fused=True, options=_ADAM),
+    "sgd": Known("SGD", 0, fused=True, options=frozenset({"momentum", "nesterov"})),
+    "adagrad": Known("Adagrad", 1, options=frozenset({"eps"})),
+    "adadelta": Known("Adadelta", 2, options=frozenset({"eps"})),
+    "adamax": Known("Adamax", 2, options=_ADAM),
+    "nadam": Known("NAdam", 2, options=_ADAM),
+    "radam": Known("RAdam", 2, options=_ADAM),
+    "rmsprop": Known("RMSprop", 1, options=frozenset({"momentum", "eps"})),
+    "adafactor": Known("Adafactor", 0, options=frozenset({"eps"})),
+}
+
+
+def state_bytes(name: str, momentum: float | None) -> int:
+    """Bytes of optimizer state per parameter, in float32: Adam's two moments are 8.
+
+    Adafactor keeps a row and a column of every matrix: less than a hundredth, counted as none.
+    """
+    return 4 * (OPTIMIZERS[name].states + (1 if momentum else 0))

@@ -1,0 +1,54 @@
+"""The schema of a plan, and of what an agent tells each rank. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from andromeda_scale.config import Case
+from andromeda_scale.schema import Schema
+
+
+class PlannedRepeat(Schema):
+    """One line of the plan: a case launched once more in fresh processes.
+
+    `role` "reference" marks a single-process run whose first losses others are compared with;
+    it has no row in results. `skip` holds the reason why nothing will be launched.
+    """
+
+    case_id: str
+    repeat: NonNegativeInt
+    role: Literal["measure", "reference"] = "measure"
+    reference_id: str | None = None  # case_id of this case's parity reference
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads_per_rank: PositiveInt = 1
+    skip: str | None = None
+    estimated_memory_bytes: NonNegativeInt | None = None  # per rank, from cost/
+
+
+class Plan(Schema):
+    """The ordered list of (case, repeat) a suite expands to, with every case by id: plan.json."""
+
+    schema_version: int = 1
+    suite_name: str
+    question: str
+    cases: dict[str, Case]
+    repeats: tuple[PlannedRepeat, ...]
+    notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
+
+
+class RankSpec(Schema):
+    """What an agent tells one rank it forks: everything the worker needs, as plain data."""
+
+    case: Case
+    item: PlannedRepeat
+    rank: NonNegativeInt
+    world_size: PositiveInt
+    local_rank: NonNegativeInt  # index of the rank on its node: chooses the device
+    node_rank: NonNegativeInt
+    store_host: str
+    store_port: PositiveInt  # the agents' TCPStore; the group's keys are prefixed below
+    store_prefix: str  # "<case_id>/<repeat>/<attempt>"
+    record_path: str  # this rank's JSONL file
+    reference_losses: tuple[float, ...] | None = None  # per step, mean over the global batch

@@ -1,0 +1,26 @@
+"""The base of every schema, and the bounds that keep values on this planet. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Beyond what anybody runs, and below where an integer of a library or a clock overflows.
+MAX_RANKS = 10**6
+MAX_STEPS = 10**6
+MAX_BATCH = 10**6  # sequences of a micro-batch; micro-batches of a step; a strong global batch
+MAX_SECONDS = 1e7
+
+Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Batch = Annotated[int, Field(gt=0, le=MAX_BATCH)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+# What the shape of a model is made of; the families' configurations use them.
+Width = Annotated[int, Field(gt=0, le=2**31)]
+Layers = Annotated[int, Field(gt=0, le=10**5)]
+
+
+class Schema(BaseModel):
+    """Base of every schema: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,111 @@
+"""The schema of one training step: `train` of a suite. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from andromeda_scale.optimizers import OPTIMIZERS, OPTIONS, state_bytes
+from andromeda_scale.schema import MAX_BATCH, MAX_RANKS, Batch, Schema
+
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+class OptimizerSpec(Schema):
+    """An optimizer of torch by its name in small letters, with those options it has.
+
+    What is left out has torch's default.
+    """
+
+    name: str = "adamw"
+    momentum: Fraction | None = None
+    nesterov: bool | None = None
+    betas: tuple[Fraction, Fraction] | None = None
+    eps: Rate | None = None
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of float32 state it keeps per parameter: 8 for Adam's two moments."""
+        return state_bytes(self.name, self.momentum)
+
+    @model_validator(mode="after")
+    def _is_known(self) -> OptimizerSpec:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(
+                f"{self.name!r} is no optimizer; use one of {', '.join(sorted(OPTIMIZERS))}"
+            )
+        for option in OPTIONS:
+            if getattr(self, option) is not None and option not in OPTIMIZERS[self.name].options:
+                raise ValueError(f"{option}: {self.name} has no such option; remove it")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: needs a momentum above 0; set momentum: 0.9")
+        return self
+
+
+class Every(Schema):
+    """`{every: 2}`: every second block is checkpointed, the first of them being block 0."""
+
+    every: Annotated[int, Field(gt=0, le=10**5)]
+
+
+class Segment(Schema):
+    """`{segment: 4}`: four blocks in a row are recomputed as one, and save one input."""
+
+    segment: Annotated[int, Field(gt=0, le=10**5)]
+
+
+def _optimizer(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _checkpointing(value: Any) -> Any:
+    words = ("none", "block", "selective")
+    if isinstance(value, Every | Segment) or value in words:
+        return value
+    if isinstance(value, dict) and set(value) == {"every"}:
+        return Every(**value)
+    if isinstance(value, dict) and set(value) == {"segment"}:
+        return Segment(**value)
+    raise ValueError(
+        f"{value!r} is no checkpointing; use none, block, selective, {{every: K}} or {{segment: K}}"
+    )
+
+
+Optimizer = Annotated[OptimizerSpec, BeforeValidator(_optimizer)]
+# What backward recomputes. none: nothing. block: every block from its input. {every: K}: each K-th
+# block. {segment: K}: K blocks at once. selective: in every block all but the matrix products and
+# the attention, whose outputs are kept.
+Checkpointing = Annotated[
+    Literal["none", "block", "selective"] | Every | Segment, BeforeValidator(_checkpointing)
+]
+
+
+class Train(Schema):
+    """One training step."""
+
+    seq_len: Annotated[int, Field(gt=0, le=2**24)] = 128  # tokens per sequence
+    micro_batch_size: Batch = 1  # sequences per rank and micro-batch
+    # Micro-batches per step (strong scaling may set it); a reference does the work of all ranks.
+    grad_accum: Annotated[int, Field(gt=0, le=MAX_BATCH * MAX_RANKS)] = 1
+    mode: Literal["forward", "forward_backward", "train_step"] = "train_step"
+    precision: Precision = "fp32"  # the policies of precision.py
+    optimizer: Optimizer = OptimizerSpec()
+    learning_rate: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.1
+    grad_clip: Rate | None = 1.0  # max norm of the global gradient; null = no clipping
+    compile: bool = False  # torch.compile, block by block
+    activation_checkpointing: Checkpointing = "none"
+    # null: the model's own; flex needs compile
+    attention: Literal["naive", "sdpa_causal", "sdpa_bias", "flex"] | None = None
+
+    @model_validator(mode="after")
+    def _flex_is_compiled(self) -> Train:
+        if self.attention == "flex" and not self.compile:
+            raise ValueError(
+                "attention: flex computes every score in Python unless it is compiled; "
+                "set train.compile: true"
+            )
+        return self
