@@ -203,13 +203,12 @@ def test_warm_up_ends_alike_on_every_rank(run_case: RunCase) -> None:
 
 
 def test_memory_that_is_not_there_is_oom_with_the_bytes_asked_for(run_case: RunCase) -> None:
-    vocab_size = 2**31 - 1
-    (lines,) = run_case(
-        tiny_case("single", model=LLAMA | {"vocab_size": vocab_size}, data={"source": "random"})
-    )
+    vocab_size, d_model = 2**31 - 1, 2**14  # 128 TiB: more than any host has
+    model = LLAMA | {"vocab_size": vocab_size, "d_model": d_model}
+    (lines,) = run_case(tiny_case("single", model=model, data={"source": "random"}))
     found = end(lines)
     assert (found["status"], found["phase"]) == ("oom", "setup")
-    assert found["detail"]["requested_bytes"] == vocab_size * LLAMA["d_model"] * 4
+    assert found["detail"]["requested_bytes"] == vocab_size * d_model * 4
 
 
 def test_any_other_error_is_crashed_with_its_tail(run_case: RunCase, tmp_path: Path) -> None:
