@@ -88,6 +88,13 @@ def _scaling(value: Any) -> Any:
 Scaling = Annotated[Literal["weak"] | Strong, BeforeValidator(_scaling)]
 
 
+# YAML reads a bare `off` as false.
+Parity = Annotated[
+    Literal["full", "shallow", "cross", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
+
 class Warmup(Schema):
     """Warm-up ends by evidence between these bounds; equal bounds fix it (0 and 0: none)."""
 
@@ -131,7 +138,7 @@ class Settings(Schema):
     driver: Literal["native", "accelerate"] = "native"
     measure: Measure = Measure()
     collect: tuple[str, ...] = ("communication", "memory", "system")
-    parity: Literal["full", "shallow", "cross", "off"] = "full"
+    parity: Parity = "full"
     limits: Limits = Limits()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fallback: Literal["none", "cpu"] = "none"  # what a case that lacks GPUs does

@@ -1,24 +1,21 @@
-"""Same model? The first losses of a case against its single-process reference. No torch.
+"""Same model? The first losses and gradient norms of a case against a reference's. No torch.
 
 The first PARITY_STEPS steps from the initial weights see the same global batches under every
-strategy, so their mean losses differ by rounding alone. The first loss tests weights, data and
-forward; the later ones the averaging of gradients and the update.
+strategy, so their mean losses and gradient norms differ by rounding alone. The first loss tests
+weights, data and forward, the first norm backward and the averaging over ranks and micro-batches,
+the later ones the update.
 
-The tolerance lies between rounding and faults. Largest relative difference to the reference:
-
-    all strategies, 2 gloo ranks, a small Andromeda     fp32 8.6e-8   bf16 2.9e-5
-    ddp, fsdp2, zero2, one H200, 0.97 B parameters                    bf16 1.7e-4
-    gradients not reduced, 2 gloo ranks, at step 5      fp32 1.5e-3   bf16 1.5e-3
-
-A constant factor on the gradient is not found: Adam's update does not depend on it.
+TABLE
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from andromeda_scale.schema import Schema
 
 PARITY_STEPS = 5
 
@@ -30,26 +27,64 @@ PARITY_STEPS = 5
 # falls by about rate x |gradient|_1, that is with the square root of the number of parameters.
 _MOVE = 0.03
 
-# Relative tolerance of a mean loss.
-_TOLERANCE = {"fp32": 2e-5, "bf16": 1e-3}
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest relative differences that rounding explains."""
+
+    loss: float
+    norm: float
+
+
+_TOLERANCES = {
+    "fp32": Tolerance(2e-5, 1e-4),
+    "tf32": Tolerance(2e-4, 1e-3),
+    "bf16": Tolerance(1e-3, 1e-2),
+    "fp16": Tolerance(2e-4, 2e-3),
+}
+
+
+class First(Schema):
+    """Mean losses of the global batch and gradient norms of the first steps of one launch.
+
+    There are fewer norms than losses where warm-up was shorter than PARITY_STEPS, and none in mode
+    forward. A norm is None where it was not finite: under fp16 a step that the scaler skipped.
+    """
+
+    losses: tuple[float, ...]
+    norms: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The same of a launch under way, whose losses may be many and not finite."""
+
+    losses: Sequence[float]
+    norms: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first step whose loss is not the reference's, or is not finite."""
+    """The first step whose loss or gradient norm is not the reference's, or is not finite."""
 
+    what: str  # loss or gradient norm
     step: int
-    loss: float
+    value: float | None  # None: a norm that is not finite
     reference: float | None
     tolerance: float
+    remark: str = ""
 
     def __str__(self) -> str:
-        if self.reference is None:
-            return f"loss {self.loss} at step {self.step} is not finite"
-        return (
-            f"loss {self.loss:.7g} at step {self.step} is not the reference's "
-            f"{self.reference:.7g} within {self.tolerance:g} (relative)"
-        )
+        if self.reference is None or self.value is None:
+            value = "inf or nan" if self.value is None else f"{self.value:.7g}"
+            fault = "" if self.value is not None and math.isfinite(self.value) else " is not finite"
+            text = f"{self.what} {value} at step {self.step}{fault}"
+        else:
+            text = (
+                f"{self.what} {self.value:.7g} at step {self.step} is not the reference's "
+                f"{self.reference:.7g} within {self.tolerance:g} (relative)"
+            )
+        return f"{text}: {self.remark}" if self.remark else text
 
 
 def learning_rate(num_parameters: int) -> float:
@@ -57,9 +92,9 @@ def learning_rate(num_parameters: int) -> float:
     return _MOVE / math.sqrt(num_parameters)
 
 
-def tolerance(precision: str) -> float:
-    """Largest relative difference of a mean loss that rounding explains."""
-    return _TOLERANCE[precision]
+def tolerance(precision: str) -> Tolerance:
+    """What rounding explains in this precision."""
+    return _TOLERANCES[precision]
 
 
 def mean_losses(per_rank: Sequence[dict[str, Any]]) -> tuple[float, ...]:
@@ -74,37 +109,115 @@ def mean_losses(per_rank: Sequence[dict[str, Any]]) -> tuple[float, ...]:
     )
 
 
-def reference_losses(lines: Sequence[dict[str, Any]]) -> tuple[float, ...]:
-    """Mean losses of the first steps from a reference's record lines.
+def norms(per_rank: Sequence[dict[str, Any]]) -> tuple[float | None, ...]:
+    """The gradient norm at each step, None where it is not finite on some rank.
 
-    Raises ValueError when the record holds fewer than PARITY_STEPS of them.
+    It is the same on every rank; where gradients were not reduced it is not, and the largest
+    counts.
     """
-    found: list[float] = []
-    for line in lines:
-        if line.get("kind") == "phase" and "losses" in line["values"]:
-            found.extend(mean_losses([line["values"]["losses"]]))
-    if len(found) < PARITY_STEPS:
-        raise ValueError(f"the reference recorded {len(found)} losses, not {PARITY_STEPS}")
-    return tuple(found[:PARITY_STEPS])
+    steps = zip(*(r.get("gradient_norm", ()) for r in per_rank), strict=True)
+    return tuple(max(step) if all(map(math.isfinite, step)) else None for step in steps)
 
 
-def largest_difference(losses: Sequence[float], reference: Sequence[float]) -> float | None:
-    """The largest relative difference of the losses that both have; None without any."""
-    pairs = list(zip(losses, reference, strict=False))
-    return max((abs(a - b) / abs(b) for a, b in pairs), default=None)
+def first(per_rank: Sequence[Iterable[dict[str, Any]]]) -> First:
+    """What a launch recorded: of each rank the values of its phases, in their order.
+
+    Raises ValueError when the record holds fewer than PARITY_STEPS losses, or what is no number.
+    """
+    losses: list[float] = []
+    found: list[float | None] = []
+    try:
+        for phase in zip(*per_rank, strict=True):
+            of_phase = [values["losses"] for values in phase if "losses" in values]
+            if of_phase:
+                losses.extend(mean_losses(of_phase))
+                found.extend(norms(of_phase))
+        if len(losses) >= PARITY_STEPS:
+            return First(losses=tuple(losses[:PARITY_STEPS]), norms=tuple(found[:PARITY_STEPS]))
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"its first losses cannot be read: {error}") from error
+    raise ValueError(f"it recorded {len(losses)} losses, not {PARITY_STEPS}")
+
+
+def largest_difference(
+    values: Sequence[float | None], reference: Sequence[float | None]
+) -> float | None:
+    """The largest relative difference of the values that both have; None without any."""
+    pairs = ((a, b) for a, b in zip(values, reference, strict=False))
+    differences = [abs(a - b) / abs(b) for a, b in pairs if a is not None and b]
+    return max(differences, default=None)
+
+
+def skipped_steps(found: Sequence[float | None]) -> list[int]:
+    """The compared steps without a finite norm, which compare nothing of the update."""
+    return [step for step, norm in enumerate(found) if norm is None]
 
 
 def compare(
-    losses: Sequence[float], reference: Sequence[float] | None, precision: str
+    found: First | Seen,
+    reference: First | None,
+    precision: str,
+    *,
+    world_size: int = 1,
+    grad_accum: int = 1,
 ) -> Mismatch | None:
-    """The first mismatch; without a reference only NaN and inf are."""
-    limit = tolerance(precision)
-    for step, loss in enumerate(losses):
+    """The first mismatch of losses and norms; without a reference only what is not finite.
+
+    A norm that is not finite is a step that fp16's scaler skips: alike in both runs it is no
+    mismatch.
+    """
+    limit, expected = tolerance(precision), reference or First(losses=())
+    for step, loss in enumerate(found.losses):
+        skips = _skips(found.norms[:step])
         if not math.isfinite(loss):
-            return Mismatch(step, loss, None, limit)
-        if reference is None or step >= len(reference):
-            continue
-        expected = reference[step]
-        if not abs(loss - expected) <= limit * abs(expected):
-            return Mismatch(step, loss, expected, limit)
+            return Mismatch("loss", step, loss, None, limit.loss, skips)
+        known = expected.losses[step : step + 1]
+        if known and not abs(loss - known[0]) <= limit.loss * abs(known[0]):
+            return Mismatch("loss", step, loss, known[0], limit.loss, skips)
+        if step < len(found.norms):
+            norm, wanted = found.norms[step], expected.norms[step : step + 1]
+            remark = _norm_fault(norm, wanted, precision, limit.norm, (world_size, grad_accum))
+            if remark is not None:
+                known_norm = wanted[0] if wanted else None
+                return Mismatch("gradient norm", step, norm, known_norm, limit.norm, remark)
     return None
+
+
+def _norm_fault(
+    norm: float | None,
+    wanted: Sequence[float | None],
+    precision: str,
+    limit: float,
+    factors: tuple[int, int],
+) -> str | None:
+    """What is to be said of a norm that is not the wanted one (empty: nothing is asked of it)."""
+    if norm is None and precision != "fp16":
+        return ""
+    if not wanted or (norm is None and wanted[0] is None):
+        return None
+    if norm is None or wanted[0] is None:
+        who = "this launch" if norm is None else "the reference"
+        return f"fp16's scaler skipped the step of {who} alone"
+    return (
+        None
+        if abs(norm - wanted[0]) <= limit * abs(wanted[0])
+        else _factor(norm, wanted[0], *factors)
+    )
+
+
+def _skips(found: Sequence[float | None]) -> str:
+    steps = skipped_steps(found)
+    return f"fp16's scaler skipped step {', '.join(map(str, steps))}" if steps else ""
+
+
+def _factor(norm: float, wanted: float, world_size: int, grad_accum: int) -> str:
+    """The ratio of two norms, and what explains it."""
+    if not wanted:
+        return ""
+    ratio = norm / wanted
+    for count in (world_size, grad_accum, world_size * grad_accum):
+        if count > 1 and math.isclose(ratio, count, rel_tol=0.02):
+            return f"{count} times the reference's: gradients summed instead of averaged?"
+        if count > 1 and math.isclose(ratio, 1 / count, rel_tol=0.02):
+            return f"1/{count} of the reference's: gradients averaged twice?"
+    return f"{ratio:.4g} times the reference's"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,14 +44,15 @@ def print_plan(plan: Plan) -> None:
 def summary(plan: Plan) -> list[str]:
     """Launches, an upper bound of the time, and the planner's notes."""
     launched = [item for item in plan.repeats if item.skip is None]
-    references = sum(item.role == "reference" for item in launched)
+    roles = Counter(item.role for item in launched)
+    shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
     skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
     most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
     if not launched:
         return [f"nothing to launch: all {len(skipped)} cases are skipped here"]
     return [
-        f"{len(launched)} launches: {len(launched) - references} of cases, {references} parity "
-        f"references; {len(skipped)} cases skipped",
+        f"{len(launched)} launches: {roles['measure']} of cases, {roles['reference']} parity "
+        f"references{shallow}; {len(skipped)} cases skipped",
         f"time: not estimated, nothing was measured here; at most {duration(most_s)} "
         "(launches x limits.timeout_s)",
         *(f"note: {note}" for note in plan.notes),
@@ -111,5 +113,5 @@ def _cells(case: Case, settings: str, items: list[PlannedRepeat]) -> list[str]:
         "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
         "-" if first.skip else str(len(items)),
         "-" if memory is None else binary(memory),
-        f"skipped: {first.skip}" if first.skip else "reference" * (first.role == "reference"),
+        f"skipped: {first.skip}" if first.skip else first.role.replace("measure", ""),
     ]

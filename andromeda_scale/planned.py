@@ -6,21 +6,26 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from andromeda_scale import parity
 from andromeda_scale.config import Case
 from andromeda_scale.schema import Schema
+
+Role = Literal["measure", "reference", "parity"]
 
 
 class PlannedRepeat(Schema):
     """One line of the plan: a case launched once more in fresh processes.
 
-    `role` "reference" marks a single-process run whose first losses others are compared with;
-    it has no row in results. `skip` holds the reason why nothing will be launched.
+    `role` "reference" marks a single-process run with whose first losses others are compared,
+    "parity" the first steps of a case's strategy on the shallow model; neither has a row in
+    results. `skip` holds the reason why nothing will be launched.
     """
 
     case_id: str
     repeat: NonNegativeInt
-    role: Literal["measure", "reference"] = "measure"
-    reference_id: str | None = None  # case_id of this case's parity reference
+    role: Role = "measure"
+    reference_id: str | None = None  # case_id of the reference that this launch is compared with
+    parity_id: str | None = None  # case_id of the parity launch that stands for this case
     device: Literal["cpu", "cuda"] = "cpu"
     threads_per_rank: PositiveInt = 1
     skip: str | None = None
@@ -51,4 +56,4 @@ class RankSpec(Schema):
     store_port: PositiveInt  # the agents' TCPStore; the group's keys are prefixed below
     store_prefix: str  # "<case_id>/<repeat>/<attempt>"
     record_path: str  # this rank's JSONL file
-    reference_losses: tuple[float, ...] | None = None  # per step, mean over the global batch
+    reference: parity.First | None = None  # what its first steps are compared with

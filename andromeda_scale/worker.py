@@ -18,9 +18,10 @@ from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
 from andromeda_scale.config import Warmup
-from andromeda_scale.cost.model import Shape, num_parameters
+from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.data import Batches
 from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
+from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.readback import compile_facts, compute_dtype, num_compiled, unexpected
@@ -60,13 +61,12 @@ class Worker:
         self._record = record
         self._beat = beat
         self._next_step = 0
-        self._mean_losses: list[float] = []  # of the global batch, from step 0
         self._state: Any = None
 
     def run(self) -> None:
-        """All phases, or for a parity reference those that give its losses."""
+        """All phases, or those that give the compared steps where these are all that is asked."""
         self._setup()
-        if self._spec.item.role == "reference":
+        if self._spec.item.role != "measure":
             self._warmup(Warmup(min_steps=parity.PARITY_STEPS, max_steps=parity.PARITY_STEPS))
             return
         self._warmup(self._case.measure.warmup)
@@ -111,7 +111,13 @@ class Worker:
             gc.freeze()
         self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
         self._clock = StepTime(self._runtime.device)
-        self._slow_down_first_steps(factory.config.shape())
+        self._first = FirstSteps(
+            spec,
+            self._strategy,
+            self._state,
+            num_parameters(factory.config.shape()),
+            self._control.gather,
+        )
         self._read_back()
         self._verify()
 
@@ -167,7 +173,7 @@ class Worker:
                 slowest = tuple(max(steps) for steps in zip(*(e[0] for e in everyone), strict=True))
                 blocks.append(warmup.Block(slowest, all(e[1] for e in everyone)))
                 rule = self._control.from_rank_0(warmup.ended_by(bounds, blocks))
-                if self._mismatch() is not None:
+                if self._first.mismatch() is not None:
                     rule = "diverged"
             values["step_time"] = mine
             values["warmup"] = {"ended_by": rule, "steps": len(mine["step_ns"])}
@@ -184,7 +190,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Run steps between two synchronised edges; only step boundaries are noted inside.
 
-        Adds to `values` the losses of those steps that are among the first PARITY_STEPS.
+        Adds to `values` what is compared of those among the first PARITY_STEPS.
         """
         losses, tokens = [], []
         runtime.synchronize(self._runtime.device)
@@ -193,9 +199,8 @@ class Worker:
         try:
             self._clock.start(num_steps)
             for index in range(num_steps):
-                if self._next_step + index == parity.PARITY_STEPS:
-                    self._set_learning_rate(self._case.train.learning_rate)
-                loss_sum, count = self._step(self._next_step + index, mark)
+                before_update = self._first.prepare(self._next_step + index, self.phase)
+                loss_sum, count = self._step(self._next_step + index, mark, before_update)
                 self._clock.boundary()
                 losses.append(loss_sum)
                 tokens.append(count)
@@ -205,47 +210,17 @@ class Worker:
             gc.enable()
         gc.collect()
         self._next_step += num_steps
-        self._keep_losses(values, torch.stack(losses).tolist(), tokens)
+        self._first.keep(values, losses, tokens)
         return {**window, "tokens": sum(tokens)}
 
-    def _keep_losses(
-        self, values: dict[str, Any], loss_sums: list[float], tokens: list[int]
-    ) -> None:
-        first = max(parity.PARITY_STEPS - len(self._mean_losses), 0)
-        if first:
-            kept = values.setdefault("losses", {"loss_sum": [], "tokens": []})
-            kept["loss_sum"] += loss_sums[:first]
-            kept["tokens"] += tokens[:first]
-        everyone = self._control.gather({"loss_sum": loss_sums, "tokens": tokens})
-        self._mean_losses += parity.mean_losses(everyone)
-
-    def _slow_down_first_steps(self, shape: Shape) -> None:
-        """Steps whose losses are compared have a learning rate at which they are comparable."""
-        if self._case.parity != "off" or self._spec.item.role == "reference":
-            self._set_learning_rate(parity.learning_rate(num_parameters(shape)))
-
-    def _set_learning_rate(self, rate: float) -> None:
-        for group in self._state.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _mismatch(self) -> parity.Mismatch | None:
-        return parity.compare(
-            self._mean_losses, self._spec.reference_losses, self._case.train.precision
-        )
-
     def _check_losses(self) -> None:
-        found = self._mismatch()
+        found = self._first.mismatch()
         if found is not None:
             raise Diverged(str(found))
 
     def _inspect(self) -> None:
         """One step apart, in which what happened is read back between backward and update."""
-        with self._in_phase("inspect") as values:
-            reference = (self._spec.reference_losses or ())[: len(self._mean_losses)]
-            values["parity"] = {
-                "steps_compared": len(reference),
-                "max_relative_difference": parity.largest_difference(self._mean_losses, reference),
-            }
+        with self._in_phase("inspect"):
             with compute_dtype(self._state.module, compiled=self._case.train.compile) as seen:
                 self._step(self._next_step, before_update=self._read_back)
             self._next_step += 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale import parity
 from andromeda_scale.config import Case
 from andromeda_scale.launch.control import Silence
 from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
@@ -26,9 +23,9 @@ from andromeda_scale.launch.messages import (
     Sweep,
 )
 from andromeda_scale.launch.node_files import unpack
+from andromeda_scale.launch.parity import foregone, reference_of
 from andromeda_scale.launch.placement import place
 from andromeda_scale.launch.process import StopRequest
-from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir, write_atomic
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
@@ -102,8 +99,11 @@ class Coordinator:
         attempt = self._run_dir.begin(item, self._number)
         seats = item.skip or place(case.world, self._agents, self._gone)
         ends: list[NodeEnd] = []
+        known = foregone(self._run_dir, item)
         if isinstance(seats, str):
             verdict = Verdict(status="skipped", cause=seats)
+        elif known is not None:
+            verdict = known
         else:
             verdict, ends = self._launch(item, case, attempt, seats)
         status = _status(item, verdict, ends, started_s, time.monotonic() - clock_s)
@@ -121,7 +121,7 @@ class Coordinator:
             item=item,
             directory=str(attempt.relative_to(self._run_dir.path)),
             seats=seats,
-            reference_losses=self._reference_losses(item),
+            reference=reference_of(self._run_dir, item),
             gone=tuple(sorted(self._gone)),
         )
         self._number += 1
@@ -163,21 +163,6 @@ class Coordinator:
         cause = f"agent {agent} on {host} fell silent"
         self._member.abort("node_failed", cause)
         return Abort(reason="node_failed", cause=cause, agent=agent)
-
-    def _reference_losses(self, item: PlannedRepeat) -> tuple[float, ...] | None:
-        """The first losses of this case's reference; None if it has none or it failed."""
-        for other in self._run_dir.plan.repeats:
-            if other.role == "reference" and other.case_id == item.reference_id:
-                status = self._run_dir.status(other)
-                if status is None or status["status"] != "ok":
-                    return None
-                files = sorted(self._run_dir.case_dir(other).glob("node-*.jsonl"))
-                lines = [json.loads(line) for file in files for line in complete_lines(file)]
-                try:
-                    return parity.reference_losses(lines)
-                except ValueError as error:
-                    print(f"{item.reference_id}: {error}", file=sys.stderr)
-        return None
 
     def _emit_beat(self, item: PlannedRepeat, case: Case) -> None:
         """Say how far the slowest rank of this node is, a few times a second."""

@@ -192,7 +192,7 @@ def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) ->
             store_port=control.port,
             store_prefix=launch.key("group"),
             record_path=str(directory / f"rank-{seat.first_rank + i}.jsonl"),
-            reference_losses=launch.reference_losses,
+            reference=launch.reference,
         )
         for i in range(seat.num_ranks)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from andromeda_scale import parity
 from andromeda_scale.config import Case
 from andromeda_scale.planned import PlannedRepeat
 from andromeda_scale.records import Status
@@ -57,7 +58,7 @@ class Launch(Schema):
     item: PlannedRepeat | None = None
     directory: str = ""  # of this attempt, below the run directory
     seats: tuple[Seat, ...] = ()
-    reference_losses: tuple[float, ...] | None = None
+    reference: parity.First | None = None
     gone: tuple[int, ...] = ()  # agents that fell silent and must leave if they wake up
 
     def key(self, name: str) -> str:

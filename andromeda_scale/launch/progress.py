@@ -146,7 +146,7 @@ def describe_end(event: Event) -> str:
     """`case #0 crashed (rank 1 on host): killed by SIGSEGV  3.1 s`."""
     who = f" (rank {event['rank']} on {event['host']})" if event["rank"] is not None else ""
     cause = f": {event['cause']}" if event["cause"] else ""
-    role = " reference" if event["role"] == "reference" else ""
+    role = "" if event["role"] == "measure" else f" {event['role']}"
     name = f"{event['case_id']} #{event['repeat']}{role}"
     return f"{name} {event['status']}{who}{cause}  {event['seconds']:.1f} s"
 

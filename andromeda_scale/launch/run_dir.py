@@ -3,6 +3,7 @@
     plan.json  suite.yaml  fingerprint.json  lock
     cases/<case_id>/<repeat>/        a repeat that ended: complete, with status.json
     references/<case_id>/<repeat>/   the same for parity references, which have no row in results
+    parity/<case_id>/<repeat>/       and for parity launches on a shallow model
     running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
 
 A directory moves to its place whole, so a repeat is either finished or has nothing there.
@@ -25,12 +26,13 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.planned import Plan, PlannedRepeat, Role
 
 FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}
     | {"unavailable"}
 )
+FOLDERS: Mapping[Role, str] = {"measure": "cases", "reference": "references", "parity": "parity"}
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
 _NOT_FINISHED = frozenset({"interrupted", "skipped"})
@@ -189,8 +191,7 @@ class RunDir:
 
     def case_dir(self, item: PlannedRepeat) -> Path:
         """Where a repeat that ended lies."""
-        kind = "cases" if item.role == "measure" else "references"
-        return self.path / kind / item.case_id / str(item.repeat)
+        return self.path / FOLDERS[item.role] / item.case_id / str(item.repeat)
 
     def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
         """status.json of a repeat; None if it did not end, or the file cannot be read."""
@@ -211,22 +212,29 @@ class RunDir:
         """What is left to launch, in the order of the plan.
 
         Everything that did not end, or with `only_failed` what ended in failure or was measured
-        without its reference because that failed. A reference that is not ok is launched again
-        when something that needs it is.
+        without its reference because that failed. A reference or parity launch that is not ok is
+        launched again when something that needs it is.
         """
         statuses = self.statuses()
         lost = {i.case_id for i, word in statuses if i.role == "reference" and word in FAILED}
 
         def wanted(item: PlannedRepeat, word: str) -> bool:
-            if item.role == "reference":
-                return word != "ok"
+            if item.role == "reference" or (item.role == "parity" and not only_failed):
+                return False
             if only_failed:
                 return word in FAILED or (word == "ok" and item.reference_id in lost)
             return word == "pending" or word in _NOT_FINISHED
 
-        items = [item for item, word in statuses if wanted(item, word)]
-        needed = {item.reference_id for item in items if item.role == "measure"}
-        return [item for item in items if item.role == "measure" or item.case_id in needed]
+        asked = {item for item, word in statuses if wanted(item, word)}
+        roles: tuple[Role, ...] = ("parity", "reference")  # parity launches need references too
+        for role in roles:
+            needed = {i.parity_id if role == "parity" else i.reference_id for i in asked}
+            asked |= {
+                item
+                for item, word in statuses
+                if item.role == role and word != "ok" and item.case_id in needed
+            }
+        return [item for item in self.plan.repeats if item in asked]
 
     def begin(self, item: PlannedRepeat, attempt: int) -> Path:
         """A fresh directory for an attempt at a repeat."""

@@ -50,9 +50,11 @@ def main(spec: RankSpec, beat: Beat) -> None:
         if act in ENDS_ITSELF:
             return
     beat("measure", 5, 5)
-    values = {"given": spec.reference_losses, "host": spec.store_host}
+    given = spec.reference.model_dump(mode="json") if spec.reference else None
+    values = {"given": given, "host": spec.store_host}
     if spec.item.role == "reference":
-        losses = {"losses": {"loss_sum": [8.0, 6.0, 4.0, 2.0, 1.0], "tokens": [2] * 5}}
+        losses = {"loss_sum": [8.0, 6.0, 4.0, 2.0, 1.0], "tokens": [2] * 5}
+        losses = {"losses": losses | {"gradient_norm": [5.0, 4.0, 3.0, 2.0, 1.0]}}
         record.write("phase", phase="warmup", values=losses, start_s=start_s, end_s=start_s)
     record.write("phase", phase="measure", values=values, start_s=start_s, end_s=time.monotonic())
     record.write("end", status="ok")

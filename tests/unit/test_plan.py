@@ -10,15 +10,12 @@ import pytest
 from andromeda_scale.config import Case, Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand
+from andromeda_scale.fits import estimate_memory
 from andromeda_scale.machine import Machine, visible_devices
-from andromeda_scale.plan import (
-    estimate_memory,
-    make_plan,
-    reference_of,
-    require_runnable,
-)
+from andromeda_scale.plan import make_plan, require_runnable
 from andromeda_scale.plan_table import print_plan
 from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.references import reference_of
 from andromeda_scale.validation import validate
 
 GIB = 1 << 30

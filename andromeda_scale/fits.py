@@ -1,0 +1,102 @@
+"""What a case would use on this machine, and why it cannot. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from andromeda_scale.config import Case
+from andromeda_scale.cost import memory
+from andromeda_scale.cost.memory import MemoryEstimate
+from andromeda_scale.machine import Machine
+from andromeda_scale.metrics import binary
+from andromeda_scale.references import Device
+from andromeda_scale.registry import load
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A case, the kind of device it would use here, and why it does not run (None: it does)."""
+
+    case: Case
+    device: Device
+    skip: str | None
+    memory_bytes: int
+
+
+def fit(case: Case, machine: Machine, impossible: str | None = None) -> Placed:
+    """Place a case here; `impossible` says why it could run nowhere."""
+    needed = estimate_memory(case).total
+    device, skip = _device(case, machine)
+    skip = impossible or skip or _nodes_skip(case, machine) or refusal(case, device)
+    if skip is None and needed > (capacity := _capacity(case, device, machine)):
+        skip = (
+            f"needs about {binary(needed)} per rank, "
+            f"has {binary(capacity)} of {'GPU' if device == 'cuda' else 'host'} memory"
+        )
+    return Placed(case, device, skip, needed)
+
+
+def estimate_memory(case: Case) -> MemoryEstimate:
+    """Bytes one rank of the case needs, from the closed forms."""
+    strategy = load("strategy", case.strategy.name)
+    options = strategy.Options(**case.strategy.options)
+    return memory.estimate(
+        model_config(case).shape(),
+        case.train,
+        strategy.layout(options, case.train, case.world),
+        strategy.traffic(options, case.train, case.world),
+        case.world.size,
+    )
+
+
+def refusal(case: Case, device: Device) -> str | None:
+    """Why the case's strategy or driver cannot do what it asks on this kind of device."""
+    strategy = load("strategy", case.strategy.name)
+    options = strategy.Options(**case.strategy.options)
+    reason: str | None = strategy.refuses(options, case.train, case.world, device)
+    if reason is None and case.driver != "native":
+        reason = load("driver", case.driver).refuses(strategy, case.train, case.world, device)
+    return reason
+
+
+def _device(case: Case, machine: Machine) -> tuple[Device, str | None]:
+    """The kind of device a case uses here, and why it cannot."""
+    ranks, gpus = case.world.ranks_per_node, len(machine.gpus)
+    if case.device != "cpu" and gpus >= ranks:
+        return "cuda", None
+    wants_gpus = case.device == "cuda" or (case.device == "auto" and gpus > 0)
+    if wants_gpus and case.fallback == "none":
+        return "cuda", (
+            f"needs {ranks} GPU{'s' * (ranks > 1)} per node, {gpus} here "
+            "(fallback: cpu would use the CPU)"
+        )
+    if ranks > machine.cpu_cores and case.threads_per_rank is None:
+        return "cpu", (
+            f"{ranks} ranks on {machine.cpu_cores} cores would share cores "
+            "(threads_per_rank allows it)"
+        )
+    return "cpu", None
+
+
+def _nodes_skip(case: Case, machine: Machine) -> str | None:
+    if case.world.nodes <= machine.nodes:
+        return None
+    return f"needs {case.world.nodes} nodes, {machine.nodes} here (start an agent on each)"
+
+
+def _capacity(case: Case, device: Device, machine: Machine) -> float:
+    """Bytes one rank may use."""
+    if case.limits.memory_gib is not None:
+        return case.limits.memory_gib * GIB
+    if device == "cuda":
+        return min(machine.gpus)
+    return machine.memory_bytes / case.world.ranks_per_node
+
+
+def model_config(case: Case) -> Any:
+    """The family's torch-free configuration: its shape, and whether it has a shallow form."""
+    options = {key: value for key, value in case.model.items() if key != "family"}
+    return load("model family", case.model["family"])(**options)
