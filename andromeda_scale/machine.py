@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ def torch_cuda_version() -> str | None:
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
     found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
     return found.group(1) if found else None
+
+
+@cache
+def cpu_has_fp16() -> bool:
+    """Whether this CPU computes in float16: oneDNN's condition, which DeepSpeed asks too.
+
+    x86: AVX512-FP16, or the conversions of AVX-NE-CONVERT; arm: half-precision arithmetic.
+    """
+    try:
+        words = set(_CPUINFO.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False  # no Linux: then torch's own products are all there is
+    arm = {"fphp", "asimdhp"} <= words
+    return arm or not words.isdisjoint({"avx512_fp16", "avx_ne_convert"})
 
 
 def _cpu_cores() -> int:

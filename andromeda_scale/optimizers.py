@@ -1,7 +1,12 @@
 """The optimizers a suite may name, and what each keeps. No torch.
 
-All are classes of torch.optim. LBFGS is left out (it calls the model several times a step), and so
-are SparseAdam (sparse gradients alone) and Muon (matrices alone: a model also has vectors).
+All are classes of torch.optim. Each runs the same kind of kernel under every strategy: the fused
+one where torch has it for whole tensors and for DTensors (Adam, AdamW; not SGD or Adagrad, which
+fuse whole tensors alone), otherwise foreach, so that no comparison of strategies is one of kernels.
+
+Left out: LBFGS (calls the model several times a step), SparseAdam (sparse gradients alone), Muon
+(matrices alone: a model also has vectors), Adafactor (its state is a row and a column of every
+matrix, which flat shards do not have).
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ class Known:
 
     torch_name: str
     states: int  # tensors of a parameter's shape it keeps, with its default options
-    fused: bool = False  # whether torch has a fused kernel for it, on CPU and CUDA
+    fused: bool = False  # torch has a fused kernel, on CPU and CUDA, for DTensors too
     options: frozenset[str] = frozenset()
 
 
@@ -26,20 +31,16 @@ _ADAM = frozenset({"betas", "eps"})
 OPTIMIZERS = {
     "adamw": Known("AdamW", 2, fused=True, options=_ADAM),
     "adam": Known("Adam", 2, fused=True, options=_ADAM),
-    "sgd": Known("SGD", 0, fused=True, options=frozenset({"momentum", "nesterov"})),
+    "sgd": Known("SGD", 0, options=frozenset({"momentum", "nesterov"})),
     "adagrad": Known("Adagrad", 1, options=frozenset({"eps"})),
     "adadelta": Known("Adadelta", 2, options=frozenset({"eps"})),
     "adamax": Known("Adamax", 2, options=_ADAM),
     "nadam": Known("NAdam", 2, options=_ADAM),
     "radam": Known("RAdam", 2, options=_ADAM),
     "rmsprop": Known("RMSprop", 1, options=frozenset({"momentum", "eps"})),
-    "adafactor": Known("Adafactor", 0, options=frozenset({"eps"})),
 }
 
 
 def state_bytes(name: str, momentum: float | None) -> int:
-    """Bytes of optimizer state per parameter, in float32: Adam's two moments are 8.
-
-    Adafactor keeps a row and a column of every matrix: less than a hundredth, counted as none.
-    """
+    """Bytes of optimizer state per parameter, in float32: Adam's two moments are 8."""
     return 4 * (OPTIMIZERS[name].states + (1 if momentum else 0))

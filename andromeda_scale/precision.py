@@ -27,6 +27,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from andromeda_scale.machine import cpu_has_fp16
+
+INITIAL_LOSS_SCALE = 2.0**12
+GROWTH_INTERVAL = 2000
+
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -57,3 +62,12 @@ POLICIES = {
 def element_bytes(dtype: str) -> int:
     """Bytes of one element of a dtype of the policies."""
     return _BYTES[dtype]
+
+
+def refusal(precision: str, device: str) -> str | None:
+    """Why no strategy can train in this precision on this kind of device; None if all can."""
+    if device == "cpu" and precision == "tf32":
+        return "train.precision: tf32 is a mode of CUDA GPUs, not of a CPU; use fp32"
+    if device == "cpu" and precision == "fp16" and not cpu_has_fp16():
+        return "train.precision: fp16 needs a CPU with float16 instructions or a GPU; use bf16"
+    return None

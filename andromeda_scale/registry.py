@@ -12,6 +12,8 @@ STRATEGIES = {
     "single": "andromeda_scale.strategies.single:Single",
     "ddp": "andromeda_scale.strategies.ddp:Ddp",
     "fsdp2": "andromeda_scale.strategies.fsdp2:Fsdp2",
+    "hsdp": "andromeda_scale.strategies.hsdp:Hsdp",
+    "fsdp1": "andromeda_scale.strategies.fsdp1:Fsdp1",
     "zero1": "andromeda_scale.strategies.zero:Zero1",
     "zero2": "andromeda_scale.strategies.zero:Zero2",
     "zero3": "andromeda_scale.strategies.zero:Zero3",

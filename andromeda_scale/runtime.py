@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from andromeda_scale.planned import RankSpec
+    from andromeda_scale.world import World
 
 # Left behind by launchers and by accelerate; they would silently configure another strategy.
 _SCRUBBED = ("ACCELERATE_", "FSDP_")
@@ -31,6 +32,7 @@ class Runtime:
     local_rank: int
     node_rank: int
     world_size: int
+    world: World  # the same ranks, by node
     threads: int  # intra-op CPU threads of this rank
     seed: int
 
@@ -117,6 +119,7 @@ def start(spec: RankSpec) -> Runtime:
         local_rank=spec.local_rank,
         node_rank=spec.node_rank,
         world_size=spec.world_size,
+        world=spec.case.world,
         threads=torch.get_num_threads(),
         seed=spec.case.seed,
     )

@@ -12,6 +12,7 @@ class Part:
 
     bytes_per_parameter: float
     shards: int = 1
+    on: Literal["device", "host"] = "device"  # host: offloaded; on a CPU both are one memory
 
     @property
     def per_rank(self) -> float:
@@ -33,9 +34,13 @@ class StateLayout:
 
     @property
     def bytes_per_parameter(self) -> float:
-        """Sum of all parts per rank and parameter."""
+        """Sum of all parts per rank and parameter, on the device and on the host."""
+        return self.bytes_on("device") + self.bytes_on("host")
+
+    def bytes_on(self, place: Literal["device", "host"]) -> float:
+        """Sum of the parts that lie there, per rank and parameter."""
         parts = (self.parameters, self.gradients, self.master, self.optimizer_state)
-        return sum(part.per_rank for part in parts)
+        return sum(part.per_rank for part in parts if part.on == place)
 
 
 @dataclass(frozen=True)

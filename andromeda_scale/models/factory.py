@@ -45,12 +45,23 @@ class ModelFactory:
         return torch.empty(shape, device=device).normal_(0.0, std, generator=generator)
 
     @torch.no_grad()
-    def materialise(self, module: nn.Module, device: torch.device | str) -> None:
+    def materialise(
+        self,
+        module: nn.Module,
+        device: torch.device | str,
+        *,
+        parameters_on: torch.device | str | None = None,
+    ) -> None:
         """Allocate `module` (as `build` gave it, or then sharded by FSDP2) and fill it.
 
-        One full parameter at a time exists beside the module. Nothing is communicated.
+        One full parameter at a time exists beside the module, on `device`, whose generator draws
+        it; it is kept on `parameters_on` (None: there too). Nothing is communicated.
         """
-        module.to_empty(device=device)  # the position tables compute themselves again
+        # The position tables compute themselves again, where they are used.
+        module.to_empty(device=parameters_on or device)
+        for child in module.modules() if parameters_on is not None else ():
+            if list(child.buffers(recurse=False)) and not list(child.parameters(recurse=False)):
+                child.to_empty(device=device, recurse=False)
         for name, parameter in module.named_parameters():
             full = self.full_parameter(name, parameter.shape, device)
             if isinstance(parameter, DTensor):

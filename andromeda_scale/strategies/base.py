@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from andromeda_scale import precision
 from andromeda_scale.schema import Schema
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ class Strategy(ABC):
     def refuses(cls, options: Any, train: Train, world: World, device: str) -> str | None:
         """Why a case of these settings cannot run on this kind of device; None if it can.
 
-        The reason starts with the key to change, such as "train.grad_accum: ...".
+        The reason starts with the key to change, such as "train.grad_accum: ...". What is said
+        here holds for every strategy: those with reasons of their own ask this first.
         """
-        return None
+        return precision.refusal(train.precision, device)
 
     @classmethod
     @abstractmethod

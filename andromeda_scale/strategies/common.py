@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from andromeda_scale.optimizers import OPTIMIZERS, OPTIONS
 from andromeda_scale.precision import POLICIES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
 
     from andromeda_scale.strategies.base import TrainState
     from andromeda_scale.training import Train
@@ -20,13 +22,28 @@ def wrapper_name(s: TrainState) -> str | None:
     return None if s.wrapped is s.module else type(s.wrapped).__name__
 
 
-def adamw(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.AdamW:
-    """The optimizer of every strategy: one parameter group, the fused kernel on every device."""
+def optimizer(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.Optimizer:
+    """The optimizer of every strategy: one parameter group, one kind of kernel on every device."""
     import torch
 
-    return torch.optim.AdamW(
-        parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    spec, known = train.optimizer, OPTIMIZERS[train.optimizer.name]
+    given = {name: getattr(spec, name) for name in OPTIONS if getattr(spec, name) is not None}
+    made: torch.optim.Optimizer = getattr(torch.optim, known.torch_name)(
+        parameters,
+        lr=train.learning_rate,
+        weight_decay=train.weight_decay,
+        **{"fused" if known.fused else "foreach": True},
+        **given,
     )
+    return made
+
+
+def optimizer_facts(made: torch.optim.Optimizer) -> dict[str, Any]:
+    """Class, kernel and settings of a live optimizer's first group, its learning rate left out."""
+    group = made.param_groups[0]
+    kernel = next((name for name in ("fused", "foreach") if group.get(name)), "default")
+    settings = {name: group[name] for name in (*OPTIONS, "weight_decay") if name in group}
+    return {"class": type(made).__name__, "kernel": kernel, **settings}
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -37,14 +54,17 @@ def compile_blocks(module: nn.Module) -> None:
         block.forward = torch.compile(block.forward)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str, *, enabled: bool = True) -> torch.autocast:
     """The compute dtype of a policy for strategies that keep float32 parameters."""
     import torch
 
-    compute = getattr(torch, POLICIES[precision].compute)
+    policy = POLICIES[precision]
     # Each parameter is used once per micro-batch: a cache of casts would only hold memory.
     return torch.autocast(
-        device.type, dtype=compute, enabled=precision != "fp32", cache_enabled=False
+        device.type,
+        dtype=getattr(torch, policy.compute),
+        enabled=enabled and policy.mixed,
+        cache_enabled=False,
     )
 
 
@@ -55,12 +75,19 @@ def local_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
 
 
-def clip_plain(parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:
-    """Clip gradients that are whole on this rank; without a norm, leave them."""
-    import torch
+def total_norm(tensors: list[Tensor], device: torch.device, group: ProcessGroup | None) -> Tensor:
+    """Euclidean norm over the shards that the ranks of a group hold; None: these are all.
 
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    One scalar on the device crosses the network. Shards may lie on the host, or not exist.
+    """
+    import torch.distributed as dist
+
+    norm = local_norm(tensors).to(device)
+    if group is None:
+        return norm
+    square = norm.square()
+    dist.all_reduce(square, group=group)
+    return square.sqrt()
 
 
 def optimizer_tensors(state: Mapping[Any, Mapping[str, Any]]) -> Iterator[Tensor]:
@@ -89,6 +116,12 @@ def dtype_name(tensors: Iterable[Tensor]) -> str | None:
     """The dtype of tensors, joined with '+' if they differ; None if there are none."""
     names = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
     return "+".join(names) or None
+
+
+def devices(states: Mapping[str, Iterable[Tensor]]) -> dict[str, str | None]:
+    """The kind of device that holds each kind of state; None where there is none of it."""
+    found = {kind: sorted({t.device.type for t in tensors}) for kind, tensors in states.items()}
+    return {kind: "+".join(types) or None for kind, types in found.items()}
 
 
 def state_bytes(states: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:

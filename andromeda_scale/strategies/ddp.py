@@ -15,7 +15,7 @@ from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.single import Single
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from andromeda_scale.runtime import Runtime
     from andromeda_scale.training import Train
@@ -39,6 +39,8 @@ class Ddp(Single):
 
     @classmethod
     def refuses(cls, options: DdpOptions, train: Train, world: World, device: str) -> str | None:
+        if reason := super().refuses(options, train, world, device):
+            return reason
         if options.static_graph and train.grad_accum > 1 and train.mode != "forward":
             return (
                 f"train.grad_accum: {train.grad_accum} with static_graph: torch's reducer fails "
@@ -78,12 +80,10 @@ class Ddp(Single):
             static_graph=self.options.static_graph,
         )
 
-    def forward(
-        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
-    ) -> tuple[Tensor, int]:
+    def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
         # DDP decides in forward whether this micro-batch's backward reduces.
-        with nullcontext() if last_micro_batch else s.wrapped.no_sync():
-            return super().forward(s, tokens, labels)
+        context: AbstractContextManager[Any] = nullcontext()
+        return context if last_micro_batch else s.wrapped.no_sync()
 
     def expects(self) -> dict[str, Any]:
         return {
@@ -95,18 +95,15 @@ class Ddp(Single):
         context: AbstractContextManager[None] = s.wrapped.no_sync()
         return context
 
-    def describe(self, s: TrainState) -> dict[str, Any]:
-        from torch.nn.parallel import DistributedDataParallel
+    def reduction(self, s: TrainState) -> str | None:
+        # Without a communication hook a bucket is reduced in its gradients' dtype.
+        return common.dtype_name(s.module.parameters())
 
-        if not isinstance(s.wrapped, DistributedDataParallel):  # which is then `invalid`
-            return {"wrapper": common.wrapper_name(s)}
-        log = s.wrapped._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    def facts(self, s: TrainState) -> dict[str, Any]:
+        log = s.wrapped._get_ddp_logging_data()
         sizes = log.get("rebuilt_bucket_sizes") or log.get("bucket_sizes") or ""
         return {
-            "wrapper": common.wrapper_name(s),
             "world_size": s.wrapped.process_group.size(),
-            # Without a communication hook a bucket is reduced in its gradients' dtype.
-            **common.read_states(self.states(s), common.dtype_name(s.module.parameters())),
             "buckets": {
                 "bytes": [int(x) for x in sizes.replace(",", " ").split()],
                 "cap_bytes": int(log["bucket_cap_bytes"]),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StrictBool
 
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.schema import Schema
+from andromeda_scale.schema import MAX_RANKS, Schema
 from andromeda_scale.strategies import common
-from andromeda_scale.strategies.base import Strategy, TrainState
+from andromeda_scale.strategies.base import TrainState
+from andromeda_scale.strategies.native import Native
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
@@ -22,14 +28,16 @@ if TYPE_CHECKING:
 class Fsdp2Options(Schema):
     """`reshard_after_forward` false keeps the blocks gathered until backward: memory for traffic.
 
-    The root unit (embedding, final norm, head) stays gathered in both cases, as torch does it.
+    A number keeps each block in that many shards, gathered again among so many neighbours alone.
+    The root unit (embedding, final norm, head) stays gathered in every case, as torch does it.
     """
 
-    reshard_after_forward: bool = True
+    reshard_after_forward: StrictBool | Annotated[int, Field(ge=2, le=MAX_RANKS)] = True
+    cpu_offload: bool = False  # shards, their gradients and the optimizer live on the host
 
 
-class Fsdp2(Strategy):
-    """Every block is a unit, the rest is the root unit. Float32 shards; bf16 by its own policy.
+class Fsdp2(Native):
+    """Every block is a unit, the rest is the root unit. Float32 shards, cast when gathered.
 
     Under gradient accumulation gradients stay whole and unreduced until the last micro-batch:
     4 bytes per parameter more than `layout` says.
@@ -39,129 +47,140 @@ class Fsdp2(Strategy):
     Options: ClassVar[type[Schema]] = Fsdp2Options
 
     @classmethod
-    def layout(cls, options: Fsdp2Options, train: Train, world: World) -> StateLayout:
-        """16 / N bytes per parameter, before padding to ceil(dim0 / N) rows."""
+    def num_shards(cls, options: Any, world: World) -> int:
+        """How many ranks together hold the model once."""
+        return world.size
+
+    @classmethod
+    def refuses(cls, options: Any, train: Train, world: World, device: str) -> str | None:
+        if reason := super().refuses(options, train, world, device):
+            return reason
+        kept, shards = options.reshard_after_forward, cls.num_shards(options, world)
+        if not isinstance(kept, bool) and shards % kept:
+            return (
+                f"strategy.reshard_after_forward: {kept} does not divide {shards} shards; "
+                "use true, false or a divisor"
+            )
+        return None
+
+    @classmethod
+    def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
+        """16 / N bytes per parameter with Adam, before padding to ceil(dim0 / N) rows."""
+        shards = cls.num_shards(options, world)
+        on: Literal["device", "host"] = "host" if options.cpu_offload else "device"
         return StateLayout(
-            parameters=Part(4, world.size),
-            gradients=Part(4, world.size),
+            parameters=Part(4, shards, on),
+            gradients=Part(4, shards, on),
             master=Part(0),
-            optimizer_state=Part(train.optimizer.state_bytes, world.size),
+            optimizer_state=Part(train.optimizer.state_bytes, shards, on),
         )
 
     @classmethod
-    def traffic(cls, options: Fsdp2Options, train: Train, world: World) -> Traffic:
+    def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Sum over units of (2 + reshard_u) P_u: the root is gathered once a micro-batch."""
-        if world.size == 1:
-            return Traffic()
         policy = POLICIES[train.precision]
-        gather = element_bytes(policy.compute)
-        again = Collective("all_gather", 1.0, gather, "micro_batch", of="blocks")
+        gather, shards = element_bytes(policy.compute), cls.num_shards(options, world)
+        if shards == 1:
+            return Traffic()
+        kept = options.reshard_after_forward
+        near = shards if isinstance(kept, bool) else kept
+        again = Collective("all_gather", 1.0, gather, "micro_batch", over=near, of="blocks")
         return Traffic(
             (
-                Collective("all_gather", 1.0, gather, "micro_batch"),
-                *((again,) if options.reshard_after_forward else ()),
-                Collective("reduce_scatter", 1.0, element_bytes(policy.reduction)),
+                Collective("all_gather", 1.0, gather, "micro_batch", over=shards),
+                *((again,) if kept else ()),
+                Collective("reduce_scatter", 1.0, element_bytes(policy.reduction), over=shards),
             )
         )
 
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Shard on meta, then fill each rank's shards."""
-        import torch
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
-        module = factory.build()
-        mesh = init_device_mesh(rt.device.type, (rt.world_size,))
-        policy = MixedPrecisionPolicy()
-        if POLICIES[self.train.precision].mixed:
-            asked = POLICIES[self.train.precision]
-            policy = MixedPrecisionPolicy(
+        module, mesh = factory.build(), self.mesh(rt)
+        keywords = {"mesh": mesh, **self._policies(rt.device)}
+        if self.train.compile:
+            common.compile_blocks(module)
+        kept = self.options.reshard_after_forward
+        for block in module.blocks:  # type: ignore[union-attr]
+            fully_shard(block, reshard_after_forward=kept, **keywords)
+        fully_shard(module, reshard_after_forward=False, **keywords)
+        host = "cpu" if self.options.cpu_offload else None
+        factory.materialise(module, rt.device, parameters_on=host)
+        shards = mesh.get_group("shard")
+        return self.state(module, module, rt.device, sharded_over=shards)
+
+    def mesh(self, rt: Runtime) -> DeviceMesh:
+        """The ranks, by what they share."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(rt.device.type, (rt.world_size,), mesh_dim_names=("shard",))
+
+    def _policies(self, device: torch.device) -> dict[str, Any]:
+        import torch
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
+        policies: dict[str, Any] = {}
+        asked = POLICIES[self.train.precision]
+        if asked.mixed:
+            policies["mp_policy"] = MixedPrecisionPolicy(
                 param_dtype=getattr(torch, asked.compute),
                 reduce_dtype=getattr(torch, asked.reduction),
             )
-        if self.train.compile:
-            common.compile_blocks(module)
-        for block in module.blocks:  # type: ignore[union-attr]
-            fully_shard(
-                block,
-                mesh=mesh,
-                mp_policy=policy,
-                reshard_after_forward=self.options.reshard_after_forward,
-            )
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        factory.materialise(module, rt.device)
-        optimizer = common.adamw(module.parameters(), self.train)
-        return TrainState(module, module, optimizer)
+        if self.options.cpu_offload:
+            policies["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type != "cpu")
+        return policies
 
-    def forward(
-        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
-    ) -> tuple[Tensor, int]:
-        loss_sum, num_tokens = s.wrapped(tokens, labels)
-        return loss_sum, num_tokens
-
-    def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
+    def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
         s.wrapped.set_requires_gradient_sync(last_micro_batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        return nullcontext()
 
-    def gradient_norm(self, s: TrainState) -> Tensor:
-        """Of all shards: one scalar all-reduce."""
-        import torch
-        from torch.distributed.tensor import DTensor
-
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in s.module.parameters() if p.grad is not None]
-        )
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def update(self, s: TrainState) -> None:
-        import torch
-
-        if self.train.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                s.module.parameters(), self.train.grad_clip, self.gradient_norm(s)
-            )
-        s.optimizer.step()
-        s.optimizer.zero_grad(set_to_none=True)
-
-    def discard(self, s: TrainState) -> None:
-        s.optimizer.zero_grad(set_to_none=True)
-
-    def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+    def parameters(self, s: TrainState) -> list[Any]:
         # Not module.parameters(): after a forward alone the root's are the gathered ones.
-        shards = [
+        return [
             p.sharded_param for _, group in _parameter_groups(s.module) for p in group.fsdp_params
         ]
-        return {
-            "parameters": [common.local(p) for p in shards],
-            "gradients": common.gradients(shards),
-            "master": [],
-            "optimizer_state": list(common.optimizer_tensors(s.optimizer.state)),
-        }
 
     def expects(self) -> dict[str, Any]:
-        return {
-            "wrapper": "FSDPModule",
-            "dtypes": common.expected_dtypes(self.train.precision),
-        }
+        dtypes = common.expected_dtypes(self.train.precision)
+        offload = {"parameters": "cpu"} if self.options.cpu_offload else {}
+        return {"wrapper": "FSDPModule", "dtypes": dtypes, "offload": offload}
 
-    def describe(self, s: TrainState) -> dict[str, Any]:
+    def wrapper(self, s: TrainState) -> str | None:
         from torch.distributed.fsdp import FSDPModule
 
+        return "FSDPModule" if isinstance(s.wrapped, FSDPModule) else common.wrapper_name(s)
+
+    def reduction(self, s: TrainState) -> str | None:
+        return _reduction([group for _, group in _parameter_groups(s.module)])
+
+    def facts(self, s: TrainState) -> dict[str, Any]:
         groups = _parameter_groups(s.module)
-        worlds = {p.sharded_param.device_mesh.size() for _, g in groups for p in g.fsdp_params}
+        meshes = [p.sharded_param.device_mesh for _, g in groups for p in g.fsdp_params]
+        assert all(mesh == meshes[0] for mesh in meshes), "units differ in their meshes"
+        names = meshes[0].mesh_dim_names or ()
         return {
-            "wrapper": "FSDPModule" if isinstance(s.wrapped, FSDPModule) else None,
-            "world_size": worlds.pop() if len(worlds) == 1 else 1,
-            **common.read_states(self.states(s), _reduction([group for _, group in groups])),
+            "world_size": meshes[0].size(),
+            "mesh": dict(zip(names, meshes[0].shape, strict=True)),
+            "offload": common.devices(self.states(s)),
             "units": [
                 {
                     "name": name,
                     "num_parameters": sum(p._orig_size.numel() for p in group.fsdp_params),
-                    "reshard_after_forward": group.post_forward_mesh_info is not None,
+                    "reshard_after_forward": _kept_shards(group),
                 }
                 for name, group in groups
             ],
         }
+
+
+def _kept_shards(group: Any) -> bool | int:
+    """What is left of a unit after forward: false all of it, true a shard, a number of shards."""
+    kept, mesh = group.post_forward_mesh_info, group.mesh_info
+    if kept is None:
+        return False
+    same = kept.shard_mesh_size == mesh.shard_mesh_size
+    return True if same else int(kept.shard_mesh_size)
 
 
 def _reduction(groups: list[Any]) -> str | None:

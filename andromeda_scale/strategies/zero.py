@@ -109,7 +109,7 @@ class _Zero(Strategy):
             common.compile_blocks(module)
         engine, _, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=common.adamw(module.parameters(), self.train),
+            optimizer=common.optimizer(module.parameters(), self.train),
             config=config,
             dist_init_required=False,
         )

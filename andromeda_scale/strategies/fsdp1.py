@@ -1,0 +1,240 @@
+"""FSDP1 (`FullyShardedDataParallel`): every block one flat parameter, sharded over the ranks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.schema import Schema
+from andromeda_scale.strategies import common
+from andromeda_scale.strategies.base import TrainState
+from andromeda_scale.strategies.hsdp import hybrid_mesh, refuses_shard_size, shard_size
+from andromeda_scale.strategies.native import Native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from andromeda_scale.models.factory import ModelFactory
+    from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
+
+
+class Fsdp1Options(Schema):
+    """torch's names.
+
+    full_shard frees a block after forward and gathers it again for backward, shard_grad_op keeps
+    it; hybrid_shard is full_shard within groups of `shard_size` ranks (null: a node, or half of
+    one), whose replicas average their gradients.
+    """
+
+    sharding: Literal["full_shard", "shard_grad_op", "hybrid_shard"] = "full_shard"
+    shard_size: PositiveInt | None = None
+
+
+class Fsdp1(Native):
+    """Every block is a unit, the rest is the root unit. Float32 shards, cast when gathered.
+
+    A unit's flat parameter is padded: each parameter to 16 bytes, the whole to a multiple of the
+    ranks; `layout` leaves that out. Under gradient accumulation gradients stay whole and unreduced
+    until the last micro-batch: 4 bytes per parameter more than `layout` says.
+    """
+
+    name: ClassVar[str] = "fsdp1"
+    Options: ClassVar[type[Schema]] = Fsdp1Options
+
+    @classmethod
+    def refuses(cls, options: Fsdp1Options, train: Train, world: World, device: str) -> str | None:
+        if reason := super().refuses(options, train, world, device):
+            return reason
+        if options.sharding != "hybrid_shard":
+            if options.shard_size is None:
+                return None
+            return (
+                f"strategy.shard_size: {options.shard_size} has no meaning with sharding: "
+                f"{options.sharding}; remove it, or use sharding: hybrid_shard"
+            )
+        if reason := refuses_shard_size(options.shard_size, world):
+            return reason
+        if world.size > 1 and shard_size(options.shard_size, world) == 1:
+            # torch then switches to NO_SHARD and never averages over the replicas.
+            return (
+                "strategy.shard_size: 1 leaves hybrid_shard nothing to shard, and torch would "
+                "train every rank alone; use 2 or more, or strategy ddp"
+            )
+        return None
+
+    @classmethod
+    def _shards(cls, options: Fsdp1Options, world: World) -> int:
+        hybrid = options.sharding == "hybrid_shard"
+        return shard_size(options.shard_size, world) if hybrid else world.size
+
+    @classmethod
+    def layout(cls, options: Fsdp1Options, train: Train, world: World) -> StateLayout:
+        """16 / N bytes per parameter with Adam, before padding."""
+        shards = cls._shards(options, world)
+        return StateLayout(
+            parameters=Part(4, shards),
+            gradients=Part(4, shards),
+            master=Part(0),
+            optimizer_state=Part(train.optimizer.state_bytes, shards),
+        )
+
+    @classmethod
+    def traffic(cls, options: Fsdp1Options, train: Train, world: World) -> Traffic:
+        """As FSDP2's, before padding; shard_grad_op gathers once a step and not once more.
+
+        Between micro-batches it keeps its parameters whole too.
+        """
+        shards, policy = cls._shards(options, world), POLICIES[train.precision]
+        if world.size == 1:
+            return Traffic()
+        gather, reduce = element_bytes(policy.compute), element_bytes(policy.reduction)
+        scatter = Collective("reduce_scatter", 1.0, reduce, over=shards)
+        if options.sharding == "shard_grad_op":
+            return Traffic((Collective("all_gather", 1.0, gather, over=shards), scatter))
+        across = Collective("all_reduce", 1 / shards, reduce, over=world.size // shards)
+        return Traffic(
+            (
+                Collective("all_gather", 1.0, gather, "micro_batch", over=shards),
+                Collective("all_gather", 1.0, gather, "micro_batch", over=shards, of="blocks"),
+                scatter,
+                *((across,) if options.sharding == "hybrid_shard" else ()),
+            )
+        )
+
+    def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
+        """Unit by unit: materialise, flatten, shard; no rank holds more than one unit whole."""
+        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+        from torch.distributed.fsdp.wrap import CustomPolicy
+
+        module = factory.build()
+        blocks = set(module.blocks)  # type: ignore[arg-type]
+        if self.train.compile:
+            common.compile_blocks(module)
+        wrapped = FullyShardedDataParallel(
+            module,
+            device_mesh=self._mesh(rt),
+            sharding_strategy=ShardingStrategy[self.options.sharding.upper()],
+            auto_wrap_policy=CustomPolicy(lambda child: child in blocks),
+            mixed_precision=self._mixed_precision(),
+            param_init_fn=_filler(factory, module, rt.device),
+            device_id=rt.device,
+            use_orig_params=True,
+        )
+        return self.state(wrapped, module, rt.device, sharded_over=wrapped.process_group)
+
+    def _mesh(self, rt: Runtime) -> DeviceMesh:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self.options.sharding == "hybrid_shard":
+            return hybrid_mesh(self.options.shard_size, rt)
+        return init_device_mesh(rt.device.type, (rt.world_size,), mesh_dim_names=("shard",))
+
+    def _mixed_precision(self) -> Any:
+        import torch
+        from torch.distributed.fsdp import MixedPrecision
+
+        asked = POLICIES[self.train.precision]
+        if not asked.mixed:
+            return None
+        return MixedPrecision(
+            param_dtype=getattr(torch, asked.compute), reduce_dtype=getattr(torch, asked.reduction)
+        )
+
+    def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = nullcontext()
+        return context if last_micro_batch else s.wrapped.no_sync()
+
+    def clip(self, s: TrainState, max_norm: float) -> None:
+        s.wrapped.clip_grad_norm_(max_norm)
+
+    def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+        flats = [handle.flat_param for _, _, handle in _units(s.wrapped)]
+        # Not the parameters themselves: after a forward alone they are views of gathered ones.
+        shards = [getattr(flat, "_local_shard", flat) for flat in flats]
+        return {**super().states(s), "parameters": shards}
+
+    def expects(self) -> dict[str, Any]:
+        return {
+            "wrapper": "FullyShardedDataParallel",
+            "dtypes": common.expected_dtypes(self.train.precision),
+        }
+
+    def reduction(self, s: TrainState) -> str | None:
+        kinds = {str(handle._reduce_dtype) for _, _, handle in _units(s.wrapped)}
+        return "+".join(sorted(kinds)).replace("torch.", "")
+
+    def facts(self, s: TrainState) -> dict[str, Any]:
+        units = _units(s.wrapped)
+        shards = s.wrapped.process_group.size()
+        between = getattr(s.wrapped, "_inter_node_pg", None)
+        replicas = between.size() if between is not None else 1
+        return {
+            "world_size": shards * replicas,
+            "mesh": {"replicate": replicas, "shard": shards},
+            "units": [
+                {
+                    "name": name,
+                    "sharding": unit.sharding_strategy.name.lower(),
+                    "num_parameters": sum(
+                        numel
+                        for numel, padding in zip(
+                            handle.flat_param._numels_with_padding,
+                            handle.flat_param._is_padding_mask,
+                            strict=True,
+                        )
+                        if not padding
+                    ),
+                    "padded_to": shards * _numel(handle.flat_param),
+                }
+                for name, unit, handle in units
+            ],
+        }
+
+
+def _numel(flat: Any) -> int:
+    """Elements of a flat parameter on this rank, with padding."""
+    return int(getattr(flat, "_local_shard", flat).numel())
+
+
+def _units(wrapped: Any) -> list[tuple[str, Any, Any]]:
+    """(name of the unit's module, its wrapper, the handle of its flat parameter)."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found = []
+    for name, child in wrapped.named_modules():
+        if isinstance(child, FullyShardedDataParallel) and child._handle is not None:
+            found.append(
+                (name.replace("_fsdp_wrapped_module.", "") or "root", child, child._handle)
+            )
+    return found
+
+
+def _filler(
+    factory: ModelFactory, module: nn.Module, device: torch.device
+) -> Callable[[nn.Module], None]:
+    """What gives one module of a unit, itself without its children, the seed's weights."""
+    from torch import nn
+
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    made: dict[nn.Parameter, nn.Parameter] = {}  # a parameter with two owners stays one
+
+    def fill(child: nn.Module) -> None:
+        parameters = dict(child.named_parameters(recurse=False))
+        child.to_empty(device=device, recurse=False)  # position tables compute themselves again
+        for key, meta in parameters.items():
+            if meta not in made:
+                full = factory.full_parameter(names[meta], meta.shape, device)
+                made[meta] = nn.Parameter(full)
+            child.register_parameter(key, made[meta])
+
+    return fill

@@ -1,0 +1,120 @@
+"""What torch's own strategies share: one way of forward, backward, clipping and update."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from andromeda_scale.strategies import common
+from andromeda_scale.strategies.base import Strategy, TrainState
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
+
+
+class Native(Strategy):
+    """A wrapped module, a torch optimizer and a loss scaler, which does nothing but under fp16."""
+
+    # Whether low precision comes from torch.autocast; False: the wrapper casts its parameters.
+    autocasts: ClassVar[bool] = False
+
+    def state(
+        self,
+        wrapped: Any,
+        module: nn.Module,
+        device: torch.device,
+        *,
+        sharded_over: ProcessGroup | None = None,
+    ) -> TrainState:
+        """Add optimizer and scaler; `sharded_over`: the ranks whose shards make the gradient."""
+        from andromeda_scale.strategies import scaling
+
+        optimizer = common.optimizer(module.parameters(), self.train)
+        scaler = scaling.LossScaler(self.train.precision, device, sharded_over)
+        extra = {"device": device, "scaler": scaler, "sharded_over": sharded_over}
+        return TrainState(wrapped, module, optimizer, extra)
+
+    def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
+        """Around forward and around backward: only the last micro-batch reduces gradients."""
+        return nullcontext()
+
+    def forward(
+        self, s: TrainState, tokens: Tensor, labels: Tensor, *, last_micro_batch: bool = True
+    ) -> tuple[Tensor, int]:
+        low = common.autocast(s.extra["device"], self.train.precision, enabled=self.autocasts)
+        with self.accumulating(s, last_micro_batch=last_micro_batch), low:
+            loss_sum, num_tokens = s.wrapped(tokens, labels)
+        return loss_sum, num_tokens
+
+    def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
+        with self.accumulating(s, last_micro_batch=last_micro_batch):
+            s.extra["scaler"].scale(loss).backward()
+
+    def gradient_norm(self, s: TrainState) -> Tensor:
+        norm: Tensor = self.norm(s) / s.extra["scaler"].current()
+        return norm
+
+    def norm(self, s: TrainState) -> Tensor:
+        """Norm of the gradients as they are: whole here, or one part of them on every rank."""
+        found = common.gradients(s.module.parameters())
+        return common.total_norm(found, s.extra["device"], s.extra["sharded_over"])
+
+    def clip(self, s: TrainState, max_norm: float) -> None:
+        import torch
+
+        parameters = [p for p in s.module.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self.norm(s))
+
+    def update(self, s: TrainState) -> None:
+        scaler = s.extra["scaler"]
+        scaler.unscale_(s.optimizer)
+        if self.train.grad_clip is not None:
+            self.clip(s, self.train.grad_clip)
+        # Under fp16 alone this may wait for the device: torch's scaler asks whether to skip the
+        # step, unless the optimizer's kernel can be told on the device.
+        scaler.step(s.optimizer)
+        scaler.update()
+        s.optimizer.zero_grad(set_to_none=True)
+
+    def discard(self, s: TrainState) -> None:
+        s.optimizer.zero_grad(set_to_none=True)
+
+    def states(self, s: TrainState) -> dict[str, list[Tensor]]:
+        parameters = self.parameters(s)
+        return {
+            "parameters": [common.local(p) for p in parameters],
+            "gradients": common.gradients(parameters),
+            "master": [],
+            "optimizer_state": list(common.optimizer_tensors(s.optimizer.state)),
+        }
+
+    def parameters(self, s: TrainState) -> list[Any]:
+        """What the optimizer updates, with the gradients on it."""
+        return list(s.module.parameters())
+
+    def describe(self, s: TrainState) -> dict[str, Any]:
+        wrapper = self.wrapper(s)
+        if wrapper != self.expects()["wrapper"]:  # which is then `invalid`
+            return {"wrapper": wrapper}
+        return {
+            "wrapper": wrapper,
+            **common.read_states(self.states(s), self.reduction(s)),
+            "optimizer": common.optimizer_facts(s.optimizer),
+            "loss_scale": s.extra["scaler"].describe(),
+            **self.facts(s),
+        }
+
+    def wrapper(self, s: TrainState) -> str | None:
+        """The class around the model; None for the bare module."""
+        return common.wrapper_name(s)
+
+    @abstractmethod
+    def reduction(self, s: TrainState) -> str | None:
+        """The dtype in which gradients cross the network, from live objects; None: they do not."""
+
+    @abstractmethod
+    def facts(self, s: TrainState) -> dict[str, Any]:
+        """`world_size`, and what else describe() reads back of this strategy alone."""
