@@ -1,8 +1,12 @@
-"""Finds the YAML and JSON files the package ships, or a user's own in their place. No torch."""
+"""Finds the files the package ships, or a user's own in their place, and copies them. No torch.
+
+In a wheel they lie below andromeda_scale/shipped, in the repository at its top.
+"""
 
 from __future__ import annotations
 
 import difflib
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +14,12 @@ from andromeda_scale.errors import UserError
 
 Kind = Literal["suites", "models", "hardware", "deepspeed"]
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+_PACKAGE = Path(__file__).resolve().parent
+TOP = next(top for top in (_PACKAGE / "shipped", _PACKAGE.parent) if (top / "configs").is_dir())
+SHIPPED = TOP / "configs"
 _SUFFIXES = (".yaml", ".yml", ".json")
+# What `init` copies: folders of files to edit. hardware/ is data about devices, not a choice.
+_TO_EDIT = ("configs/suites", "configs/models", "configs/deepspeed", "launch", "slurm")
 
 
 def names(kind: Kind) -> list[str]:
@@ -27,8 +35,9 @@ def find(kind: Kind, name: str) -> Path:
     if _is_path(name):
         if Path(name).exists():
             return Path(name)
+        at = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
         raise UserError(
-            f"{name}: no such file in {Path.cwd()}; give the path of a file, "
+            f"{name}: no such file{at}; give the path of a file, "
             f"or one of the shipped {kind}: {', '.join(names(kind))}"
         )
     for suffix in _SUFFIXES:
@@ -39,6 +48,43 @@ def find(kind: Kind, name: str) -> Path:
     raise UserError(
         f"{name}: no shipped {kind[:-1]} of this name; {remedy} (a file of yours needs its suffix)"
     )
+
+
+def beside(kind: Kind, name: str, suite_folder: Path, folder: Path) -> str:
+    """What `name` means for a suite: a path starts at `folder`; a name is first looked for in
+    ../KIND of the suite's folder, where `init` puts its copies."""
+    if _is_path(name):
+        return str(folder / name)
+    for suffix in _SUFFIXES:
+        if (near := suite_folder.parent / kind / f"{name}{suffix}").is_file():
+            return str(near)
+    return name
+
+
+def copy_to(folder: Path) -> list[Path]:
+    """Copy what a user may edit into `folder`; the copies, sorted.
+
+    Raises UserError naming the first file that is there already, with nothing written.
+    """
+    pairs = [
+        (source, folder / Path(part).name / source.relative_to(TOP / part))
+        for part in _TO_EDIT
+        for source in sorted((TOP / part).rglob("*"))
+        if source.is_file() and source.suffix in (*_SUFFIXES, ".sh", ".sbatch")
+    ]
+    taken = next((copy for _, copy in pairs if copy.exists() or copy.is_symlink()), None)
+    if taken is not None:
+        raise UserError(f"{taken}: is there already; nothing was written, name another folder")
+    try:
+        for source, copy in pairs:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); name a folder "
+            "that you own"
+        ) from None
+    return [copy for _, copy in pairs]
 
 
 def _is_path(name: str) -> bool:

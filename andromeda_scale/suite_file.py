@@ -41,13 +41,14 @@ def read_suite(name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] 
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds {type(raw).__name__}, not a mapping"
         raise UserError(f"{path}: {found}; write question, model, world and train as key: value")
-    _resolve_files(raw, path.parent.absolute())
+    folder = path.parent.absolute()
+    _resolve_files(raw, folder, folder)
     overrides: dict[str, str] = {}
     for option, assignments in (("--set", sets), ("--axis", axes)):
         for assignment in assignments:
             key = _override(raw, option, assignment)
             overrides[key] = _source(option, assignment)
-            _resolve_files(raw, Path.cwd())  # what the file wrote is absolute already
+            _resolve_files(raw, Path.cwd(), folder)  # what the file wrote is absolute already
 
     def where(key: str) -> str:
         sources = [source for written, source in overrides.items() if _meet(key, written)]
@@ -70,22 +71,39 @@ def _short(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _resolve_files(raw: dict[str, Any], folder: Path) -> None:
-    """Make relative `data.files` absolute, in place: a run is resumed from any directory."""
+def _resolve_files(raw: dict[str, Any], folder: Path, suite_folder: Path) -> None:
+    """Make the relative paths of data and models absolute, in place: a run is resumed from any
+    directory. They start at `folder`: the suite's, or where an option was typed."""
+
+    def files(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [str(folder / name) if isinstance(name, str) and name else name for name in value]
+
+    def model(value: Any) -> Any:
+        if isinstance(value, str):
+            return resources.beside("models", value, suite_folder, folder)
+        return _with(value, "base", model)
+
     axes = raw.get("axes")
     axes = axes if isinstance(axes, dict) else {}
-    data = axes.get("data")
-    for mapping in (raw.get("data"), *(data if isinstance(data, list) else ())):
-        if isinstance(mapping, dict) and "files" in mapping:
-            mapping["files"] = _absolute(mapping["files"], folder)
-    if isinstance(axes.get("data.files"), list):
-        axes["data.files"] = [_absolute(files, folder) for files in axes["data.files"]]
+    for key, absolute in {
+        "data": lambda value: _with(value, "files", files),
+        "data.files": files,
+        "model": model,
+        "model.base": model,
+    }.items():
+        if key in raw:
+            raw[key] = absolute(raw[key])
+        if isinstance(axes.get(key), list):
+            axes[key] = [absolute(value) for value in axes[key]]
 
 
-def _absolute(files: Any, folder: Path) -> Any:
-    if not isinstance(files, list):
-        return files
-    return [str(folder / name) if isinstance(name, str) and name else name for name in files]
+def _with(value: Any, key: str, change: Callable[[Any], Any]) -> Any:
+    """A mapping with one of its values changed; anything else as it is."""
+    if isinstance(value, dict) and key in value:
+        return {**value, key: change(value[key])}
+    return value
 
 
 def _meet(key: str, written: str) -> bool:

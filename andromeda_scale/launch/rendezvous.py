@@ -211,8 +211,12 @@ def rank_environment(
         for name, value in env.items()
         if name not in _LAUNCHER_EXACT and not name.startswith(_LAUNCHER)
     }
-    if "TORCHELASTIC_RUN_ID" in env:
-        clean.pop("OMP_NUM_THREADS", None)  # torchrun's 1; ranks set their threads by torch
+    # Ranks set their threads by torch; these are torchrun's 1 and accelerate's guesses.
+    if "TORCHELASTIC_RUN_ID" in env or "ACCELERATE_MIXED_PRECISION" in env:
+        clean.pop("OMP_NUM_THREADS", None)
+    if env.get("ACCELERATE_USE_CPU") == "True":
+        clean.pop("KMP_AFFINITY", None)
+        clean.pop("KMP_BLOCKTIME", None)
     clean["DS_ACCELERATOR"] = device
     if device == "cpu":
         clean["CUDA_VISIBLE_DEVICES"] = ""

@@ -92,6 +92,17 @@ def test_a_rank_sees_nothing_of_the_launcher_that_started_its_agent() -> None:
     }
 
 
+def test_threads_that_a_launcher_guessed_do_not_reach_the_ranks() -> None:
+    # accelerate 1.15 launch without torchrun, on a CPU (utils/launch.py).
+    guessed = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
+    guessed |= {"ACCELERATE_USE_CPU": "True", "KMP_AFFINITY": "granularity=fine,compact,1,0"}
+    assert rank_environment({**guessed, "KMP_BLOCKTIME": "1"}, "cuda", {}) == {
+        "DS_ACCELERATOR": "cuda"
+    }
+    mine = {"KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "3"}
+    assert rank_environment(mine, "cuda", {}) == {**mine, "DS_ACCELERATOR": "cuda"}
+
+
 def test_a_rank_on_a_gpu_keeps_its_visible_devices_and_the_users_threads() -> None:
     env = {"CUDA_VISIBLE_DEVICES": "2,3", "OMP_NUM_THREADS": "4"}
     assert rank_environment(env, "cuda", {}) == {**env, "DS_ACCELERATOR": "cuda"}
