@@ -174,6 +174,17 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copies go.")],
+) -> None:
+    """Copy the shipped suites, models, launch scripts and SLURM templates, for editing."""
+    from andromeda_scale.resources import copy_to
+
+    number = len(copy_to(folder))
+    typer.echo(f"{number} files; andromeda-scale run {folder}/suites/quickstart.yaml")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a suite file, for editors."""
     import json
