@@ -145,11 +145,14 @@ class Format(StrEnum):
 def report(
     run_dir: RunPath,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
+    fairness: Annotated[
+        bool, typer.Option("--fairness", help="Show every difference between the rows compared.")
+    ] = False,
 ) -> None:
     """Merge a run's records again and print the scaling table; needs the files alone."""
     from andromeda_scale import sweep
 
-    sweep.print_report(run_dir, format_.value)
+    sweep.print_report(run_dir, format_.value, fairness=fairness)
 
 
 class Kind(StrEnum):

@@ -95,9 +95,9 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
 def finish(run_dir: Path, quiet: bool = False) -> int:
     """Merge a run, write its tables beside its records, print the table; the exit status.
 
-    Writes results.parquet, ranks.parquet, table.md, table.csv. Status 0 when a case was measured,
-    1 when none was: failed cases are rows, but a table without a number is no result. A full disk
-    is status 1 too, with the table printed.
+    Writes results.parquet, ranks.parquet, table.md, table.csv, fairness.csv. Status 0 when a case
+    was measured, 1 when none was: failed cases are rows, but a table without a number is no
+    result. A full disk is status 1 too, with the table printed.
     """
     from andromeda_scale.launch.run_dir import full_disk, is_full
     from andromeda_scale.merge import merge_run
@@ -114,7 +114,8 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     def show() -> None:
         _print_table(results)
         if not quiet and full is None:
-            typer.echo(f"results: {run_dir}/results.parquet, ranks.parquet, table.md, table.csv")
+            files = "results.parquet, ranks.parquet, table.md, table.csv, fairness.csv"
+            typer.echo(f"results: {run_dir}/{files}")
 
     _while_open(sys.stdout, show)
     if full is not None:
@@ -123,17 +124,19 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     return MEASURED if measured else NOTHING_MEASURED
 
 
-def print_report(run_dir: Path, form: str) -> None:
-    """The scaling table of a run on stdout: terminal, md or csv."""
+def print_report(run_dir: Path, form: str, *, fairness: bool = False) -> None:
+    """The scaling table of a run on stdout: terminal, md or csv; `fairness`: with, or for md and
+    csv instead, every difference between the rows compared."""
     from andromeda_scale.merge import load_results
     from andromeda_scale.report.tables import scaling_table
 
     results = load_results(run_dir)
     if form == "terminal":
-        _print_table(results)
-    else:
-        table = scaling_table(results)
-        typer.echo((table.to_markdown() if form == "md" else table.to_csv()).rstrip("\n"))
+        _print_table(results, fairness)
+        return
+    table = scaling_table(results)
+    shown = table.fairness if fairness else table
+    typer.echo((shown.to_markdown() if form == "md" else shown.to_csv()).rstrip("\n"))
 
 
 def progress(run_dir: Path) -> Iterator[str]:
@@ -205,6 +208,7 @@ def _write_tables(results: Results, run_dir: Path) -> None:
     table = scaling_table(results)
     (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
     (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
+    (run_dir / "fairness.csv").write_text(table.fairness.to_csv(), encoding="utf-8")
 
 
 def _complain(what: str) -> None:
@@ -236,13 +240,15 @@ def _deaf_to_hangup() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-def _print_table(results: Results) -> None:
-    from rich.console import Console
+def _print_table(results: Results, fairness: bool = False) -> None:
+    from rich.console import Console, Group
 
-    from andromeda_scale.report.tables import scaling_table
+    from andromeda_scale.report.tables import as_text, scaling_table
 
     table = scaling_table(results)
+    full = [table.fairness.to_rich_in_full()] if fairness else []
+    shown = Group(table.to_rich(), *full)
     if sys.stdout.isatty():
-        Console().print(table.to_rich())
+        Console().print(shown)
     else:
-        typer.echo(table.to_text().rstrip("\n"))
+        typer.echo(as_text(shown).rstrip("\n"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from andromeda_scale.metrics import NOT_MEASURED
+from andromeda_scale.analysis import settings
 
 Row = Mapping[str, Any]
 
@@ -62,13 +61,14 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     rows: list[dict[str, Any]] = []
     for record in cases.to_dict("records"):
         row = {str(key): value for key, value in record.items()}
-        rows.append(row | json.loads(row["other"]))
-    keys = (*_SETTINGS, *dict.fromkeys(key for row in rows for key in json.loads(row["other"])))
+        set_in_suite = {key: settings.yaml(value) for key, value in settings.others(row).items()}
+        rows.append(set_in_suite | row)
+    keys = dict.fromkeys((*_SETTINGS, *(key for row in rows for key in settings.others(row))))
     axes = [key for key in keys if _tells_apart(rows, key)]
     groups: dict[tuple[str, ...], int] = {}
     for row in rows:
         for axis in axes:
-            row.setdefault(axis, NOT_MEASURED)  # the default
+            row.setdefault(axis, settings.default(axis))
         signature = (label(row), *(str(row[axis]) for axis in axes))
         row["group"] = groups.setdefault(signature, len(groups))
     rows.sort(key=lambda row: (row["group"], row["world_size"], row["nodes"]))

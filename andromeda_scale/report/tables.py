@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.metrics import METRICS, NOT_MEASURED, significant
+from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.notes import footnotes
 from andromeda_scale.report.rows import Row, arrange, clean, has, is_base, label
 
@@ -97,6 +98,9 @@ def _with_interval(name: str) -> tuple[str, ...]:
     return tuple(part.format(name) for part in _INTERVAL)
 
 
+TOKENS = Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s"))
+# Which lines of the fairness table a row stands out in.
+UNFAIR = Column("unfair", ("unfair",), lambda row: str(row["unfair"]), left=True)
 COLUMNS = (
     Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
     Column(
@@ -105,7 +109,7 @@ COLUMNS = (
         _status,
         left=True,
     ),
-    Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s")),
+    TOKENS,
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
     Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
     Column("speedup", _with_interval("speedup"), _speedup),
@@ -134,17 +138,19 @@ DISPENSABLE = (
     "step ms +-MAD",
 )
 MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
+MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bucket_view=false"
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown, ready for any medium: rows of columns, a title, footnotes."""
+    """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes."""
 
     title: str
     columns: tuple[Column, ...]
     rows: list[dict[str, Any]]
     notes: list[str]
+    fairness: Fairness
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -162,6 +168,9 @@ class Table:
             notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
         yield Text(clean(self.title), style="bold")
         yield table
+        if self.fairness:
+            yield self.fairness.to_rich()
+            yield Text()
         yield from (Text(clean(note), style="dim") for note in notes)
 
     def _fitting(self, width: int) -> tuple[RichTable, list[str]]:
@@ -187,6 +196,7 @@ class Table:
                 justify="left" if column.left else "right",
                 overflow="fold",
                 no_wrap=not column.folds,
+                min_width=self._width(index, cells) if column.folds else None,
             )
         for row in cells:
             table.add_row(*(Text(row[index]) for index in kept))
@@ -196,16 +206,17 @@ class Table:
         column = self.columns[index]
         texts = [*_head(column).splitlines(), *(row[index] for row in cells)]
         widest = max(cell_len(text) for text in texts)
-        return min(widest, MIN_FOLDED) if column.folds else widest
+        if not column.folds:
+            return widest
+        longest_word = max(cell_len(word) for text in texts for word in text.split() or [""])
+        return max(min(widest, MIN_FOLDED), min(longest_word, MAX_WORD))
 
     def to_text(self, width: int = PLAIN_WIDTH) -> str:
-        """For a pipe or a log: what a terminal of that width shows, without colours."""
-        file = io.StringIO()
-        Console(file=file, width=width, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+        """What a terminal of that width shows."""
+        return as_text(self, width)
 
     def to_markdown(self) -> str:
-        """A pipe table under a heading, footnotes as a list."""
+        """A pipe table under a heading, footnotes as a list, every difference in a second table."""
         grid = tabulate(
             [[cell.replace("|", "\\|") for cell in cells] for cells in self.cells()],
             headers=[column.header for column in self.columns],
@@ -213,13 +224,22 @@ class Table:
             colalign=["left" if column.left else "right" for column in self.columns],
             disable_numparse=True,
         )
-        notes = "".join(f"- {clean(note)}\n" for note in self.notes)
-        return f"## {clean(self.title)}\n\n{grid}\n\n{notes}"
+        said = self.fairness.notes() if self.fairness else []
+        notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
+        parts = [f"## {clean(self.title)}\n", f"{grid}\n", notes, self.fairness.to_markdown()]
+        return "\n".join(part for part in parts if part)
 
     def to_csv(self) -> str:
         """Values with full precision, one column for each result column shown."""
         names = dict.fromkeys(name for column in self.columns for name in column.names)
         return pd.DataFrame(self.rows, columns=["case_id", *names]).to_csv(index=False)
+
+
+def as_text(shown: RenderableType, width: int = PLAIN_WIDTH) -> str:
+    """For a pipe or a log: what a terminal of that width shows, without colours."""
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(shown)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def _head(column: Column) -> str:
@@ -239,6 +259,12 @@ def scaling_table(results: Results) -> Table:
         Column(axis.rpartition(".")[2], (axis,), _setting(axis), folds=True) for axis in axes
     ]
     columns += COLUMNS
+    fairness = Fairness.of(results)
+    if marks := fairness.marks():
+        for row in rows:
+            row["unfair"] = marks.get(row["case_id"], "")
+        columns.insert(columns.index(TOKENS), UNFAIR)
     if any(has(row, "mfu") for row in rows):
         columns.append(MFU)
-    return Table(results.question, tuple(columns), rows, footnotes(rows, axes, results.problems))
+    notes = footnotes(rows, axes, results.problems)
+    return Table(results.question, tuple(columns), rows, notes, fairness)

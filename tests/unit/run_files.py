@@ -20,6 +20,24 @@ MODEL = {
     "num_heads": 2,
 }
 
+# What a rank of ddp reads back of one step in fp32.
+DESCRIBED = {
+    "wrapper": "DistributedDataParallel",
+    "mode": "train_step",
+    "dtypes": {
+        "parameters": "float32",
+        "master": "float32",
+        "compute": "float32",
+        "gradients": "float32",
+        "reduction": "float32",
+        "optimizer_state": "float32",
+    },
+    "optimizer": {"class": "AdamW", "kernel": "fused", "weight_decay": 0.1},
+    "gradient_clipping": 1.0,
+    "matmul_precision": "highest",
+    "compile": None,
+}
+
 
 def make_case(strategy: str = "ddp", world: int = 1, **settings: Any) -> Case:
     """A case of one node."""
@@ -62,13 +80,14 @@ def rank_lines(
     compute_s: list[float] | None = None,
     peak_memory_bytes: int = 1000,
     host: str = "node0",
+    describe: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of a rank that finished; the window is the sum of its steps."""
     step_ns = [round(value * 1e9) for value in step_s]
     measured = {"step_ns": step_ns, "window_ns": sum(step_ns), "tokens": tokens}
     memory = {"peak_memory_bytes": peak_memory_bytes}
     phases: dict[str, Any] = {
-        "setup": {"memory": memory},
+        "setup": {"memory": memory, "data": {"fingerprint": "0123" if rank == 0 else None}},
         "warmup": {
             "step_time": {"step_ns": [step_ns[0] * 2, step_ns[0]]},
             "warmup": {"ended_by": "slope", "steps": 2},
@@ -92,7 +111,7 @@ def rank_lines(
     start = {"host": host, "local_rank": rank, "node_rank": 0, "device": "cpu", "threads": 1}
     return [
         {"kind": "start", "rank": rank, **start},
-        {"kind": "describe", "rank": rank, "values": {"wrapper": "X"}},
+        {"kind": "describe", "rank": rank, "values": {**DESCRIBED, **(describe or {})}},
         *(
             {"kind": "phase", "rank": rank, "phase": p, "start_s": 1.0, "end_s": 3.5, "values": v}
             for p, v in phases.items()

@@ -1,0 +1,284 @@
+"""What differs between rows that a reader would compare, beside what they are about. No torch.
+
+Rows of one model and regime at one world are compared in two directions: strategies, drivers and
+options under equal settings; and the settings of one strategy, where a difference is named by the
+axis of the suite that makes it. Facts are what the ranks read back (column `facts`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from andromeda_scale.analysis import settings
+from andromeda_scale.analysis.fairness_rules import IDENTITY, Rule, required, rule_of
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.precision import POLICIES
+
+COLUMNS = (
+    "flag",  # unfair: it changes the arithmetic or the work; differs: it keeps the result
+    "fact",
+    "values",  # which value on which rows
+    "effect",
+    "axis",  # of the suite, where it makes the difference: compare within one value of it
+    "model",
+    "regime",
+    "worlds",
+    "at",  # settings under which rows differ; empty: under all
+    "case_ids",  # rows that stand out, with spaces between; all that differ where none does
+)
+UNKNOWN = "not read back"
+MAX_NAMED = 3  # rows with the commonest value that are named one by one
+
+
+@dataclass(frozen=True)
+class _Row:
+    case_id: str
+    name: str
+    world: str
+    precision: str
+    settings: dict[str, str]
+    facts: dict[str, Any]
+
+    def value(self, fact: str) -> str | None:
+        """A fact as text; None where it does not apply."""
+        found = self.facts.get(fact)
+        if found is None:
+            return UNKNOWN if rule_of(fact).required else None
+        if fact == "dtypes.reduction" and found == "none":
+            return None  # one rank, and nothing that crossed a network
+        return settings.yaml(found)
+
+
+@dataclass
+class _Found:
+    """One line under way: the same values of a fact at several worlds and settings."""
+
+    worlds: dict[str, None] = field(default_factory=dict)
+    cells: dict[tuple[str, ...], None] = field(default_factory=dict)
+    case_ids: dict[str, None] = field(default_factory=dict)
+
+
+def differences(results: Results) -> pd.DataFrame:
+    """A row of COLUMNS for each fact that is not equal between measured rows; unfair ones first.
+
+    A required fact that was not read back is unknown, and unfair if its rule is: never equal.
+    """
+    lines = []
+    for (model, regime), rows in _comparable(results).items():
+        for line in _lines(rows):
+            lines.append({**line, "model": model, "regime": regime})
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    # Unfair before differs; beside each other's axis last; otherwise in the order of the rules.
+    order = frame["flag"].eq("differs") * 2 + frame["axis"].ne("")
+    return frame.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def num_compared(results: Results) -> int:
+    """Rows that have another to be compared with."""
+    return sum(
+        len(here)
+        for rows in _comparable(results).values()
+        for here in _by(rows, lambda row: row.world).values()
+        if len(here) > 1
+    )
+
+
+def _comparable(results: Results) -> dict[tuple[str, str], list[_Row]]:
+    """Measured rows by model and regime, worlds still together."""
+    groups: dict[tuple[str, str, str], list[_Row]] = {}
+    for row in results.cases.to_dict("records"):
+        if pd.isna(row["tokens_per_s"]):
+            continue
+        key = (row["model"], row["regime"], row["model_config"])
+        groups.setdefault(key, []).append(_read(row))
+    return {(model, regime): rows for (model, regime, _), rows in groups.items()}
+
+
+def _read(row: dict[Any, Any]) -> _Row:
+    facts = json.loads(row.get("facts") or "{}")
+    # The reference's own program needs no comparison with itself.
+    facts["parity"] = "ok" if row["parity"] == "reference" else row["parity"] or None
+    nodes, each = row["nodes"], row["ranks_per_node"]
+    return _Row(
+        case_id=row["case_id"],
+        name=settings.name(row),
+        world=f"{nodes}x{each}" if nodes > 1 else str(each),
+        precision=row["precision"],
+        settings=settings.settings(row),
+        facts=facts,
+    )
+
+
+def _lines(rows: list[_Row]) -> Iterator[dict[str, Any]]:
+    """The differences of one model and regime."""
+    axes = _axes(rows)
+    worlds = [here for here in _by(rows, lambda row: row.world).values() if len(here) > 1]
+    facts = dict.fromkeys((*required(), "parity", *(fact for row in rows for fact in row.facts)))
+    named: set[str] = set()
+    for fact in facts:
+        if fact not in IDENTITY:
+            yield from _of_strategies(fact, worlds, axes)
+            for line in _of_axes(fact, worlds, axes):
+                named |= set(line["axis"].split(", "))
+                yield line
+    for axis in axes:
+        if axis not in named:
+            yield from _of_axes(axis, [[_as_fact(row, axis) for row in w] for w in worlds], axes)
+
+
+def _of_strategies(
+    fact: str, worlds: list[list[_Row]], axes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Lines of one fact across strategies, drivers and options under equal settings."""
+    found: dict[str, _Found] = {}
+    for here in worlds:
+        silent, known = _split(here, fact)
+        if silent:
+            _add(found, fact, silent, [*silent, *known], axes)
+        for cell in _by(known, lambda row: _at(row, axes)).values():
+            if len({row.value(fact) for row in cell}) > 1:
+                _add(found, fact, _outstanding(cell, fact), cell, axes)
+    for values, one in found.items():
+        at = _where(one.cells, axes, [row for here in worlds for row in here])
+        yield _line(fact, rule_of(fact), values, one, at=at)
+
+
+def _of_axes(fact: str, worlds: list[list[_Row]], axes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Lines of one fact across the settings of one strategy, driver and options."""
+    found: dict[tuple[str, str], _Found] = {}
+    for here in worlds:
+        _, known = _split(here, fact)
+        varying = [
+            same
+            for same in _by(known, lambda row: row.name).values()
+            if len({row.value(fact) for row in same}) > 1
+        ]
+        if not varying:
+            continue
+        members = [row for same in varying for row in same]
+        causes = [axis for axis in axes if any(_moves(fact, axis, same) for same in varying)]
+        causes = causes or [axis for axis in axes if len({_of(r, axis) for r in members}) > 1]
+        by = _by(members, lambda row: row.value(fact) or "")
+        values = "; ".join(
+            f"{value}: {', '.join(dict.fromkeys(_label(row, causes) for row in same))}"
+            for value, same in by.items()
+        )
+        if len(varying) < len({row.name for row in known}):
+            values += f" ({', '.join(same[0].name for same in varying)})"
+        one = found.setdefault((values, ", ".join(causes)), _Found())
+        one.worlds[here[0].world] = None
+        one.case_ids |= dict.fromkeys(row.case_id for row in members)
+    for (values, axis), one in found.items():
+        yield _line(fact, rule_of(fact), values, one, axis=axis)
+
+
+def _line(fact: str, rule: Rule, values: str, found: _Found, **where: str) -> dict[str, Any]:
+    return {
+        "flag": rule.flag,
+        "fact": fact,
+        "values": values,
+        "effect": rule.effect,
+        "axis": where.get("axis", ""),
+        "worlds": ", ".join(found.worlds),
+        "at": where.get("at", ""),
+        "case_ids": " ".join(found.case_ids),
+    }
+
+
+def _split(rows: list[_Row], fact: str) -> tuple[list[_Row], list[_Row]]:
+    """(rows that cannot be called equal to any, the others that have the fact)."""
+    if fact == "parity":  # only what was verified is
+        silent = [row for row in rows if row.value(fact) != "ok"]
+        return silent, []
+    silent = [row for row in rows if row.value(fact) == UNKNOWN]
+    return silent, [row for row in rows if row.value(fact) not in (None, UNKNOWN)]
+
+
+def _outstanding(rows: list[_Row], fact: str) -> list[_Row]:
+    """Rows off the precision policy, or off what most rows have; without a majority all."""
+    kind = fact.removeprefix("dtypes.")
+    policy = POLICIES.get(rows[0].precision)
+    usual = getattr(policy, kind, None) if fact.startswith("dtypes.") else None
+    counts = Counter(row.value(fact) for row in rows).most_common()
+    if usual not in {value for value, _ in counts}:
+        usual = counts[0][0] if counts[0][1] > counts[1][1] else None
+    return [row for row in rows if row.value(fact) != usual]
+
+
+def _add(
+    found: dict[str, _Found], fact: str, marked: list[_Row], rows: list[_Row], axes: Sequence[str]
+) -> None:
+    """File what one world and cell shows under its values."""
+    by = _by(rows, lambda row: row.value(fact) or UNKNOWN)
+    parts = sorted(by.items(), key=lambda part: len(part[1]))
+    texts = []
+    for value, same in parts:
+        names = list(dict.fromkeys(row.name for row in same))
+        commonest = same is parts[-1][1] and len(parts) > 1 and len(names) > MAX_NAMED
+        texts.append(f"{value}: {'the others' if commonest else ', '.join(names)}")
+    one = found.setdefault("; ".join(texts), _Found())
+    one.worlds[rows[0].world] = None
+    one.cells |= dict.fromkeys(_at(row, axes) for row in marked)
+    one.case_ids |= dict.fromkeys(row.case_id for row in marked)
+
+
+def _axes(rows: list[_Row]) -> list[str]:
+    """Keys of the suite in which the rows of some world differ."""
+    return [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row.settings)
+        if any(
+            len({_of(row, key) for row in here}) > 1
+            for here in _by(rows, lambda row: row.world).values()
+        )
+    ]
+
+
+def _moves(fact: str, axis: str, rows: list[_Row]) -> bool:
+    """Whether the fact differs between two rows whose settings differ in this axis alone."""
+    keys = sorted({key for row in rows for key in row.settings} - {axis})
+    alike = _by(rows, lambda row: _at(row, keys))
+    return any(len({row.value(fact) for row in same}) > 1 for same in alike.values())
+
+
+def _where(cells: Iterable[tuple[str, ...]], axes: Sequence[str], everyone: Iterable[_Row]) -> str:
+    """The settings of these cells, where others have other ones."""
+    cells, everyone = list(cells), list(everyone)
+    parts = []
+    for index, axis in enumerate(axes):
+        here = dict.fromkeys(cell[index] for cell in cells)
+        if set(here) < {_of(row, axis) for row in everyone}:
+            parts.append(f"{axis} {', '.join(here)}")
+    return "; ".join(parts)
+
+
+def _of(row: _Row, key: str) -> str:
+    return row.settings.get(key, settings.default(key))
+
+
+def _at(row: _Row, axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_of(row, axis) for axis in axes)
+
+
+def _label(row: _Row, axes: Sequence[str]) -> str:
+    return " ".join(_at(row, axes))
+
+
+def _as_fact(row: _Row, axis: str) -> _Row:
+    """A setting that no fact shows, as one."""
+    return _Row(
+        row.case_id, row.name, row.world, row.precision, row.settings, {axis: _of(row, axis)}
+    )
+
+
+def _by(rows: Iterable[_Row], key: Callable[[_Row], Any]) -> dict[Any, list[_Row]]:
+    groups: dict[Any, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups

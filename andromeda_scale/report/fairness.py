@@ -1,0 +1,171 @@
+"""What stands under a comparison: whether it is fair, and if not, why not. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+from tabulate import tabulate
+
+from andromeda_scale.analysis.fairness import differences, num_compared
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.report.rows import clean
+
+Tone = Literal["unfair", "axis", "fair", "plain"]
+STYLES: dict[Tone, str] = {
+    "unfair": "bold red",
+    "axis": "yellow",
+    "fair": "green",
+    "plain": "",
+}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+HEADERS = ("mark", "flag", "fact", "values", "what it does", "where")
+
+
+class Line(NamedTuple):
+    """One line under a table, how loudly it is said, and its mark in the rows concerned."""
+
+    tone: Tone
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """The differences between the rows of one table (columns of analysis.fairness)."""
+
+    frame: pd.DataFrame
+    num_rows: int  # that have another to be compared with
+
+    @classmethod
+    def of(cls, results: Results) -> Fairness:
+        return cls(differences(results), num_compared(results))
+
+    @property
+    def unfair(self) -> pd.DataFrame:
+        """Differences that no axis of the suite explains: they get a mark each."""
+        return self.frame[self.frame["flag"].eq("unfair") & self.frame["axis"].eq("")]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to compare."""
+        return self.num_rows > 0
+
+    def marks(self) -> dict[str, str]:
+        """The marks of each row concerned, by case_id."""
+        found: dict[str, list[str]] = {}
+        for mark, case_ids in zip(self._letters(), self.unfair["case_ids"], strict=False):
+            for case_id in case_ids.split():
+                found.setdefault(case_id, []).append(mark)
+        return {case_id: " ".join(letters) for case_id, letters in found.items()}
+
+    def lines(self) -> list[Line]:
+        """All that is unfair, the rest counted; one line where there is nothing."""
+        return [self._verdict(), *self._unfair(), *self._axes(), *self._kept()]
+
+    def _letters(self) -> Iterator[str]:
+        yield from _LETTERS
+        for first in _LETTERS:
+            yield from (first + second for second in _LETTERS)
+
+    def _verdict(self) -> Line:
+        facts = list(dict.fromkeys(self.unfair["fact"]))
+        parity = "" if "parity" in facts else "; parity ok"
+        if facts:
+            rows = f"{self.num_rows} rows are compared that are not equal"
+            return Line("unfair", f"UNFAIR: {rows} in {', '.join(facts)}{parity}")
+        if self.frame.empty:
+            text = f"fair: {self.num_rows} rows differ in nothing but the strategy"
+            return Line("fair", text + parity)
+        axes = dict.fromkeys(self._explained()["axis"])
+        within = f" within one value of {'; '.join(axes)}" if axes else ""
+        text = f"fair{within}: {self.num_rows} rows, the same arithmetic and work"
+        return Line("fair", text + parity)
+
+    def _unfair(self) -> Iterator[Line]:
+        for mark, (_, row) in zip(self._letters(), self.unfair.iterrows(), strict=False):
+            text = f"{row['fact']}  {row['values']} ({self._where(row)}): {row['effect']}"
+            yield Line("unfair", clean(text), mark)
+
+    def _explained(self) -> pd.DataFrame:
+        return self.frame[self.frame["flag"].eq("unfair") & self.frame["axis"].ne("")]
+
+    def _axes(self) -> Iterator[Line]:
+        """What the suite's own axes change: a line an axis."""
+        for axis, lines in self._explained().groupby("axis", sort=False):
+            facts = dict.fromkeys(
+                f"{fact} ({values.replace('; ', ', ')})"
+                for fact, values in zip(lines["fact"], lines["values"], strict=True)
+            )
+            text = f"by axis {axis}, compare within one value: {'; '.join(facts)}"
+            yield Line("axis", clean(text))
+
+    def _kept(self) -> Iterator[Line]:
+        kept = list(dict.fromkeys(self.frame[self.frame["flag"].eq("differs")]["fact"]))
+        if kept:
+            text = f"differs, with the same result: {', '.join(kept)} (report RUN --fairness)"
+            yield Line("plain", text)
+
+    def _where(self, row: pd.Series) -> str:
+        """World and settings, where not all that is shown."""
+        parts = [f"world {row['worlds']}", row["at"]]
+        if self.frame["model"].nunique() > 1:
+            parts.insert(0, row["model"])
+        if self.frame["regime"].nunique() > 1:
+            parts.insert(0, row["regime"])
+        return "; ".join(part for part in parts if part)
+
+    def _cells(self) -> list[list[str]]:
+        letters = iter(self._letters())
+        rows = []
+        for _, row in self.frame.iterrows():
+            marked = row["flag"] == "unfair" and not row["axis"]
+            axis = f"by axis {row['axis']}: compare within one value" if row["axis"] else ""
+            where = "; ".join(part for part in (axis, self._where(row)) if part)
+            texts = (next(letters) if marked else "", row["flag"], row["fact"], row["values"])
+            rows.append([clean(text) for text in (*texts, row["effect"], where)])
+        return rows
+
+    def to_rich(self) -> RenderableType:
+        """The lines, for a terminal."""
+        grid = RichTable.grid(padding=(0, 1, 0, 0))
+        for tone, text, mark in self.lines():
+            cells = (mark, text) if self.marks() else (text,)
+            grid.add_row(*map(Text, cells), style=STYLES[tone])
+        return grid
+
+    def to_rich_in_full(self) -> RenderableType:
+        """Every difference, for a terminal."""
+        table = RichTable(box=SIMPLE_HEAD, padding=0, show_lines=False)
+        for header in HEADERS:
+            folds = header in ("values", "what it does", "where")
+            table.add_column(header, overflow="fold", no_wrap=not folds)
+        for flag, cells in zip(self.frame["flag"], self._cells(), strict=True):
+            table.add_row(*map(Text, cells), style=STYLES["unfair"] if flag == "unfair" else "")
+        return table
+
+    def notes(self) -> list[str]:
+        """The lines, in Markdown."""
+        texts = ((tone, f"{mark}  {text}" if mark else text) for tone, text, mark in self.lines())
+        return [f"**{text}**" if tone == "unfair" else text for tone, text in texts]
+
+    def to_markdown(self) -> str:
+        """Every difference in a pipe table under a heading; empty without any."""
+        if self.frame.empty:
+            return ""
+        grid = tabulate(
+            [[cell.replace("|", "\\|") for cell in cells] for cells in self._cells()],
+            headers=HEADERS,
+            tablefmt="pipe",
+            disable_numparse=True,
+        )
+        return f"### Fairness\n\n{grid}\n"
+
+    def to_csv(self) -> str:
+        """Every difference; only the header where there is none."""
+        return self.frame.to_csv(index=False)
