@@ -78,6 +78,6 @@ def test_a_models_path_starts_at_the_suite_or_where_the_option_was_typed(
     # The axis below the model makes of its short form a mapping with a base.
     assert read_suite(str(suite)).suite.model == str(tmp_path / "suites/m.yaml")
     assert read_suite(str(suite), ["model=m.yaml"]).suite.model == str(tmp_path / "here/m.yaml")
+    suite.write_text("question: q\nmodel: none.yaml\nworld: 1\n")
     with pytest.raises(UserError, match=r"suites/none\.yaml: no such file; give the path"):
-        suite.write_text("question: q\nmodel: none.yaml\nworld: 1\n")
         read_suite(str(suite))
