@@ -75,10 +75,10 @@ RULES: dict[str, Rule] = {
         "clipping scales the update, and costs a norm over all ranks in every step",
         required=True,
     ),
-    "loss_scale": Rule(
+    "loss_scale.": Rule(
         "differs", "a power of two on loss and gradients of fp16, divided out before the update"
     ),
-    "skipped_steps": Rule(
+    "loss_scale.skipped_steps": Rule(
         "unfair", "steps whose float16 gradients overflowed updated nothing: less work"
     ),
     "parity": Rule(
