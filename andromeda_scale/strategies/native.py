@@ -104,6 +104,7 @@ class Native(Strategy):
             **common.read_states(self.states(s), self.reduction(s)),
             "optimizer": common.optimizer_facts(s.optimizer),
             "loss_scale": s.extra["scaler"].describe(),
+            "gradient_clipping": self.train.grad_clip or "none",  # what update() clips to
             **self.facts(s),
         }
 
