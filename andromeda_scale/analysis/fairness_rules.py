@@ -103,6 +103,11 @@ RULES: dict[str, Rule] = {
     "compile.": Rule("differs", "blocks compiled by torch: fused kernels, the same arithmetic"),
     "attention.": Rule("differs", "another kernel of the same function"),
     "buckets.": Rule("differs", "how gradients are cut for the network: overlap and memory"),
+    "engine.grad_accum_dtype": Rule(
+        "differs",
+        "what gradients of several micro-batches are summed in: 16 bits lose small ones",
+    ),
+    "engine.": Rule("differs", "how DeepSpeed cuts and keeps what it sends"),
     "units.": Rule("differs", "how parameters are cut for the network: overlap and memory"),
     # Settings of a suite that no fact shows.
     "train.learning_rate": Rule("unfair", "other updates: another model after the first step"),

@@ -1,4 +1,4 @@
-"""The fairness table: what is flagged, what is not, which axis explains it, and what a reader sees."""
+"""The fairness table: what is flagged, what is not, which axis explains it, what a reader sees."""
 
 from __future__ import annotations
 
