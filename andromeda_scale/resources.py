@@ -46,7 +46,8 @@ def find(kind: Kind, name: str) -> Path:
     close = difflib.get_close_matches(name, names(kind), n=1)
     remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names(kind))}"
     raise UserError(
-        f"{name}: no shipped {kind[:-1]} of this name; {remedy} (a file of yours needs its suffix)"
+        f"{name}: no shipped {kind.removesuffix('s')} of this name; {remedy} "
+        "(a file of yours needs its suffix)"
     )
 
 

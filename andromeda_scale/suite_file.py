@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from andromeda_scale import resources, safe_yaml
+from andromeda_scale import deepspeed_file, resources, safe_yaml
 from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand, set_key
@@ -72,26 +72,38 @@ def _short(text: str) -> str:
 
 
 def _resolve_files(raw: dict[str, Any], folder: Path, suite_folder: Path) -> None:
-    """Make the relative paths of data and models absolute, in place: a run is resumed from any
-    directory. They start at `folder`: the suite's, or where an option was typed."""
+    """Make the relative paths of data and models absolute, in place, and put the content of a
+    DeepSpeed file in its place: a run is resumed from any directory, and is whole by itself. Paths
+    start at `folder`: the suite's, or where an option was typed."""
 
     def files(value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [str(folder / name) if isinstance(name, str) and name else name for name in value]
+        if isinstance(value, list):
+            return [files(name) for name in value]
+        return str(folder / value) if isinstance(value, str) and value else value
 
     def model(value: Any) -> Any:
         if isinstance(value, str):
             return resources.beside("models", value, suite_folder, folder)
         return _with(value, "base", model)
 
+    def config(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return deepspeed_file.read(resources.beside("deepspeed", value, suite_folder, folder))
+
+    def strategy(value: Any) -> Any:
+        return _with(_with(value, "config", config), "options", strategy)
+
     axes = raw.get("axes")
     axes = axes if isinstance(axes, dict) else {}
     for key, absolute in {
-        "data": lambda value: _with(value, "files", files),
+        "data": lambda value: _with(_with(value, "files", files), "tokenizer", files),
         "data.files": files,
+        "data.tokenizer": files,
         "model": model,
         "model.base": model,
+        "strategy": strategy,
+        "strategy.config": config,
     }.items():
         if key in raw:
             raw[key] = absolute(raw[key])

@@ -47,6 +47,7 @@ def bytes_per_step(
     for part in traffic.collectives:
         counted = blocks if part.of == "blocks" else num_parameters
         times = grad_accum if part.per == "micro_batch" else 1
+        counted = max(0, counted - part.beyond)
         size = times * part.elements_per_parameter * counted * part.bytes_per_element
         ranks = part.over or world_size
         factor = RING_FACTOR[part.op] * (2 if part.op in doubled else 1)

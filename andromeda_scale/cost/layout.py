@@ -53,6 +53,7 @@ class Collective:
     per: Literal["step", "micro_batch"] = "step"
     over: int = 0  # ranks in the group; 0: all data-parallel ranks
     of: Literal["all", "blocks"] = "all"  # whose parameters P counts
+    beyond: int = 0  # so many of them are not counted: they stay where they are
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,4 @@ class Traffic:
 
     collectives: tuple[Collective, ...] = ()
     buffer_bytes: int = 0  # buckets and staging buffers a rank keeps for them
+    buffer_bytes_per_parameter: float = 0.0  # those that grow with the model; on the device

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
-
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
-from andromeda_scale.strategies import common
+from andromeda_scale.strategies import common, zero_config
 from andromeda_scale.strategies.base import Strategy, TrainState
+from andromeda_scale.strategies.zero_options import Zero3Options, Zero12Options, ZeroOptions
 
 if TYPE_CHECKING:
     import torch
@@ -21,28 +20,7 @@ if TYPE_CHECKING:
     from andromeda_scale.training import Train
     from andromeda_scale.world import World
 
-
-class ZeroOptions(Schema):
-    """DeepSpeed's names and defaults; sizes count elements. `reduce_dtype` null: the policy's."""
-
-    reduce_bucket_size: PositiveInt = 500_000_000  # never more than the model's parameters
-    overlap_comm: bool | None = None  # null: DeepSpeed's choice, true for stage 3 alone
-    reduce_dtype: Literal["float32", "bfloat16"] | None = None
-
-
-class Zero12Options(ZeroOptions):
-    """Stages 1 and 2. Without the multi-rank bucket gradients are reduced to their owners: 2P."""
-
-    use_multi_rank_bucket_allreduce: bool = True
-
-
-class Zero3Options(ZeroOptions):
-    """Stage 3. Below max_live and max_reuse parameters stay gathered until backward: 2P."""
-
-    prefetch_bucket_size: NonNegativeInt = 50_000_000
-    max_live_parameters: NonNegativeInt = 1_000_000_000
-    max_reuse_distance: NonNegativeInt = 1_000_000_000
-    param_persistence_threshold: NonNegativeInt = 100_000  # smaller parameters stay whole
+_FP32 = 4
 
 
 class _Zero(Strategy):
@@ -52,49 +30,75 @@ class _Zero(Strategy):
     Options: ClassVar[type[Schema]] = Zero12Options
     requires: ClassVar[tuple[str, ...]] = ("deepspeed",)
     stage: ClassVar[int]
+    # Under accelerate DeepSpeed's engine is the same; transformers is needed by accelerate.
+    accelerate_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+
+    @classmethod
+    def refuses(cls, options: Any, train: Train, world: World, device: str) -> str | None:
+        return super().refuses(options, train, world, device) or zero_config.refusal(
+            options, cls.stage, train, world
+        )
 
     @classmethod
     def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """fp32: 4 + 16/N bytes per parameter, stage 3 20/N; bf16: 2 + 14/N, stage 3 16/N.
 
-        DeepSpeed keeps a float32 master beside float32 parameters too.
+        DeepSpeed keeps a float32 master beside float32 parameters too. An offloaded optimizer has
+        its float32 gradients on the host, and beside them those of the micro-batches before.
         """
-        width = element_bytes(POLICIES[train.precision].compute)
+        width = element_bytes(zero_config.compute_dtype(train))
+        kept = element_bytes(zero_config.grad_accum_dtype(options, train))
+        shards = world.size
+        gradients = Part(kept, shards)
+        place: Literal["device", "host"] = "host" if options.offload_optimizer else "device"
+        if options.offload_optimizer:
+            summed = cls.stage == 3 or (cls.stage == 2 and train.grad_accum > 1)
+            gradients = Part(_FP32 + (kept if summed else 0), shards, "host")
         return StateLayout(
-            parameters=Part(width, world.size if cls.stage == 3 else 1),
-            gradients=Part(width, world.size),
-            master=Part(4, world.size),
-            optimizer_state=Part(train.optimizer.state_bytes, world.size),
+            parameters=cls._parameters(options, width, shards),
+            gradients=gradients,
+            master=Part(_FP32, shards, place),
+            optimizer_state=Part(train.optimizer.state_bytes, shards, place),
         )
+
+    @classmethod
+    def _parameters(cls, options: Any, width: int, shards: int) -> Part:
+        return Part(width)
 
     @classmethod
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Stages 1 and 2: gradients all-reduced (or reduced, P) and parameters gathered, P."""
         if world.size == 1:
             return Traffic()
-        policy = POLICIES[train.precision]
-        reduce_bytes = element_bytes(options.reduce_dtype or policy.reduction)
-        gather_bytes = element_bytes(policy.compute)
         # Stage 1 keeps whole gradients until the last micro-batch, stage 2 never does.
         per: Literal["step", "micro_batch"] = "step" if cls.stage == 1 else "micro_batch"
-        reduction: Literal["all_reduce", "reduce_scatter"] = (
-            "all_reduce" if options.use_multi_rank_bucket_allreduce else "reduce_scatter"
+        whole = options.use_multi_rank_bucket_allreduce or not options.reduce_scatter
+        operation: Literal["all_reduce", "reduce_scatter"] = (
+            "all_reduce" if whole else "reduce_scatter"
         )
+        width = element_bytes(zero_config.compute_dtype(train))
+        summed = element_bytes(zero_config.reduce_dtype(options, train))
         return Traffic(
-            (
-                Collective(reduction, 1.0, reduce_bytes, per),
-                Collective("all_gather", 1.0, gather_bytes),
-            ),
-            buffer_bytes=_bucket_bytes(
-                options, gather_bytes, buffers=2 if options.overlap_comm else 1
-            ),
+            (Collective(operation, 1.0, summed, per), Collective("all_gather", 1.0, width)),
+            buffer_bytes=_bucket_bytes(options, width, buffers=2 if options.overlap_comm else 1),
         )
 
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Weights first, then DeepSpeed's engine around them, on the existing process group."""
         import deepspeed
 
-        from andromeda_scale.strategies import zero_weights
+        module = self.prepare(factory, rt)
+        engine, _, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=common.optimizer(module.parameters(), self.train),
+            config=self.config(factory, rt),
+            dist_init_required=False,
+        )
+        return self.adopt(factory, engine)
+
+    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        """The seed's weights as DeepSpeed takes them, compiled."""
+        import deepspeed
 
         _check_accelerator(rt.device)
         if rt.device.type == "cpu":
@@ -103,51 +107,40 @@ class _Zero(Strategy):
             deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist_backend=rt.backend, auto_mpi_discovery=False, verbose=False)
         module = factory.build()
-        config = self.config(sum(p.numel() for p in module.parameters()), rt.world_size)
-        self._materialise(factory, module, rt, config)
+        self._materialise(factory, module, rt)
         if self.train.compile:
             common.compile_blocks(module)
-        engine, _, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=common.optimizer(module.parameters(), self.train),
-            config=config,
-            dist_init_required=False,
-        )
+        return module
+
+    def adopt(self, factory: ModelFactory, engine: Any) -> TrainState:
+        """What was built, with unrounded masters."""
+        from andromeda_scale.strategies import zero_weights
+
         if POLICIES[self.train.precision].mixed:
             zero_weights.restore_masters(factory, engine.module)
         return TrainState(engine, engine.module, engine.optimizer)
 
-    def _materialise(
-        self, factory: ModelFactory, module: nn.Module, rt: Runtime, config: dict[str, Any]
-    ) -> None:
+    def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
         factory.materialise(module, rt.device)
 
-    def config(self, num_parameters: int, world_size: int) -> dict[str, Any]:
+    def config(self, factory: ModelFactory, rt: Runtime) -> dict[str, Any]:
         """DeepSpeed's configuration."""
-        train = self.train
-        reduce_dtype = self.options.reduce_dtype or POLICIES[train.precision].reduction
-        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-        return {
-            "train_micro_batch_size_per_gpu": train.micro_batch_size,
-            "gradient_accumulation_steps": train.grad_accum,
-            "gradient_clipping": train.grad_clip or 0.0,
-            "communication_data_type": names[reduce_dtype],
-            "bf16": {"enabled": train.precision == "bf16"},
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": self._zero_config(num_parameters),
-            "steps_per_print": None,
-            "wall_clock_breakdown": False,
-        }
+        parameters = sum(p.numel() for p in factory.build().parameters())
+        return zero_config.engine_config(
+            self.options, self.stage, self.train, parameters, rt.device.type
+        )
 
-    def _zero_config(self, num_parameters: int) -> dict[str, Any]:
-        given = self.options.model_dump(exclude={"reduce_dtype"})
-        given["reduce_bucket_size"] = min(self.options.reduce_bucket_size, num_parameters)
-        if self.stage < 3:
-            return {"stage": self.stage, **given}
-        sizes = {"reduce_bucket_size", "overlap_comm"}
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        """The plugin of the same configuration; cpu=True would make it plain DDP, silently."""
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+        config = zero_config.engine_config(
+            self.options, self.stage, self.train, num_parameters, rt.device.type
+        )
         return {
-            "stage": 3,
-            **{key if key in sizes else f"stage3_{key}": x for key, x in given.items()},
+            "cpu": False,
+            "deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config),
+            "kwargs_handlers": [InitProcessGroupKwargs(backend=rt.backend)],
         }
 
     def forward(
@@ -161,11 +154,12 @@ class _Zero(Strategy):
         s.wrapped.backward(loss, scale_wrt_gas=False)
 
     def gradient_norm(self, s: TrainState) -> Tensor:
-        import torch.distributed as dist
+        """DeepSpeed's own, taken as its step takes it: no padding, no piece counted twice."""
+        norm: Tensor = self._scaled_norm(s.optimizer) / s.optimizer.loss_scale
+        return norm
 
-        square = common.local_norm(self.states(s)["gradients"]).square()
-        dist.all_reduce(square)
-        return square.sqrt()
+    def _scaled_norm(self, optimizer: Any) -> Any:
+        return optimizer.scaled_global_norm()
 
     def update(self, s: TrainState) -> None:
         s.wrapped.step()
@@ -175,49 +169,71 @@ class _Zero(Strategy):
         if self.stage < 3:  # kept by the optimizer until its step, which will not come
             s.optimizer.averaged_gradients = {}
             s.optimizer.all_grad_tensors = {}
+            if s.optimizer.cpu_offload:
+                s.optimizer.reset_cpu_buffers()
+                s.optimizer.micro_step_id = -1  # the next micro-batch is a step's first
 
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:
         optimizer = s.optimizer
-        found = [g for group in optimizer.averaged_gradients.values() for g in group or ()]
         return {
-            "parameters": self._parameters(s),
-            "gradients": found + common.gradients(s.module.parameters()),
-            "master": list(self._masters(optimizer)),
+            "parameters": self._shards(s) + self._whole(s),
+            "gradients": self._gradients(optimizer) + common.gradients(s.module.parameters()),
+            "master": self._masters(optimizer),
             "optimizer_state": list(common.optimizer_tensors(optimizer.optimizer.state)),
         }
 
-    def _parameters(self, s: TrainState) -> list[Tensor]:
+    def _shards(self, s: TrainState) -> list[Tensor]:
+        """Parameters as they lie when nobody computes with them."""
         return list(s.module.parameters())
+
+    def _whole(self, s: TrainState) -> list[Tensor]:
+        """What is gathered of them now."""
+        return []
+
+    def _gradients(self, optimizer: Any) -> list[Tensor]:
+        if not optimizer.cpu_offload:
+            return [g for group in optimizer.averaged_gradients.values() for g in group or ()]
+        kept = [master.grad for master in self._masters(optimizer) if master.grad is not None]
+        return kept + list(optimizer.accumulated_grads_in_cpu.values())
 
     def _masters(self, optimizer: Any) -> list[Tensor]:
         masters: list[Tensor] = optimizer.single_partition_of_fp32_groups
         return masters
 
     def expects(self) -> dict[str, Any]:
+        options = self.options
+        offload: dict[str, str] = {}
+        if options.offload_optimizer:
+            offload |= {"master": "cpu", "optimizer_state": "cpu"}
         dtypes = common.expected_dtypes(self.train.precision)
-        if self.options.reduce_dtype:
-            dtypes["reduction"] = self.options.reduce_dtype
-        return {"wrapper": "DeepSpeedEngine", "stage": self.stage, "dtypes": dtypes}
+        dtypes["reduction"] = zero_config.reduce_dtype(options, self.train)
+        return {
+            "wrapper": "DeepSpeedEngine",
+            "stage": self.stage,
+            "dtypes": dtypes,
+            "offload": offload,
+            "engine": {"grad_accum_dtype": zero_config.grad_accum_dtype(options, self.train)},
+        }
 
     def describe(self, s: TrainState) -> dict[str, Any]:
         from deepspeed import DeepSpeedEngine
 
         if not isinstance(s.wrapped, DeepSpeedEngine):  # which is then `invalid`
             return {"wrapper": common.wrapper_name(s)}
-        engine, optimizer = s.wrapped, s.optimizer
+        from andromeda_scale.strategies import zero_readback
+
+        engine, optimizer, states = s.wrapped, s.optimizer, self.states(s)
+        reduction = str(optimizer.communication_data_type).removeprefix("torch.")
         return {
             "wrapper": common.wrapper_name(s),
             "world_size": engine.world_size,
-            "optimizer": type(optimizer).__name__,
             "stage": int(engine.zero_optimization_stage()),
-            **common.read_states(
-                self.states(s),
-                str(optimizer.communication_data_type).removeprefix("torch."),
-            ),
-            "buckets": {
-                "reduce_bucket_size": int(optimizer.reduce_bucket_size),
-                "overlap_comm": bool(engine.zero_overlap_comm()),
-            },
+            **common.read_states(states, reduction),
+            "optimizer": common.optimizer_facts(optimizer.optimizer),
+            "loss_scale": zero_readback.loss_scale(engine),
+            "offload": zero_readback.offload({**states, "parameters": self._shards(s)}),
+            "buckets": zero_readback.buckets(engine),
+            "engine": zero_readback.settings(engine),
         }
 
 
@@ -243,46 +259,72 @@ class Zero3(_Zero):
     stage: ClassVar[int] = 3
 
     @classmethod
+    def _parameters(cls, options: Any, width: int, shards: int) -> Part:
+        return Part(width, shards, "host" if options.offload_parameters else "device")
+
+    @classmethod
     def traffic(cls, options: Zero3Options, train: Train, world: World) -> Traffic:
-        """Per micro-batch a gather (two beyond max_live or max_reuse) and a reduce-scatter."""
+        """Per micro-batch a gather, a second of what max_reuse lets go, and a reduce-scatter."""
         if world.size == 1:
             return Traffic()
-        policy = POLICIES[train.precision]
-        gather_bytes = element_bytes(policy.compute)
+        width = element_bytes(zero_config.compute_dtype(train))
+        summed = element_bytes(zero_config.reduce_dtype(options, train))
+        again = Collective(
+            "all_gather", 1.0, width, "micro_batch", beyond=options.max_reuse_distance // 2
+        )
         return Traffic(
             (
-                Collective("all_gather", 1.0, gather_bytes, "micro_batch"),
-                Collective(
-                    "reduce_scatter",
-                    1.0,
-                    element_bytes(options.reduce_dtype or policy.reduction),
-                    "micro_batch",
-                ),
+                Collective("all_gather", 1.0, width, "micro_batch"),
+                again,
+                Collective("reduce_scatter", 1.0, summed, "micro_batch"),
             ),
-            buffer_bytes=_bucket_bytes(options, gather_bytes, 1),
+            buffer_bytes=_bucket_bytes(options, summed, buffers=1),
         )
 
-    def _materialise(
-        self, factory: ModelFactory, module: nn.Module, rt: Runtime, config: dict[str, Any]
-    ) -> None:
+    def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
         from andromeda_scale.strategies import zero_weights
 
-        dtype = POLICIES[self.train.precision].compute
-        zero_weights.materialise_partitioned(factory, module, rt.device, config, dtype)
+        zero_weights.materialise_partitioned(
+            factory,
+            module,
+            rt.device,
+            self.config(factory, rt),
+            zero_config.compute_dtype(self.train),
+        )
 
-    def _parameters(self, s: TrainState) -> list[Tensor]:
-        whole = [p.data for p in s.module.parameters() if p.data.numel()]
-        shards = [p.ds_tensor for p in s.module.parameters()]  # type: ignore[attr-defined]
-        return shards + whole
+    def _scaled_norm(self, optimizer: Any) -> Any:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        return combine_grad_norm_groups(optimizer._get_norm_groups())
+
+    def _shards(self, s: TrainState) -> list[Tensor]:
+        return [p.ds_tensor for p in s.module.parameters()]  # type: ignore[attr-defined]
+
+    def _whole(self, s: TrainState) -> list[Tensor]:
+        return [p.data for p in s.module.parameters() if p.data.numel()]
+
+    def _gradients(self, optimizer: Any) -> list[Tensor]:
+        # One buffer for all of a step; an offloaded optimizer has float32 gradients besides.
+        kept = [master.grad for master in self._masters(optimizer) if master.grad is not None]
+        return [optimizer.grad_partitions_flat_buffer, *kept]
 
     def _masters(self, optimizer: Any) -> list[Tensor]:
         masters: list[Tensor] = optimizer.fp32_partitioned_groups_flat
         return masters
 
+    def expects(self) -> dict[str, Any]:
+        expected = super().expects()
+        if self.options.offload_parameters:
+            expected["offload"]["parameters"] = "cpu"
+        return expected
+
 
 def _bucket_bytes(options: ZeroOptions, element: int, buffers: int) -> int:
-    """Bytes of the reduce buckets, if the model fills them."""
-    return buffers * options.reduce_bucket_size * element
+    """Bytes of the reduce buckets, if the model fills them; without them gradients go singly."""
+    contiguous = options.offload_optimizer or options.zero_optimization(
+        "contiguous_gradients", True
+    )
+    return buffers * options.reduce_bucket_size * element if contiguous else 0
 
 
 def _check_accelerator(device: torch.device) -> None:
