@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from andromeda_scale import settings
 from andromeda_scale.config import Case
 from andromeda_scale.metrics import binary
 from andromeda_scale.planned import Plan, PlannedRepeat
@@ -25,9 +25,9 @@ def print_plan(plan: Plan) -> None:
     width = None if sys.stdout.isatty() else 240
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     console.print(f"{plan.suite_name}: {plan.question}")
-    settings = differing(plan)
+    differences = differing(plan)
     rows = [
-        _cells(plan.cases[case_id], settings.get(case_id, ""), items)
+        _cells(plan.cases[case_id], differences.get(case_id, ""), items)
         for case_id, items in _by_case(plan).items()
     ]
     table = Table(box=None, pad_edge=False)
@@ -80,38 +80,40 @@ def _by_case(plan: Plan) -> dict[str, list[PlannedRepeat]]:
 def differing(plan: Plan) -> dict[str, str]:
     """By case, the settings in which the measured cases differ beyond what an id spells out."""
     measured = {item.case_id for item in plan.repeats if item.role == "measure"}
-    flat = {case_id: dict(_flat(plan.cases[case_id])) for case_id in plan.cases}
-    keys = dict.fromkeys(key for case_id in measured for key in flat[case_id])
-    varying = [k for k in keys if len({str(flat[case_id].get(k)) for case_id in measured}) > 1]
-    return {
-        case_id: " ".join(f"{k.rpartition('.')[2]}={flat[case_id].get(k, '-')}" for k in varying)
-        for case_id in measured
+    given = {case_id: _set(plan.cases[case_id]) for case_id in plan.cases if case_id in measured}
+    keys = dict.fromkeys(key for found in given.values() for key in found)
+    values = {
+        k: {case_id: found.get(k, settings.default(k)) for case_id, found in given.items()}
+        for k in keys
     }
+    varying = [key for key in keys if len(set(values[key].values())) > 1]
+    texts = {case_id: [settings.options(plan.cases[case_id].strategy.options)] for case_id in given}
+    for key in varying:
+        for case_id, value in values[key].items():
+            texts[case_id].append(f"{key.rpartition('.')[2]}={value}")
+    return {case_id: " ".join(filter(None, parts)) for case_id, parts in texts.items()}
 
 
-def _flat(case: Case) -> Iterator[tuple[str, Any]]:
-    """Dotted settings of a case without those its id shows: model, strategy, world, precision."""
-    shown: Any = {"model": True, "model_name": True, "world": True, "strategy": {"name"}}
-    stack: list[tuple[str, Any]] = list(case.model_dump(exclude=shown).items())
-    while stack:
-        key, value = stack.pop()
-        if isinstance(value, dict):
-            stack += [(f"{key}.{name}", inner) for name, inner in value.items()]
-        elif key != "train.precision":
-            yield key, value
+def _set(case: Case) -> dict[str, str]:
+    """What the suite set, without what an id shows: model, strategy, world, precision."""
+    shown: Any = {"model": True, "model_name": True, "world": True, "strategy": True}
+    given = case.model_dump(mode="json", exclude_defaults=True, exclude=shown)
+    found = {key: settings.text(value) for key, value in settings.by_key(given).items()}
+    found.pop("train.precision", None)
+    return found
 
 
-def _cells(case: Case, settings: str, items: list[PlannedRepeat]) -> list[str]:
+def _cells(case: Case, differences: str, items: list[PlannedRepeat]) -> list[str]:
     first = items[0]
     memory = first.estimated_memory_bytes
     return [
         case.case_id,
-        settings,
+        differences,
         first.device,
         str(first.threads_per_rank),
         # A share that does not divide was rounded, so its product is not what was asked.
         "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
         "-" if first.skip else str(len(items)),
-        "-" if memory is None else binary(memory),
+        "no estimate" if memory is None else binary(memory),
         f"skipped: {first.skip}" if first.skip else first.role.replace("measure", ""),
     ]

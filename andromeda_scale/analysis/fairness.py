@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale.analysis import settings
+from andromeda_scale import settings
 from andromeda_scale.analysis.fairness_rules import IDENTITY, Rule, required, rule_of
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.precision import POLICIES
@@ -52,7 +52,7 @@ class _Row:
             return UNKNOWN if rule_of(fact).required else None
         if fact == "dtypes.reduction" and found == "none":
             return None  # one rank, and nothing that crossed a network
-        return settings.yaml(found)
+        return settings.text(found)
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _read(row: dict[Any, Any]) -> _Row:
         name=settings.name(row),
         world=f"{nodes}x{each}" if nodes > 1 else str(each),
         precision=row["precision"],
-        settings=settings.settings(row),
+        settings=settings.of_row(row),
         facts=facts,
     )
 

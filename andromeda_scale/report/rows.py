@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale.analysis import settings
+from andromeda_scale import settings
 
 Row = Mapping[str, Any]
 
@@ -61,8 +61,7 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     rows: list[dict[str, Any]] = []
     for record in cases.to_dict("records"):
         row = {str(key): value for key, value in record.items()}
-        set_in_suite = {key: settings.yaml(value) for key, value in settings.others(row).items()}
-        rows.append(set_in_suite | row)
+        rows.append(settings.others(row) | row)
     keys = dict.fromkeys((*_SETTINGS, *(key for row in rows for key in settings.others(row))))
     axes = [key for key in keys if _tells_apart(rows, key)]
     groups: dict[tuple[str, ...], int] = {}
