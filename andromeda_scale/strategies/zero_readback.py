@@ -42,7 +42,6 @@ def settings(engine: Any) -> dict[str, Any]:
         "optimizer": type(optimizer).__name__,
         "grad_accum_dtype": str(optimizer.gradient_accumulation_dtype).removeprefix("torch."),
         "reduce_scatter": bool(optimizer.reduce_scatter),
-        "gradient_clipping": float(optimizer.clip_grad),
     }
     offloaded = getattr(optimizer, "parameter_offload", None)
     if offloaded is None:
