@@ -185,10 +185,15 @@ METRICS: dict[str, Metric] = {
         significant,
         "seconds torch.compile took; empty without it",
     ),
-    "parity_difference": Metric(
+    "parity_loss_difference": Metric(
         "1", "lower", "rank 0", "losses are of the global batch, equal on every rank", "max",
-        "inspect", scientific,
+        "warmup", scientific,
         "max over the compared steps of |loss - loss of the reference| / |loss of the reference|",
+    ),
+    "parity_norm_difference": Metric(
+        "1", "lower", "max", "the norm is the whole gradient's, equal on every rank", "max",
+        "warmup", scientific,
+        "max over the compared steps of |norm - the reference's| / the reference's gradient norm",
     ),
 }  # fmt: skip
 

@@ -73,6 +73,7 @@ class Mismatch:
     reference: float | None
     tolerance: float
     remark: str = ""
+    whose: str = "the reference's"
 
     def __str__(self) -> str:
         if self.reference is None or self.value is None:
@@ -81,7 +82,7 @@ class Mismatch:
             text = f"{self.what} {value} at step {self.step}{fault}"
         else:
             text = (
-                f"{self.what} {self.value:.7g} at step {self.step} is not the reference's "
+                f"{self.what} {self.value:.7g} at step {self.step} is not {self.whose} "
                 f"{self.reference:.7g} within {self.tolerance:g} (relative)"
             )
         return f"{text}: {self.remark}" if self.remark else text
@@ -130,6 +131,8 @@ def first(per_rank: Sequence[Iterable[dict[str, Any]]]) -> First:
         for phase in zip(*per_rank, strict=True):
             of_phase = [values["losses"] for values in phase if "losses" in values]
             if of_phase:
+                if len(of_phase) < len(phase):
+                    raise ValueError(f"only {len(of_phase)} of {len(phase)} ranks recorded losses")
                 losses.extend(mean_losses(of_phase))
                 found.extend(norms(of_phase))
         if len(losses) >= PARITY_STEPS:
@@ -196,8 +199,8 @@ def _norm_fault(
     if not wanted or (norm is None and wanted[0] is None):
         return None
     if norm is None or wanted[0] is None:
-        who = "this launch" if norm is None else "the reference"
-        return f"fp16's scaler skipped the step of {who} alone"
+        where = "here" if norm is None else "in what it is compared with"
+        return f"fp16's scaler skipped this step {where} alone"
     return (
         None
         if abs(norm - wanted[0]) <= limit * abs(wanted[0])

@@ -31,6 +31,12 @@ class PlannedRepeat(Schema):
     skip: str | None = None
     estimated_memory_bytes: NonNegativeInt | None = None  # per rank, from cost/
 
+    @property
+    def folder(self) -> str:
+        """Where it lies in a run directory when it has ended."""
+        kind = {"measure": "cases", "reference": "references", "parity": "parity"}[self.role]
+        return f"{kind}/{self.case_id}/{self.repeat}"
+
 
 class Plan(Schema):
     """The ordered list of (case, repeat) a suite expands to, with every case by id: plan.json."""

@@ -18,6 +18,8 @@ Every line is one JSON object with "v" (SCHEMA_VERSION), "kind", "case_id", "rep
 
 History of the format
     1  first
+       Added since, which no reader needs: `losses` of a phase have `gradient_norm` beside loss_sum
+       and tokens; `parity` stands where losses do, with the differences of both.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}
     | {"unavailable"}
 )
-FOLDERS: Mapping[Role, str] = {"measure": "cases", "reference": "references", "parity": "parity"}
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
 _NOT_FINISHED = frozenset({"interrupted", "skipped"})
@@ -191,7 +190,7 @@ class RunDir:
 
     def case_dir(self, item: PlannedRepeat) -> Path:
         """Where a repeat that ended lies."""
-        return self.path / FOLDERS[item.role] / item.case_id / str(item.repeat)
+        return self.path / item.folder
 
     def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
         """status.json of a repeat; None if it did not end, or the file cannot be read."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
@@ -10,8 +12,10 @@ from pydantic import ValidationError
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import cases, ranks, repeats
+from andromeda_scale.merge import cases, parity, ranks, repeats
+from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.references import reference_of
 
 __all__ = ["Results", "load_results", "merge_run", "write"]
 
@@ -38,19 +42,22 @@ def merge_run(run_dir: Path) -> Results:
             items[item.case_id].append(item)
     problems: list[str] = []
     repeat_rows, case_rows, rank_frames, launches = [], [], [], {}
-    for case_id, planned in items.items():  # in the order of the suite, not of the launches
-        if not planned:
-            continue
-        merged = [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
-        rows = [one.row for one in merged]
-        problems += [problem for one in merged for problem in one.problems]
-        reference = _reference(run_dir, planned[0].reference_id)
+    merged = {
+        case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
+        for case_id, planned in items.items()  # in the order of the suite, not of the launches
+        if planned
+    }
+    helpers = {case_id: _helper(run_dir, plan, items[case_id][0]) for case_id in merged}
+    _compare(plan, items, merged, helpers)
+    for case_id, of_case in merged.items():
+        rows = [one.row for one in of_case]
+        problems += [problem for one in of_case for problem in one.problems]
         row, launches[case_id] = cases.case_row(
-            plan.cases[case_id], planned, rows, reference, problems
+            plan.cases[case_id], items[case_id], rows, helpers[case_id], problems
         )
         case_rows.append(row)
         repeat_rows += rows
-        rank_frames += [one.ranks for one in merged if one.ranks is not None]
+        rank_frames += [one.ranks for one in of_case if one.ranks is not None]
     empty = typed(pd.DataFrame(), ranks.COLUMNS)
     return Results(
         cases=add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches),
@@ -81,13 +88,34 @@ def read_plan(run_dir: Path) -> Plan:
     return plan
 
 
-def _reference(run_dir: Path, reference_id: str | None) -> str:
-    """How a case's parity reference ended, in words; empty if it has none."""
-    if reference_id is None:
-        return ""
-    directory = run_dir / "references" / reference_id / "0"
-    status = repeats.read_status(directory / "status.json", [])
-    if not status:
-        return "did not finish"
-    cause = " ".join(str(status.get("cause") or "").split())
-    return f"is {status['status']}{f': {cause}' if cause else ''}"
+def _helper(run_dir: Path, plan: Plan, item: PlannedRepeat) -> dict[str, Any]:
+    """How a case's parity launch ended and what it compared, or how its reference ended."""
+    if item.parity_id in plan.cases:
+        launch = PlannedRepeat(case_id=item.parity_id, repeat=0, role="parity")
+        size = plan.cases[item.parity_id].world.size
+        return repeats.merge_parity_launch(run_dir, launch, size)
+    if item.reference_id is None:
+        return {}
+    reference = PlannedRepeat(case_id=item.reference_id, repeat=0, role="reference")
+    return repeats.read_status(run_dir / reference.folder / "status.json", [])
+
+
+def _compare(
+    plan: Plan,
+    items: Mapping[str, Sequence[PlannedRepeat]],
+    merged: Mapping[str, Sequence[MergedRepeat]],
+    helpers: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Condemn launches by what launches of other cases show: `parity: shallow` and `cross`."""
+    groups: dict[str, dict[str, Sequence[MergedRepeat]]] = {}
+    for case_id, of_case in merged.items():
+        case, item, helper = plan.cases[case_id], items[case_id][0], helpers[case_id]
+        if item.parity_id is not None and helper.get("status") == "diverged":
+            for one in of_case:
+                if one.row["status"] == "ok":  # measured before the parity launch was repeated
+                    one.condemn(f"on the shallow model: {helper['cause']}")
+        if case.parity == "cross":
+            group = reference_of(case, item.device).case_id
+            groups.setdefault(group, {})[case_id] = of_case
+    for members in groups.values():
+        parity.cross(members, plan.cases)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from andromeda_scale import registry
+from andromeda_scale import registry, settings
 from andromeda_scale.analysis.balance import Slowest, slow_rank
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import log_interval
@@ -18,8 +18,10 @@ from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
+from andromeda_scale.merge import parity
+from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
-from andromeda_scale.merge.system import flatten, unlike
+from andromeda_scale.merge.system import unlike
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.planned import PlannedRepeat
 
@@ -72,9 +74,8 @@ COLUMNS: dict[str, str] = {
     "flop_convention": "str",
     "mfu": "float64",
     "graph_breaks": "Int64",  # of torch.compile, the most of any launch
-    "parity": "str",  # ok: every pooled launch compared losses; unavailable, off; reference: the
-    # case is the reference's own program; empty without a launch
-    "parity_cause": "str",  # why it is unavailable
+    **parity.CASE_COLUMNS,
+    "facts": "str",  # what the ranks of all pooled launches read back, canonical JSON
 }
 
 # In columns of their own, or without influence on a number.
@@ -90,7 +91,6 @@ _NOT_OTHER: Any = {
     "parity": True,
     "device": True,
     "fallback": True,
-    "threads_per_rank": True,
     "train": {"mode", "seq_len", "micro_batch_size", "grad_accum", "precision"},
     "measure": {"repeats", "profile_steps"},
 }
@@ -100,13 +100,14 @@ def case_row(
     case: Case,
     items: Sequence[PlannedRepeat],
     repeats: list[Row],
-    reference: str,
+    helper: Row,
     problems: list[str],
 ) -> tuple[Row, Launches]:
     """One row from the rows of all planned repeats, whose `pooled` is set here.
 
     Launches on unlike systems are not pooled: the largest group of equal fingerprints counts
-    (the earliest of equals), the row is `mixed`, and the keys that differ are a problem.
+    (the earliest of equals), the row is `mixed`, and the keys that differ are a problem. `helper`
+    is how the case's reference or parity launch ended.
     """
     pooled = _pool(case.case_id, repeats, problems)
     for row in pooled:
@@ -117,7 +118,7 @@ def case_row(
     ok = [row for row in repeats if row["status"] == "ok"]
     row = {
         **_outcome(items, repeats),
-        **_parity(case, items[0], pooled, reference),
+        **parity.case_parity(case, items[0], repeats, pooled, helper),
         "num_repeats_ok": len(ok),
         "num_launches": len(pooled),
         "mixed": len(pooled) < len(ok),
@@ -130,7 +131,9 @@ def case_row(
     threads = _first(pooled, "threads")
     if threads is not None:  # what the ranks had, before what the plan gave them
         row["threads_per_rank"] = threads
-    return row | _flops(case, row), launches
+    facts = [(one["repeat"], json.loads(one["facts"])) for one in pooled]
+    row["facts"] = json.dumps(case_facts(case, facts, problems), sort_keys=True)
+    return row | _flops(case, row, _first(pooled, "num_parameters")), launches
 
 
 def _pool(case_id: str, repeats: list[Row], problems: list[str]) -> list[Row]:
@@ -181,29 +184,11 @@ def _cause(row: Row) -> str:
     return ": ".join(part for part in (where.strip(), why) if part)
 
 
-def _parity(case: Case, item: PlannedRepeat, pooled: list[Row], reference: str) -> Row:
-    """Whether each pooled launch compared its first losses with the reference's.
-
-    A launch that compared and found them unequal is `diverged`, and not pooled. `reference` says
-    in words how the reference ended; a launch may have run before it did.
-    """
-    if case.parity == "off":
-        return {"parity": "off"}
-    if item.reference_id is None:
-        return {"parity": "reference"}
-    silent = [str(row["repeat"]) for row in pooled if (row.get("parity_steps") or 0) < 1]
-    if silent:
-        launches = f"repeat {', '.join(silent)} compared no losses"
-        return {"parity": "unavailable", "parity_cause": f"{launches}: the reference {reference}"}
-    return {"parity": "ok"} if pooled else {}
-
-
 def _settings(case: Case, item: PlannedRepeat) -> Row:
-    other = flatten(case.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OTHER))
-    options = flatten(case.strategy.options)
+    other = case.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OTHER)
     return {
         "strategy": case.strategy.name,
-        "options": ", ".join(f"{key}={_plain(value)}" for key, value in options.items()),
+        "options": settings.options(case.strategy.options),
         "driver": case.driver,
         "model": case.model_name,
         "model_config": json.dumps(case.model, sort_keys=True),
@@ -217,14 +202,10 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
         "grad_accum": case.train.grad_accum,
         "global_batch_size": case.global_batch_size,
         "precision": case.train.precision,
-        "other": json.dumps({k: v for k, v in other.items() if v != {}}, sort_keys=True),
+        "other": json.dumps(settings.by_key(other), sort_keys=True),
         "device": item.device,
         "threads_per_rank": item.threads_per_rank,
     }
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _numbers(pooled: list[Row], world_size: int) -> Row:
@@ -270,14 +251,19 @@ def _slow_rank(pooled: list[Row], world_size: int) -> Row:
     return {"slow_rank": rank, "slow_rank_host": ", ".join(host for host in hosts if host)}
 
 
-def _flops(case: Case, row: Row) -> Row:
-    """Parameters and FLOPs of the model; MFU where the device's peak is known."""
+def _flops(case: Case, row: Row, built: int | None) -> Row:
+    """Parameters and FLOPs of the model; MFU where the device's peak is known.
+
+    No FLOPs without a closed form, or where it counts other parameters than were built.
+    """
     try:
         family = registry.load("model family", str(case.model.get("family")))
         options = {key: value for key, value in case.model.items() if key != "family"}
         shape = family(**options).shape()
     except (UserError, ValueError):  # a model of a newer or older version: no closed forms
-        return {}
+        shape = None
+    if shape is None or built not in (None, num_parameters(shape)):
+        return {"num_parameters": built}
     per_token = flops_per_token(shape, case.train.seq_len, case.train.mode, DEFAULT_CONVENTION)
     found: Row = {
         "num_parameters": num_parameters(shape),

@@ -15,10 +15,13 @@ from andromeda_scale.analysis.balance import imbalance, slowest
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
+from andromeda_scale.merge import parity
 from andromeda_scale.merge.checks import contradictions
+from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.ranks import RankTable, integer, number, of_ranks, rank_table, text
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.parity import First
 from andromeda_scale.planned import PlannedRepeat
 from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repeat
 
@@ -46,9 +49,10 @@ COLUMNS: dict[str, str] = {
     "outside_s": "float64",  # seconds the repeat took outside the ranks' phases
     "warmup_steps": "Int64",
     "warmup_ended_by": "str",  # the rule that ended it; max_steps: none before its upper bound
+    "num_parameters": "Int64",  # of the module that rank 0 built
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
-    "parity_steps": "Int64",  # whose losses were compared with the reference; empty: not said
+    **parity.REPEAT_COLUMNS,
     "graph_breaks": "Int64",  # of torch.compile, the most of any rank
     "tokens": "float64",
     "window_s": "float64",
@@ -58,6 +62,7 @@ COLUMNS: dict[str, str] = {
     "steps_slower": "Int64",  # in which slowest_rank computed longer than the others' median
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
+    "facts": "str",  # what ranks read back, canonical JSON; empty unless the repeat is ok
 }
 
 
@@ -78,12 +83,20 @@ class MergedRepeat:
     row: dict[str, Any]
     ranks: pd.DataFrame | None
     problems: list[str] = field(default_factory=list)
+    numbers: frozenset[str] = frozenset()  # what the row has because the repeat is ok
+    first: First | None = None  # its losses and norms, where cases are compared with each other
+
+    def condemn(self, cause: str) -> None:
+        """It is `diverged` by what other launches show, and has no numbers."""
+        for name in self.numbers:
+            self.row.pop(name, None)
+        self.row |= _ended(Ending("diverged", cause))
 
 
 def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat:
     """Read one planned repeat's directory; never raises for what is in it."""
     row: dict[str, Any] = {"case_id": item.case_id, "repeat": item.repeat}
-    directory = run_dir / "cases" / item.case_id / str(item.repeat)
+    directory = run_dir / item.folder
     if item.skip is not None:
         return MergedRepeat(row | _ended(Ending("skipped", item.skip)), None)
     if not directory.is_dir():
@@ -97,20 +110,38 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     ending = _ending(status, record, table)
     row |= system.columns() | _about(status, table)
     if 0 in record.ranks:
-        row |= _warmup(record.ranks[0])
+        row |= _model(record.ranks[0]) | _warmup(record.ranks[0])
+        row |= parity.of_rank_0(record.ranks[0])
+    numbers: dict[str, Any] = {}
     if ending.status == "ok":
         numbers, why = _numbers(table, case)
         if why:
             ending = Ending("invalid", why)
-        elif 0 in record.ranks:
-            numbers |= _parity(record.ranks[0])
-        row |= numbers
+        if numbers:
+            facts = repeat_facts(record, table.problems)
+            numbers["facts"] = json.dumps(facts, sort_keys=True)
     found = [str(problem) for problem in record.problems]
     found += status_problems + table.problems + system.problems
     where = f"{item.case_id}/{item.repeat}"
     return MergedRepeat(
-        row | _ended(ending), table.frame, [f"{where}: {problem}" for problem in found]
+        row | numbers | _ended(ending),
+        table.frame,
+        [f"{where}: {problem}" for problem in found],
+        frozenset(numbers),
+        parity.first_of(record) if case.parity == "cross" else None,
     )
+
+
+def merge_parity_launch(run_dir: Path, item: PlannedRepeat, world_size: int) -> dict[str, Any]:
+    """`status`, `cause` and what was compared of a launch made for parity alone."""
+    directory = run_dir / item.folder
+    status = read_status(directory / "status.json", [])
+    if not status:
+        return {}
+    record = read_repeat(directory, item.case_id, item.repeat, world_size)
+    ending = _ending(status, record, rank_table(record, item.case_id, item.repeat, world_size))
+    found = parity.of_rank_0(record.ranks[0]) if 0 in record.ranks else {}
+    return {"status": ending.status, "cause": ending.cause, **found}
 
 
 def read_status(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -167,21 +198,18 @@ def _about(status: dict[str, Any], table: RankTable) -> dict[str, Any]:
     }
 
 
+def _model(rank_0: RankRecord) -> dict[str, Any]:
+    """What rank 0 built."""
+    count = number(rank_0.values("setup", "model"), "num_parameters")
+    return {"num_parameters": int(count) if 0 < count < 2**63 else None}  # NaN is neither
+
+
 def _warmup(rank_0: RankRecord) -> dict[str, Any]:
     """How warm-up ended, which rank 0 decides for all."""
     values = rank_0.values("warmup", "warmup")
     return {
         "warmup_steps": integer(values, "steps"),
         "warmup_ended_by": text(values, "ended_by"),
-    }
-
-
-def _parity(rank_0: RankRecord) -> dict[str, Any]:
-    """How the first losses compared with the reference's, which rank 0 knows for all."""
-    values = rank_0.values("inspect", "parity")
-    return {
-        "parity_steps": integer(values, "steps_compared"),
-        "parity_difference": number(values, "max_relative_difference"),
     }
 
 

@@ -250,8 +250,12 @@ def _with_reference(run: Path) -> Path:
 
 def _compared(run: Path, case: Any, repeat: int, values: Any) -> None:
     """Let rank 0 of a repeat say how its losses compared."""
-    change = {"phase": "inspect", "kind": "phase", "values": {"parity": values}}
-    _change(_place(run, case, repeat), 0, "setup", lambda line: line | change, keep=True)
+
+    def change(line: dict[str, Any]) -> dict[str, Any]:
+        line["values"]["parity"] = values
+        return line
+
+    _change(_place(run, case, repeat), 0, "warmup", change)
 
 
 def _change(place: Path, rank: int, phase: str, change: Any, keep: bool = False) -> None:
@@ -274,11 +278,11 @@ def test_parity_is_ok_only_if_every_pooled_launch_compared_losses(tmp_path: Path
         row = _case(run)
         assert row["parity"] == "unavailable"
         assert row["parity_cause"].endswith("2 compared no losses: the reference is ok")
-        values = {"steps_compared": 5, "max_relative_difference": difference}
+        values = {"steps_compared": 5, "norms_compared": 5, "loss_difference": difference}
         _compared(run, case, repeat, values)
     row = _case(run)
     assert (row["parity"], row["parity_cause"]) == ("ok", "")
-    assert row["parity_difference"] == 3e-7
+    assert row["parity_loss_difference"] == 3e-7
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_parity_is_ok_only_if_every_pooled_launch_compared_losses(tmp_path: Path
     [
         None,
         {},
-        {"steps_compared": 0, "max_relative_difference": None},
+        {"steps_compared": 0, "loss_difference": None},
         {"steps_compared": "5"},
         {"steps_compared": -5},
     ],
@@ -302,7 +306,7 @@ def test_a_launch_that_compared_nothing_is_unverified_and_says_why(
     row = _case(run)
     assert row["parity"] == "unavailable"
     assert row["parity_cause"].endswith("the reference is crashed: killed by SIGKILL")
-    assert math.isnan(row["parity_difference"])
+    assert math.isnan(row["parity_loss_difference"])
 
 
 def _measured(**values: Any) -> Any:
