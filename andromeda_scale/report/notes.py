@@ -8,7 +8,7 @@ from typing import Any
 from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
 from andromeda_scale.metrics import rate
-from andromeda_scale.report.rows import Row, failure, has, is_base, label
+from andromeda_scale.report.rows import Row, failure, has, has_base, is_base, label
 
 MAX_PROBLEMS = 8
 
@@ -66,6 +66,8 @@ def _what(rows: Sequence[Row], axes: Sequence[str]) -> str:
 
 
 def _bases(rows: Sequence[Row], axes: Sequence[str]) -> str:
+    if not any(has_base(row) for row in rows):
+        return "one world of each strategy and setting: there is no speed-up, and no efficiency"
     regimes = dict.fromkeys(row["regime"] for row in rows)
     work = {
         "weak": "weak scaling: the same work per rank",

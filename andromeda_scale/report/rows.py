@@ -36,6 +36,11 @@ def is_base(row: Row) -> bool:
     return has(row, "base_case_id") and bool(row["base_case_id"] == row["case_id"])
 
 
+def has_base(row: Row) -> bool:
+    """Whether a smaller world of the same was measured, even one it may not be compared with."""
+    return (has(row, "base_case_id") and not is_base(row)) or has(row, "not_compared")
+
+
 def label(row: Row) -> str:
     """A strategy with its options."""
     return f"{row['strategy']} {row['options']}".strip()

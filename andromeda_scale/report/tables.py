@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.metrics import METRICS, NOT_MEASURED, significant
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.notes import footnotes
-from andromeda_scale.report.rows import Row, arrange, clean, has, is_base, label
+from andromeda_scale.report.rows import Row, arrange, clean, has, has_base, is_base, label
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
 
@@ -101,6 +102,16 @@ def _with_interval(name: str) -> tuple[str, ...]:
 TOKENS = Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s"))
 # Which lines of the fairness table a row stands out in.
 UNFAIR = Column("unfair", ("unfair",), lambda row: str(row["unfair"]), left=True)
+# Left out where no row has another of its strategy and settings at a smaller world.
+AGAINST_BASE = (
+    Column("speedup", _with_interval("speedup"), _speedup),
+    Column(
+        "efficiency %",
+        (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
+        _efficiency,
+        folds=True,
+    ),
+)
 COLUMNS = (
     Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
     Column(
@@ -112,13 +123,7 @@ COLUMNS = (
     TOKENS,
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
     Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
-    Column("speedup", _with_interval("speedup"), _speedup),
-    Column(
-        "efficiency %",
-        (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
-        _efficiency,
-        folds=True,
-    ),
+    *AGAINST_BASE,
     Column(
         "exposed ms",
         ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
@@ -229,10 +234,27 @@ class Table:
         parts = [f"## {clean(self.title)}\n", f"{grid}\n", notes, self.fairness.to_markdown()]
         return "\n".join(part for part in parts if part)
 
+    def to_html(self) -> str:
+        """What a notebook shows: the rows under a heading, the notes as a list; all escaped."""
+        grid = tabulate(
+            self.cells(),
+            headers=[column.header for column in self.columns],
+            tablefmt="html",
+            colalign=["left" if column.left else "right" for column in self.columns],
+            disable_numparse=True,
+        )
+        said = self.fairness.notes() if self.fairness else []
+        notes = "".join(f"<li>{escape(clean(note))}</li>" for note in (*said, *self.notes))
+        return f"<p><b>{escape(clean(self.title))}</b></p>\n{grid}\n<ul>{notes}</ul>"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Values with full precision of every column, shown or not."""
+        shown = dict.fromkeys((*self.columns, *COLUMNS))
+        names = dict.fromkeys(name for column in shown for name in column.names)
+        return pd.DataFrame(self.rows, columns=["case_id", *names])
+
     def to_csv(self) -> str:
-        """Values with full precision, one column for each result column shown."""
-        names = dict.fromkeys(name for column in self.columns for name in column.names)
-        return pd.DataFrame(self.rows, columns=["case_id", *names]).to_csv(index=False)
+        return self.to_frame().to_csv(index=False)
 
 
 def as_text(shown: RenderableType, width: int = PLAIN_WIDTH) -> str:
@@ -258,7 +280,8 @@ def scaling_table(results: Results) -> Table:
     columns += [
         Column(axis.rpartition(".")[2], (axis,), _setting(axis), folds=True) for axis in axes
     ]
-    columns += COLUMNS
+    compared = any(has_base(row) for row in rows)
+    columns += [column for column in COLUMNS if compared or column not in AGAINST_BASE]
     fairness = Fairness.of(results)
     if marks := fairness.marks():
         for row in rows:

@@ -14,6 +14,7 @@ from andromeda_scale.expand import expand
 from andromeda_scale.machine import Machine
 from andromeda_scale.plan import make_plan, require_runnable
 from andromeda_scale.planned import Plan
+from andromeda_scale.registry import STRATEGIES
 from andromeda_scale.suite_file import load_suite
 from andromeda_scale.suite_schema import suite_schema
 
@@ -21,8 +22,23 @@ GIB = 1 << 30
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 * GIB)
 EIGHT_GPUS = Machine(cpu_cores=64, gpus=[80 * GIB] * 8, memory_bytes=1024 * GIB)
 
-SUITES = ["batch", "context", "cs336", "quickstart", "strategies", "strong", "weak"]
+SUITES = [
+    "attention",
+    "batch",
+    "checkpointing",
+    "compile",
+    "context",
+    "cs336",
+    "drivers",
+    "offload",
+    "precision",
+    "quickstart",
+    "strategies",
+    "strong",
+    "weak",
+]
 
+TINY = ["model=andromeda-tiny", "train.seq_len=128"]
 # What a suite's own first comment tells the owner of a laptop to type.
 ON_A_LAPTOP: dict[str, tuple[list[str], list[str]]] = {
     "quickstart": ([], []),
@@ -40,6 +56,24 @@ ON_A_LAPTOP: dict[str, tuple[list[str], list[str]]] = {
     "context": (["model=andromeda-tiny"], ["train.seq_len=64,128,256", "world=1"]),
     "batch": (["model=andromeda-tiny", "train.seq_len=128"], ["train.micro_batch_size=1,2,4"]),
     "cs336": (["model=cs336-small", "model.num_layers=2"], []),
+    "precision": ([*TINY, "train.micro_batch_size=2"], ["world=2"]),
+    "compile": ([*TINY, "train.micro_batch_size=2"], ["world=2"]),
+    "checkpointing": (
+        ["model=andromeda-tiny", "train.seq_len=256", "train.micro_batch_size=8"],
+        ["world=2"],
+    ),
+    "attention": (
+        ["model=andromeda-tiny", "train.micro_batch_size=2"],
+        ["train.seq_len=256", "model.alibi_num_heads=0,2", "world=2"],
+    ),
+    "offload": (TINY, ["world=2"]),
+    "drivers": ([*TINY, "train.micro_batch_size=2"], ["world=2"]),
+}
+# What a suite cannot do on a CPU, by the reason a reader sees.
+NOT_ON_A_CPU = {
+    "attention": "backward",
+    "drivers": "accelerate on a CPU",
+    "precision": "tf32",
 }
 
 
@@ -79,8 +113,11 @@ def test_every_suite_runs_whole_on_eight_gpus_but_for_stated_reasons(name: str) 
 def test_every_suite_has_a_small_form_that_runs_on_two_cores(name: str) -> None:
     sets, axes = ON_A_LAPTOP[name]
     made = plan(name, TWO_CORES, sets, axes)
+    require_runnable(made)
     skipped = [str(item.skip) for item in made.repeats if item.skip]
-    assert all("one rank only" in skip for skip in skipped)
+    reason = NOT_ON_A_CPU.get(name, "one rank only")
+    assert all(reason in skip for skip in skipped), skipped
+    assert skipped or name not in NOT_ON_A_CPU
     comment = resources.find("suites", name).read_text(encoding="utf-8").partition("question:")[0]
     for option, values in (("--set", sets), ("--axis", axes)):
         for value in values:
@@ -199,7 +236,7 @@ def test_a_shipped_file_is_found_by_its_name_and_another_by_its_path(tmp_path: P
 def test_the_schema_for_editors_knows_names_and_options() -> None:
     schema = suite_schema()
     names, *forms = schema["properties"]["strategy"]["anyOf"]
-    assert names["enum"] == ["ddp", "fsdp2", "single", "zero1", "zero2", "zero3"]
+    assert names["enum"] == sorted(STRATEGIES)
     fsdp2 = next(form for form in forms if form["properties"]["name"]["const"] == "fsdp2")
     assert "reshard_after_forward" in fsdp2["properties"]
     assert not fsdp2["additionalProperties"]

@@ -152,6 +152,13 @@ def test_an_efficiency_across_unlike_batches_is_refused_with_the_key(tmp_path: P
     )
 
 
+def test_without_a_second_world_there_is_no_column_of_bases(tmp_path: Path) -> None:
+    table = _table(tmp_path, make_case("ddp", 2), make_case("fsdp2", 2))
+    assert not {"speedup", "efficiency %"} & set(_cells(table))
+    assert any("there is no speed-up, and no efficiency" in note for note in table.notes)
+    assert "speedup" in table.to_csv().partition("\n")[0]
+
+
 def test_csv_holds_full_precision_and_every_row(tmp_path: Path) -> None:
     table = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2))
     results = merge_run(tmp_path)
@@ -163,7 +170,7 @@ def test_csv_holds_full_precision_and_every_row(tmp_path: Path) -> None:
 
 
 def test_markdown_is_a_pipe_table_under_the_question(tmp_path: Path) -> None:
-    text = _table(tmp_path, make_case("ddp", 1)).to_markdown()
+    text = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2)).to_markdown()
     title, blank, head, rule, row, *_ = text.splitlines()
     assert title == "## What does a rank buy?"
     assert blank == ""
@@ -222,7 +229,7 @@ def test_every_metric_says_its_unit_rule_and_meaning() -> None:
 def test_a_narrow_terminal_shows_fewer_columns_and_no_broken_word(
     tmp_path: Path, width: int
 ) -> None:
-    cases = [make_case("ddp", 1), make_case("fsdp2", 2), make_case("zero3", 2)]
+    cases = [make_case("ddp", 1), make_case("ddp", 2), make_case("zero3", 2)]
     table = _table(tmp_path, *cases, status="interrupted", cause="SIGINT")
     text = table.to_text(width)
     assert max(map(len, text.splitlines())) <= width
