@@ -76,11 +76,23 @@ def _checkpointing(value: Any) -> Any:
 
 Optimizer = Annotated[OptimizerSpec, BeforeValidator(_optimizer)]
 # What backward recomputes. none: nothing. block: every block from its input. {every: K}: each K-th
-# block. {segment: K}: K blocks at once. selective: in every block all but the matrix products and
-# the attention, whose outputs are kept.
+# block. {segment: K}: K blocks at once. selective: in every block all but the products with weights
+# and the attention kernel, whose outputs are kept.
 Checkpointing = Annotated[
     Literal["none", "block", "selective"] | Every | Segment, BeforeValidator(_checkpointing)
 ]
+
+
+def recomputed(kind: str | Every | Segment, num_blocks: int) -> list[range]:
+    """The blocks that backward runs again, in groups that start from one saved input each."""
+    step, size = 1, 1
+    if isinstance(kind, Every):
+        step = kind.every
+    elif isinstance(kind, Segment):
+        step = size = kind.segment
+    elif kind == "none":
+        return []
+    return [range(first, min(first + size, num_blocks)) for first in range(0, num_blocks, step)]
 
 
 class Train(Schema):

@@ -7,9 +7,10 @@ import math
 from torch import Tensor, nn
 
 from andromeda_scale.models.andromeda import AndromedaConfig
-from andromeda_scale.models.attention import ROTARY_THETA, Attention, PositionTables
+from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.decoder import Decoder, PreNormBlock
 from andromeda_scale.models.layers import INIT_STD, GeluFfn, Linear
+from andromeda_scale.models.positions import ROTARY_THETA, PositionTables
 from andromeda_scale.training import Train
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.attention import Attention
+from andromeda_scale.models.checkpointing import Recomputation
 from andromeda_scale.models.layers import Linear
 from andromeda_scale.training import Train
 
@@ -56,18 +55,11 @@ class Decoder(nn.Module):
             if shape.tied_head
             else Linear(shape.d_model, shape.vocab_size, bias=shape.head_bias)
         )
-        self.checkpoint_blocks = train.activation_checkpointing == "block"
+        self._recomputation = Recomputation(train, blocks)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Scores of the next token, (B, T) to (B, T, V)."""
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                # No layer draws random numbers: saving the generators would be for nothing.
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
-        x = self.norm(x)
+        x = self.norm(self._recomputation(self.blocks, self.embedding(tokens)))  # type: ignore[arg-type]
         if self.head is None:
             return F.linear(x, self.embedding.weight)
         scores: Tensor = self.head(x)
@@ -79,11 +71,10 @@ class Decoder(nn.Module):
         return F.cross_entropy(logits, labels.flatten(), reduction="sum"), labels.numel()
 
     def describe_attention(self) -> dict[str, Any]:
-        """The kernel asked for, and the operators that the first eager call of each block ran.
+        """The kernel that the blocks call; which operators it turns into is read from a profile."""
+        kernels = {layer.kernel for layer in self.modules() if isinstance(layer, Attention)}
+        return {"kernel": "+".join(sorted(kernels))}
 
-        `ops` is null before the first forward, and under torch.compile, which replaces them.
-        """
-        layers = [layer for layer in self.modules() if isinstance(layer, Attention)]
-        seen = [layer.ops for layer in layers if layer.ops is not None]
-        ops = sorted({op for ops in seen for op in ops}) if seen else None
-        return {"kernel": layers[0].kernel, "ops": ops}
+    def describe_checkpointing(self) -> dict[str, Any]:
+        """The kind of checkpointing, and how many blocks backward has run again."""
+        return self._recomputation.describe(self.blocks)  # type: ignore[arg-type]

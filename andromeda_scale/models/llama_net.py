@@ -6,10 +6,11 @@ import math
 
 from torch import nn
 
-from andromeda_scale.models.attention import Attention, PositionTables
+from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.decoder import Decoder, PreNormBlock
 from andromeda_scale.models.layers import INIT_STD, SwiGlu
 from andromeda_scale.models.llama import LlamaConfig
+from andromeda_scale.models.positions import PositionTables
 from andromeda_scale.training import Train
 
 

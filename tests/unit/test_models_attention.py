@@ -1,13 +1,20 @@
-"""Attention kernels: one function, three ways, and a record of what ran."""
+"""Attention kernels: one function, four ways, and a record of what ran."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import pytest
 import torch
 from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised
+from torch.autograd.profiler import profile
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.readback import _attention_op, attention_ops
+from andromeda_scale.training import Train
 
 KERNELS = ("naive", "sdpa_causal", "sdpa_bias")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,12 +28,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@torch.no_grad()
+def _sharp(model: dict[str, Any], **train: Any) -> Any:
+    """A model whose softmax is far from flat, as it is with freshly drawn weights."""
+    module = materialised(model, **train)
+    for name, parameter in module.named_parameters():
+        if "proj" in name:
+            parameter.mul_(10)
+    return module
+
+
 def _loss_and_gradients(model: dict[str, Any], kernel: str) -> tuple[float, list[torch.Tensor]]:
-    module = materialised(model, attention=kernel)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if "proj" in name:  # weights so small would leave the softmax flat
-                parameter.mul_(10)
+    module = _sharp(model, attention=kernel)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(257, (2, 13), generator=generator)  # shorter than the tables
     loss, num_tokens = module(tokens, tokens)
@@ -79,20 +92,105 @@ def _turned(x: torch.Tensor, scale: torch.Tensor, table: torch.Tensor) -> torch.
     return turned
 
 
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
+@torch.no_grad()
+def test_flex_agrees_with_naive(model: dict[str, Any]) -> None:
+    """Its mathematics, uncompiled and without gradients, of which torch has none on a CPU."""
+    seq_len = 140  # a block of the mask, and a part of one
+    tokens = torch.randint(257, (2, seq_len), generator=torch.Generator().manual_seed(1))
+    naive, flex = (
+        _sharp(model, attention=kernel, compile=True, seq_len=seq_len).logits(tokens)
+        for kernel in ("naive", "flex")
+    )
+    torch.testing.assert_close(flex, naive, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no backward of flex on a CPU")
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
+def test_flex_agrees_with_naive_in_gradients_on_a_gpu(model: dict[str, Any]) -> None:
+    found = []
+    for kernel in ("naive", "flex"):
+        module = _sharp(model, attention=kernel, compile=True, seq_len=260).cuda()
+        for block in module.blocks:
+            block.forward = torch.compile(block.forward)
+        tokens = torch.randint(257, (2, 260), generator=torch.Generator().manual_seed(1)).cuda()
+        module(tokens, tokens)[0].backward()
+        found.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+def test_flex_holds_no_bias_and_one_mask_for_all_blocks() -> None:
+    """(T / 128)^2 entries instead of h T^2: what is left out is above the diagonal."""
+    module = materialised(SMALL_ANDROMEDA, attention="flex", compile=True, seq_len=512)
+    tables = module.tables
+    assert tables.bias.numel() == 0
+    assert tables.block_mask.kv_num_blocks[0, 0].tolist() == [1, 1, 1, 1]  # cut: the diagonal's
+    assert tables.block_mask.full_kv_num_blocks[0, 0].tolist() == [0, 1, 2, 3]
+    assert all(block.attention._tables[0] is tables for block in module.blocks)
+
+
+@torch.no_grad()
+def test_the_mask_of_flex_survives_copies_casts_and_the_meta_device() -> None:
+    tokens = torch.randint(257, (2, 16))
+    module = materialised(SMALL_ANDROMEDA, attention="flex", compile=True)
+    expected = module.logits(tokens)
+    assert torch.equal(copy.deepcopy(module).logits(tokens), expected)
+    rounded = copy.deepcopy(module).bfloat16().logits(tokens)
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.05)
+    assert (
+        ModelFactory(SMALL_ANDROMEDA, Train(attention="flex", compile=True), 0)
+        .build()
+        .tables.block_mask
+        is None
+    )
+
+
 @pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_ran_is_read_back(model: dict[str, Any], kernel: str) -> None:
     module = materialised(model, attention=kernel)
-    assert module.describe_attention() == {"kernel": kernel, "ops": None}
+    assert module.describe_attention() == {"kernel": kernel}
     tokens = torch.randint(257, (2, 16))
-    for _ in range(2):
-        module(tokens, tokens)
-    ran = module.describe_attention()
-    assert ran["kernel"] == kernel
+    with attention_ops(torch.device("cpu")) as ran:
+        module(tokens, tokens)[0].backward()
     if kernel == "naive":
-        assert ran["ops"] == ["_softmax", "bmm"]
+        assert ran() == ["_softmax", "bmm"]
     else:
-        assert ran["ops"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+        assert ran() == ["_scaled_dot_product_flash_attention_for_cpu"]
+
+
+def test_what_ran_is_read_back_of_any_model() -> None:
+    q = torch.randn(1, 2, 8, 4)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with attention_ops(torch.device("cpu")) as ran, sdpa_kernel(SDPBackend.MATH):
+        attend(q, q, q)
+    assert "_scaled_dot_product_attention_math" in (ran() or ())
+    with profile(), attention_ops(torch.device("cpu")) as ran:
+        attend(q, q, q)
+    assert ran() is None  # only one profiler can be at work
+
+
+@pytest.mark.parametrize(
+    ("name", "op"),
+    [
+        # Operators of torch's native_functions.yaml, kernels as Inductor puts their names together.
+        ("aten::_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention"),
+        ("aten::_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention"),
+        ("aten::_scaled_dot_product_efficient_attention_backward", None),
+        ("aten::scaled_dot_product_attention", None),  # chooses one of those above
+        ("ScaledDotProductFlashAttentionBackward0", None),
+        ("triton_tem_fused_flex_attention_2", "triton_tem_fused_flex_attention_2"),
+        ("triton_tem_fused_flex_attention_backward_5", None),
+        ("triton_per_fused__softmax_add_mul_1", "triton_per_fused__softmax_add_mul_1"),
+        ("triton_red_fused__log_softmax_3", None),
+        ("flash_attn::_flash_attn_forward", "_flash_attn_forward"),
+        ("aten::_log_softmax", None),
+        ("aten::_softmax_backward_data", None),
+        ("aten::mm", None),
+    ],
+)
+def test_operators_and_kernels_of_attention_are_known_by_name(name: str, op: str | None) -> None:
+    assert _attention_op(name) == op
 
 
 @pytest.mark.parametrize(
