@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.precision import POLICIES
 
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ def start(spec: RankSpec) -> Runtime:
     if spec.item.device == "cuda":
         device = torch.device("cuda", spec.local_rank)
         torch.cuda.set_device(device)
+        if spec.case.train.precision == "tf32" and torch.cuda.get_device_capability(device) < (
+            8,
+            0,
+        ):
+            raise UnavailableHere(
+                f"train.precision: {torch.cuda.get_device_name(device)} has no TF32; use fp32"
+            )
     else:
         device = torch.device("cpu")
     return Runtime(

@@ -61,5 +61,3 @@ class Traffic:
     """All collectives of one step of a strategy, scalars excluded."""
 
     collectives: tuple[Collective, ...] = ()
-    buffer_bytes: int = 0  # buckets and staging buffers a rank keeps for them
-    buffer_bytes_per_parameter: float = 0.0  # those that grow with the model; on the device

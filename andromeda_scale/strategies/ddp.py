@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
+from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
+from andromeda_scale.precision import element_bytes
 from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
@@ -28,6 +31,13 @@ class DdpOptions(Schema):
     bucket_cap_mb: PositiveFloat = 25.0
     gradient_as_bucket_view: bool = True  # False: buckets beside the gradients, 4 bytes more
     static_graph: bool = False  # needs train.grad_accum 1
+    # What a bucket is cast to on its way, by torch's own hooks; gradients stay float32.
+    compression: Literal["none", "bf16", "fp16"] = "none"
+
+
+_REDUCED_IN = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# The hooks' names, as DDP's log gives them back.
+_HOOKS = {"bf16_compress_hook": "bfloat16", "fp16_compress_hook": "float16"}
 
 
 class Ddp(Single):
@@ -46,6 +56,8 @@ class Ddp(Single):
                 f"train.grad_accum: {train.grad_accum} with static_graph: torch's reducer fails "
                 "when a first backward does not reduce; use train.grad_accum 1"
             )
+        if options.compression == "bf16" and device == "cpu":
+            return "strategy.compression: torch's bf16 hook needs NCCL; use fp16, or none on a CPU"
         return None
 
     @classmethod
@@ -60,16 +72,29 @@ class Ddp(Single):
 
     @classmethod
     def traffic(cls, options: DdpOptions, train: Train, world: World) -> Traffic:
-        """One all-reduce of the float32 gradients, P elements, a step: 2P on the wire."""
+        """One all-reduce of the gradients, P elements, a step: 2P on the wire."""
         if world.size == 1:
             return Traffic()
-        return Traffic((Collective("all_reduce", 1.0, 4),))
+        width = element_bytes(_REDUCED_IN[options.compression])
+        return Traffic((Collective("all_reduce", 1.0, width),))
+
+    @classmethod
+    def working(
+        cls, options: DdpOptions, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        compressed = 0
+        if options.compression != "none" and world.size > 1:
+            compressed = element_bytes(_REDUCED_IN[options.compression])
+        return working.bucketed_gradients(
+            sizes, train, views=options.gradient_as_bucket_view, compressed=compressed
+        )
 
     def wrap(self, module: nn.Module, rt: Runtime) -> Any:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
         from torch.nn.parallel import DistributedDataParallel
 
         sync_buffers: dict[str, Any] = {_buffer_keyword(DistributedDataParallel): False}
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             module,
             device_ids=[rt.device.index] if rt.device.type == "cuda" else None,
             # Weights and tables are the same on every rank by construction.
@@ -79,6 +104,25 @@ class Ddp(Single):
             gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             static_graph=self.options.static_graph,
         )
+        if self.options.compression != "none":
+            hook = getattr(default_hooks, f"{self.options.compression}_compress_hook")
+            wrapped.register_comm_hook(wrapped.process_group, hook)
+        return wrapped
+
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        from accelerate import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+        hook = DDPCommunicationHookType(
+            "no" if self.options.compression == "none" else self.options.compression
+        )
+        keywords = DistributedDataParallelKwargs(
+            broadcast_buffers=False,
+            bucket_cap_mb=self.options.bucket_cap_mb,
+            gradient_as_bucket_view=self.options.gradient_as_bucket_view,
+            static_graph=self.options.static_graph,
+            comm_hook=hook,
+        )
+        return {"kwargs_handlers": [keywords]}
 
     def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
         # DDP decides in forward whether this micro-batch's backward reduces.
@@ -86,18 +130,18 @@ class Ddp(Single):
         return context if last_micro_batch else s.wrapped.no_sync()
 
     def expects(self) -> dict[str, Any]:
-        return {
-            "wrapper": "DistributedDataParallel",
-            "dtypes": common.expected_dtypes(self.train.precision),
-        }
+        dtypes = common.expected_dtypes(self.train.precision)
+        dtypes["reduction"] = _REDUCED_IN[self.options.compression]
+        return {"wrapper": "DistributedDataParallel", "dtypes": dtypes}
 
     def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
         context: AbstractContextManager[None] = s.wrapped.no_sync()
         return context
 
     def reduction(self, s: TrainState) -> str | None:
+        hook = s.wrapped._get_ddp_logging_data().get("comm_hook")
         # Without a communication hook a bucket is reduced in its gradients' dtype.
-        return common.dtype_name(s.module.parameters())
+        return _HOOKS.get(hook, hook) if hook else common.dtype_name(s.module.parameters())
 
     def facts(self, s: TrainState) -> dict[str, Any]:
         log = s.wrapped._get_ddp_logging_data()
