@@ -69,6 +69,7 @@ COLUMNS: dict[str, str] = {
     "slow_rank_host": "str",
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
+    "estimated_memory_bytes": "Int64",  # of a rank, by the plan; empty: no estimate
     "num_parameters": "Int64",
     "flops_per_token": "float64",
     "flop_convention": "str",
@@ -205,6 +206,7 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
         "other": json.dumps(settings.by_key(other), sort_keys=True),
         "device": item.device,
         "threads_per_rank": item.threads_per_rank,
+        "estimated_memory_bytes": item.estimated_memory_bytes,
     }
 
 

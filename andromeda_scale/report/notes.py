@@ -116,6 +116,7 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")])
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
+        notes += _estimates(rows)
     notes += _parity(rows, axes)
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:
@@ -160,6 +161,17 @@ def _memory(rows: Sequence[Row]) -> str:
         "cuda": "(CUDA: allocated by torch)",
     }
     return " ".join(kinds[kind] for kind in dict.fromkeys(str(row["device"]) for row in rows))
+
+
+def _estimates(rows: Sequence[Row]) -> list[str]:
+    """How the plan's estimates compare with what torch allocated; a CPU's peak holds libraries."""
+    ratios = [
+        row["estimated_memory_bytes"] / row["peak_memory_bytes"]
+        for row in rows
+        if row["device"] == "cuda" and has(row, "peak_memory_bytes")
+        if has(row, "estimated_memory_bytes")
+    ]
+    return [f"estimated before: {_span(f'{r:.2f}' for r in ratios)} of the peak"] if ratios else []
 
 
 def _span(values: Iterable[Any]) -> str:

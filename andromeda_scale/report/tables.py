@@ -112,6 +112,12 @@ AGAINST_BASE = (
         folds=True,
     ),
 )
+MEMORY = (
+    "peak_memory_bytes",
+    "peak_memory_rank",
+    "peak_memory_host",
+    "estimated_memory_bytes",
+)
 COLUMNS = (
     Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
     Column(
@@ -130,7 +136,7 @@ COLUMNS = (
         _exposed,
     ),
     Column("imbalance", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
-    Column("peak memory", ("peak_memory_bytes", "peak_memory_rank", "peak_memory_host"), _memory),
+    Column("peak memory", MEMORY, _memory),
 )
 # Columns a narrow terminal does without, the first of them first.
 DISPENSABLE = (
