@@ -7,8 +7,8 @@ from typing import Any
 
 from andromeda_scale import resources, safe_yaml
 from andromeda_scale.cost.model import num_parameters
-from andromeda_scale.expand import resolve_model
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.model_file import resolve_model
 from andromeda_scale.registry import COLLECTORS, STRATEGIES, load
 
 
@@ -33,6 +33,9 @@ def _models() -> list[tuple[str, str]]:
         _, model = resolve_model(name, name)
         family = model.pop("family")
         shape = load("model family", family)(**model).shape()
+        if shape is None:
+            rows.append((name, family))
+            continue
         size = num_parameters(shape)
         count = f"{size / 1e9:.3f} B" if size >= 1e8 else f"{size / 1e6:.3f} M"
         text = f"{family}, {count} parameters, width {shape.d_model}, "

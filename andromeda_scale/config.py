@@ -49,11 +49,25 @@ def _strategy(value: Any) -> Any:
 Strategy = Annotated[StrategySpec, BeforeValidator(_strategy)]
 
 
+def _one_is_a_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Files = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_is_a_list, json_schema_input_type=str | tuple[str, ...]),
+]
+
+
 class Data(Schema):
     """Where tokens come from: the standard library's sources, seeded random ids, or files."""
 
     source: Literal["stdlib", "random", "files"] = "stdlib"
-    files: tuple[str, ...] = ()  # text (read as bytes), or token shards: .npy, .bin (uint16)
+    # Text (read as bytes), or token shards: .npy, .bin (uint16). One path need be no list.
+    files: Files = ()
+    tokenizer: str | None = None  # a tokenizer.json: text is cut into its tokens, not into bytes
 
     @model_validator(mode="after")
     def _files_are_the_source(self) -> Data:
@@ -61,6 +75,8 @@ class Data(Schema):
             raise ValueError("files: is empty; list at least one path")
         if self.source != "files" and self.files:
             raise ValueError(f"source: {self.source} reads no files; use source: files")
+        if self.source == "random" and self.tokenizer is not None:
+            raise ValueError("tokenizer: random ids need none; remove it, or use source: files")
         return self
 
 

@@ -1,6 +1,7 @@
 """Token sources and seeded batches (numpy; no torch).
 
-Text is read as bytes: a token is a byte, and a vocabulary needs 256 ids. A source is cut into
+Text is read as bytes: a token is a byte, and a vocabulary needs 256 ids; or as the tokens of a
+user's tokenizer. A source is cut into
 windows of seq_len + 1 tokens, whose labels are the tokens one further on. Sequence k of a seed is
 the same window under every strategy, world and accumulation; step s trains on sequences s * G to
 (s + 1) * G - 1, with G the global batch. Short data starts again, in another order.
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from andromeda_scale import tokenizer
 from andromeda_scale.config import Data
 from andromeda_scale.errors import UserError
 
@@ -41,7 +43,13 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
             f"data.files: {shards[0]} holds token ids and {text} text, and the ids of one mean "
             "nothing in the other; give files of one kind"
         )
-    if not shards and vocab_size < BYTE_VOCABULARY:
+    if shards and data.tokenizer is not None:
+        raise UserError(
+            f"data.tokenizer: {shards[0]} holds token ids already; remove it, or give text"
+        )
+    if data.tokenizer is not None:
+        tokenizer.check(Path(data.tokenizer), vocab_size)
+    elif not shards and vocab_size < BYTE_VOCABULARY:
         raise UserError(
             f"model.vocab_size: {vocab_size} cannot hold text read as bytes; "
             f"use {BYTE_VOCABULARY} or more, or data.source: random"
@@ -56,6 +64,8 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
             raise UserError(f"data.files: {path} holds no text; give a file with text")
         if shards:
             _check_ids(path, part, vocab_size)
+    if data.tokenizer is not None:
+        parts = [tokenizer.tokens(paths, Path(data.tokenizer))]
     num_tokens = sum(part.size for part in parts)
     if num_tokens <= seq_len:
         raise UserError(
@@ -92,7 +102,7 @@ class Batches:
         if data.source == "random":
             self._sequences = _RandomIds(vocab_size, seq_len, seed)
         else:
-            self._sequences = _Windows([_open(p) for p in _paths(data)], seq_len, seed)
+            self._sequences = _Windows(_parts(data), seq_len, seed)
 
     def micro_batch(self, step: int, index: int) -> tuple[Ids, Ids]:
         """(tokens, labels), each (micro_batch_size, seq_len) int64, of micro-batch `index`."""
@@ -175,6 +185,13 @@ def _paths(data: Data) -> list[Path]:
             f"data.source: stdlib finds no .py files in {folder}; use data.source: files or random"
         )
     return paths
+
+
+def _parts(data: Data) -> list[NDArray[Any]]:
+    """The tokens of a source, in order."""
+    if data.tokenizer is not None:
+        return [tokenizer.tokens(_paths(data), Path(data.tokenizer))]
+    return [_open(path) for path in _paths(data)]
 
 
 def _open(path: Path) -> NDArray[Any]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from andromeda_scale import resources, safe_yaml
 from andromeda_scale.config import Case, Settings, Strong, Suite
 from andromeda_scale.errors import UserError
-from andromeda_scale.registry import KINDS, MODELS, load
+from andromeda_scale.model_file import resolve_model, short
+from andromeda_scale.registry import load
 from andromeda_scale.schema import Schema
 from andromeda_scale.training import Train
-from andromeda_scale.validation import Where, place, suggestion, validate
+from andromeda_scale.validation import Where, place, refuse_unknown, validate
 from andromeda_scale.world import World
 
 MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
@@ -80,13 +80,13 @@ def _points(
         # A parent goes first: an axis over model must not undo one over model.num_layers.
         for key, value in sorted(zip(axes, values, strict=True), key=lambda kv: kv[0].count(".")):
             set_key(raw, key, value)
-        at = ", ".join(f"{key}={_short(v)}" for key, v in zip(axes, values, strict=True))
+        at = ", ".join(f"{key}={short(v)}" for key, v in zip(axes, values, strict=True))
         here = partial(_at_point, where, at)
         point = validate(Suite, raw, here)
         name, model = resolve_model(raw["model"], here)
         options = _strategy_options(point, here)
         for collector in point.collect:
-            _refuse_unknown("collector", collector, "collect", here)
+            refuse_unknown("collector", collector, "collect", here)
         settings = {key: getattr(point, key) for key in Settings.model_fields}
         for world in worlds:
             train, skip = _train_at(point, world)
@@ -120,68 +120,16 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
         elif inner is None or (parent == "scaling" and inner == "weak"):
             inner = {}
         if not isinstance(inner, dict):
-            raise UserError(
-                f"{key}: {parent} is {_short(inner)}, which holds no keys; set {parent}"
-            )
+            raise UserError(f"{key}: {parent} is {short(inner)}, which holds no keys; set {parent}")
         at[parent] = at = dict(inner)
     at[last] = value
 
 
-def resolve_model(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
-    """(name, {"family": ..., options that are not defaults}) of a suite's `model`.
-
-    `value` is a name or path of a model file, or a mapping: `{base: NAME, key: value}` changes
-    keys of a file, `{family: ..., key: value}` stands alone; `name` names either.
-    """
-    changes = {"base": value} if isinstance(value, str) else dict(value)
-    base, name = changes.pop("base", None), changes.pop("name", None)
-    written: dict[str, Any] = {}
-    path = place(where, "model")
-    if base is not None:
-        if not isinstance(base, str):
-            raise UserError(
-                f"model.base: {base!r} is not text ({place(where, 'model.base')}); "
-                "name a model file"
-            )
-        try:
-            found = resources.find("models", base)
-        except UserError as error:
-            raise UserError(f"model: {error} ({place(where, 'model')})") from error
-        path = str(found)
-        written, _ = safe_yaml.read(found)
-        if not isinstance(written, dict):
-            raise UserError(f"{path}: is not a mapping; write family and sizes as key: value")
-        written = dict(written)
-        suffix = "".join(f"+{key}={_short(v)}" for key, v in changes.items())
-        name = name or f"{written.pop('name', found.stem)}{suffix}"
-        written.pop("name", None)
-    options = written | changes
-    family = options.pop("family", None)
-    if family is None:
-        raise UserError(f"model.family: is missing ({path}); use one of {', '.join(MODELS)}")
-    _refuse_unknown("model family", family, "model.family", path)
-    config_class: type[Schema] = load("model family", family)
-    config = validate(
-        config_class,
-        options,
-        lambda key: place(where, key) if key.rpartition(".")[2] in changes else path,
-        prefix="model",
-    )
-    model = {"family": family, **config.model_dump(mode="json", exclude_defaults=True)}
-    return str(name or family), model
-
-
 def _strategy_options(suite: Suite, where: Where) -> dict[str, Any]:
-    _refuse_unknown("strategy", suite.strategy.name, "strategy", where)
+    refuse_unknown("strategy", suite.strategy.name, "strategy", where)
     options_class: type[Schema] = load("strategy", suite.strategy.name).Options
     options = validate(options_class, suite.strategy.options, where, prefix="strategy")
     return options.model_dump(mode="json", exclude_defaults=True)
-
-
-def _refuse_unknown(kind: str, name: Any, key: str, where: Where) -> None:
-    if not isinstance(name, str) or name not in KINDS[kind]:
-        remedy = suggestion(str(name), list(KINDS[kind]))
-        raise UserError(f"{key}: {name!r} is no {kind} ({place(where, key)}); {remedy}")
 
 
 def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
@@ -208,10 +156,3 @@ def strategy_skip(case: Case) -> str | None:
     if case.world.size > 1 and not load("strategy", case.strategy.name).distributed:
         return f"{case.strategy.name} runs on one rank only"
     return None
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "name" in value:
-        rest = ",".join(f"{k}={v}" for k, v in value.items() if k != "name")
-        return f"{value['name']}({rest})" if rest else str(value["name"])
-    return "null" if value is None else str(value)

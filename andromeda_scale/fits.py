@@ -8,6 +8,7 @@ from typing import Any
 from andromeda_scale.config import Case
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
+from andromeda_scale.cost.working import Sizes
 from andromeda_scale.machine import Machine
 from andromeda_scale.metrics import binary
 from andromeda_scale.references import Device
@@ -23,40 +24,46 @@ class Placed:
     case: Case
     device: Device
     skip: str | None
-    memory_bytes: int
+    memory_bytes: int | None  # None: the model has no closed form
 
 
 def fit(case: Case, machine: Machine, impossible: str | None = None) -> Placed:
     """Place a case here; `impossible` says why it could run nowhere."""
-    needed = estimate_memory(case).total
     device, skip = _device(case, machine)
+    estimate = estimate_memory(case, device)
+    needed = estimate.total if estimate is not None else None
     skip = impossible or skip or _nodes_skip(case, machine) or refusal(case, device)
-    if skip is None and needed > (capacity := _capacity(case, device, machine)):
+    if skip is None and needed is not None and needed > (c := _capacity(case, device, machine)):
         skip = (
             f"needs about {binary(needed)} per rank, "
-            f"has {binary(capacity)} of {'GPU' if device == 'cuda' else 'host'} memory"
+            f"has {binary(c)} of {'GPU' if device == 'cuda' else 'host'} memory"
         )
     return Placed(case, device, skip, needed)
 
 
-def estimate_memory(case: Case) -> MemoryEstimate:
-    """Bytes one rank of the case needs, from the closed forms."""
+def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:
+    """Bytes one rank of the case needs; None for a model without closed forms."""
+    shape = model_config(case).shape()
+    if shape is None:
+        return None
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
     return memory.estimate(
-        model_config(case).shape(),
+        shape,
         case.train,
         strategy.layout(options, case.train, case.world),
-        strategy.traffic(options, case.train, case.world),
-        case.world.size,
+        strategy.working(options, case.train, case.world, Sizes.of(shape), device),
+        device,
     )
 
 
 def refusal(case: Case, device: Device) -> str | None:
-    """Why the case's strategy or driver cannot do what it asks on this kind of device."""
+    """Why the case's model, strategy or driver cannot do what it asks on this kind of device."""
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
-    reason: str | None = strategy.refuses(options, case.train, case.world, device)
+    reason: str | None = model_config(case).refuses(case.train)
+    if reason is None:
+        reason = strategy.refuses(options, case.train, case.world, device)
     if reason is None and case.driver != "native":
         reason = load("driver", case.driver).refuses(strategy, case.train, case.world, device)
     return reason

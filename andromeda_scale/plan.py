@@ -14,7 +14,9 @@ Stated rules
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +48,7 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
             f"measure.repeats: {suite.measure.repeats} of {len(points)} cases are more than "
             f"{MAX_LAUNCHES} launches ({place(where, 'measure.repeats')}); use fewer"
         )
+    _check_models(points, where)
     _check_data(points, where)
     placed = [fit(point.case, machine, point.skip) for point in points]
     running = [p for p in placed if p.skip is None]
@@ -80,7 +83,8 @@ def _rows(
             device=one.device,
             threads_per_rank=case.threads_per_rank or threads,
             skip=one.skip,
-            estimated_memory_bytes=min(one.memory_bytes, 2**63 - 1),  # tables hold int64
+            # Tables hold int64.
+            estimated_memory_bytes=one.memory_bytes and min(one.memory_bytes, 2**63 - 1),
             **fields,
         )
 
@@ -104,6 +108,12 @@ def require_runnable(plan: Plan, where: Where | None = None) -> None:
         return
     skipped = [(plan.cases[item.case_id], str(item.skip)) for item in plan.repeats]
     case, reason = min(skipped, key=lambda s: (_blamed(*s) in _THE_SUITES_OWN, s[0].world.size))
+    none = f"none of {len(plan.cases)} cases can run here, `andromeda-scale plan` shows why"
+    if refused := _REFUSAL.fullmatch(reason):
+        at = place(where or f"suite {plan.suite_name}", refused["key"])
+        raise UserError(
+            f"{refused['key']}: {refused['problem']} ({at}); {refused['remedy']} ({none})"
+        )
     key = _blamed(case, reason)
     value, remedy = {
         "device": (case.device, "use device: cpu, or fallback: cpu"),
@@ -113,10 +123,12 @@ def require_runnable(plan: Plan, where: Where | None = None) -> None:
     raise UserError(
         f"{key}: {value}{' ' * bool(value)}cannot run: {reason} "
         f"({place(where or f'suite {plan.suite_name}', key)}); {remedy} "
-        f"(none of {len(plan.cases)} cases can run here, `andromeda-scale plan` shows why)"
+        f"({none})"
     )
 
 
+# What a model, a strategy or a driver says that it refuses.
+_REFUSAL = re.compile(r"(?P<key>[a-z_]+(\.[a-z_]+)*): (?P<problem>.*); (?P<remedy>[^;]*)")
 _THE_SUITES_OWN = ("strategy", "scaling.strong.global_batch_size")
 
 
@@ -150,11 +162,20 @@ def _without_duplicates(points: Sequence[Point]) -> tuple[list[Point], list[str]
     return list(unique.values()), notes
 
 
+def _check_models(points: Sequence[Point], where: Where) -> None:
+    """Refuse models that cannot be built with what is installed here, each looked at once."""
+    models = {json.dumps(p.case.model, sort_keys=True): p.case for p in points}
+    for case in models.values():
+        if wrong := model_config(case).wrong_here():
+            problem, _, remedy = wrong.partition("; ")
+            raise UserError(f"model.{problem} ({place(where, 'model')}); {remedy}")
+
+
 def _check_data(points: Sequence[Point], where: Where) -> None:
     """Refuse data that some case cannot read, before anything starts."""
     checked = set()
     for case in (point.case for point in points if point.skip is None):
-        vocab_size = model_config(case).shape().vocab_size
+        vocab_size = model_config(case).vocab_size
         key = (case.data, vocab_size, case.train.seq_len)
         if key not in checked:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,7 @@ STRATEGIES = {
     "fsdp1": "andromeda_scale.strategies.fsdp1:Fsdp1",
     "zero1": "andromeda_scale.strategies.zero:Zero1",
     "zero2": "andromeda_scale.strategies.zero:Zero2",
-    "zero3": "andromeda_scale.strategies.zero:Zero3",
+    "zero3": "andromeda_scale.strategies.zero3:Zero3",
 }
 
 # Who wraps a strategy; `native` is nobody.
@@ -34,6 +35,8 @@ COLLECTORS = {
 MODELS = {
     "andromeda": "andromeda_scale.models.andromeda:AndromedaConfig",
     "llama": "andromeda_scale.models.llama:LlamaConfig",
+    "huggingface": "andromeda_scale.models.huggingface:HuggingFaceConfig",
+    "custom": "andromeda_scale.models.custom:CustomConfig",
 }
 
 KINDS = {
@@ -42,6 +45,14 @@ KINDS = {
     "collector": COLLECTORS,
     "model family": MODELS,
 }
+
+
+_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_callable_name(text: str) -> bool:
+    """Whether `text` has the form package.module:callable."""
+    return _CALLABLE.fullmatch(text) is not None
 
 
 def load(kind: str, name: str) -> Any:

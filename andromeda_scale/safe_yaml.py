@@ -1,7 +1,8 @@
-"""Reads YAML that anybody may have written: small, finite, no duplicate keys. No torch."""
+"""Reads YAML and JSON that anybody may have written: small, finite, no key twice. No torch."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,28 @@ def read(path: Path) -> tuple[Any, str]:
         raise UserError(
             f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file"
         ) from error
-    return parse(text, str(path)), text
+    return (_parse_json if path.suffix == ".json" else parse)(text, str(path)), text
+
+
+def _parse_json(text: str, where: str) -> Any:
+    """JSON by its own rules: YAML takes neither tabs nor all of its escapes."""
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _without_twice(pairs, where))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: is not JSON: {error.msg} in line {error.lineno}; mend that line"
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer of 5000 digits
+        raise UserError(f"{where}: cannot be read as JSON: {error}; shorten it") from error
+
+
+def _without_twice(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"{key}: stands twice ({where}); keep one")
+        found[key] = value
+    return found
 
 
 def parse(text: str, where: str) -> Any:

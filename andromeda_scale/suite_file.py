@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from andromeda_scale import deepspeed_file, resources, safe_yaml
 from andromeda_scale.config import Suite
@@ -38,10 +40,30 @@ def read_suite(name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] 
     """
     path = resources.find("suites", name_or_path)
     raw, text = safe_yaml.read(path)
+    return _loaded(raw, path, text, path.parent.absolute(), sets, axes)
+
+
+def mapping_suite(
+    suite: Mapping[str, Any], sets: Sequence[str] = (), axes: Sequence[str] = ()
+) -> Loaded:
+    """A suite given in Python, as if a file `suite` in this folder held it."""
+    try:
+        text = yaml.safe_dump(dict(suite), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"suite: holds what YAML does not: {error}; give text, numbers, lists and mappings"
+        ) from None
+    raw = safe_yaml.parse(text, "suite")
+    return _loaded(raw, Path("suite"), text, Path.cwd(), sets, axes)
+
+
+def _loaded(
+    raw: Any, path: Path, text: str, folder: Path, sets: Sequence[str], axes: Sequence[str]
+) -> Loaded:
+    """What a suite of this text in `folder` means, with overrides applied."""
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds {type(raw).__name__}, not a mapping"
         raise UserError(f"{path}: {found}; write question, model, world and train as key: value")
-    folder = path.parent.absolute()
     _resolve_files(raw, folder, folder)
     overrides: dict[str, str] = {}
     for option, assignments in (("--set", sets), ("--axis", axes)):

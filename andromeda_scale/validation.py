@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from andromeda_scale.errors import UserError
+from andromeda_scale.registry import KINDS
 from andromeda_scale.schema import Schema
 
 S = TypeVar("S", bound=Schema)
@@ -76,6 +77,13 @@ def suggestion(key: str, known: list[str]) -> str:
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
     return f"known here: {', '.join(siblings)}" if siblings else "remove it"
+
+
+def refuse_unknown(kind: str, name: Any, key: str, where: Where) -> None:
+    """Raise UserError for a name that no registry has under `kind` (a key of KINDS)."""
+    if not isinstance(name, str) or name not in KINDS[kind]:
+        remedy = suggestion(str(name), list(KINDS[kind]))
+        raise UserError(f"{key}: {name!r} is no {kind} ({place(where, key)}); {remedy}")
 
 
 def _paragraph(

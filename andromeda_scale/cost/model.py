@@ -42,6 +42,9 @@ class Shape:
     qk_norm: bool = False  # learned per-dimension scales of q and k, shared by the heads
     final_norm: bool = True
     head_bias: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output projection
+    num_positions: int = 0  # rows of a learned position table, which is only looked up
     tied_head: bool = False  # the head's matrix is the input table
     rotary_dim: int = 0  # first dimensions of each head that are rotated
     alibi_num_heads: int = 0  # first heads that carry an ALiBi bias
@@ -69,15 +72,19 @@ def block_parameters(shape: Shape) -> int:
     norm = (2 if shape.layer_norm else 1) * shape.d_model
     ffn_bias = 0 if shape.gated_ffn else shape.d_ff + shape.d_model
     qk_scales = 2 * shape.head_dim if shape.qk_norm else 0
-    return block_matmul_weights(shape) + ffn_bias + 2 * norm + qk_scales
+    qkv_bias = shape.q_dim + 2 * shape.kv_dim if shape.qkv_bias else 0
+    out_bias = shape.d_model if shape.out_bias else 0
+    biases = qkv_bias + out_bias + ffn_bias
+    return block_matmul_weights(shape) + biases + 2 * norm + qk_scales
 
 
 def root_parameters(shape: Shape) -> int:
-    """Parameters outside the blocks: input table, final norm, head."""
+    """Parameters outside the blocks: input tables, final norm, head."""
+    positions = shape.num_positions * shape.d_model
     table = shape.vocab_size * shape.d_model
     norm = (2 if shape.layer_norm else 1) * shape.d_model if shape.final_norm else 0
     bias = shape.vocab_size if shape.head_bias else 0
-    return (1 if shape.tied_head else 2) * table + norm + bias
+    return (1 if shape.tied_head else 2) * table + positions + norm + bias
 
 
 def num_parameters(shape: Shape) -> int:
@@ -86,9 +93,9 @@ def num_parameters(shape: Shape) -> int:
 
 
 def num_non_embedding_parameters(shape: Shape) -> int:
-    """Parameters that take part in products: P without an input table that is only looked up."""
-    lookup_only = 0 if shape.tied_head else shape.vocab_size * shape.d_model
-    return num_parameters(shape) - lookup_only
+    """Parameters that take part in products: P without tables that are only looked up."""
+    rows = shape.num_positions + (0 if shape.tied_head else shape.vocab_size)
+    return num_parameters(shape) - rows * shape.d_model
 
 
 def matmul_weights(shape: Shape) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.schema import Layers, Schema, Width
+from andromeda_scale.models.family import Family
+from andromeda_scale.schema import Layers, Width
 from andromeda_scale.training import Train
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MIN_ROTARY_DIM = 32
 
 
-class AndromedaConfig(Schema):
+class AndromedaConfig(Family):
     """Decoder-only, grouped queries, QK-norm, partial xPos, ALiBi on the first heads, GELU.
 
     `deepnorm`: post-norm with scaled residuals (DeepNet, arXiv:2203.00555) instead of pre-norm.
@@ -69,6 +70,11 @@ class AndromedaConfig(Schema):
             alibi_num_heads=self.alibi_num_heads,
             attention="sdpa_bias" if self.alibi_num_heads else "sdpa_causal",
         )
+
+    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
+        """Options of a model of the same widths with at most `num_layers` layers."""
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        return options | {"num_layers": min(self.num_layers, num_layers)}
 
     def build(self, train: Train) -> nn.Module:
         """The module on torch's current default device."""

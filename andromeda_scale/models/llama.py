@@ -5,19 +5,20 @@ The modules lie in `llama_net.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.schema import Layers, Schema, Width
+from andromeda_scale.models.family import Family
+from andromeda_scale.schema import Layers, Width
 from andromeda_scale.training import Train
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class LlamaConfig(Schema):
+class LlamaConfig(Family):
     """Decoder-only, pre-norm RMSNorm, SwiGLU, rotary positions, no biases."""
 
     vocab_size: Width
@@ -66,6 +67,11 @@ class LlamaConfig(Schema):
             tied_head=self.tied_head,
             rotary_dim=head_dim,
         )
+
+    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
+        """Options of a model of the same widths with at most `num_layers` layers."""
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        return options | {"num_layers": min(self.num_layers, num_layers)}
 
     def build(self, train: Train) -> nn.Module:
         """The module on torch's current default device."""

@@ -1,0 +1,53 @@
+"""What a suite, the planner and a rank ask of a model family. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from andromeda_scale.cost.model import Shape
+from andromeda_scale.schema import Schema
+from andromeda_scale.training import Train
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Family(Schema):
+    """Base of every family's configuration, whose fields are the keys of `model`.
+
+    Each has a `vocab_size`: the ids that data may hold. `build` gives a module whose `blocks`
+    lists its decoder blocks (empty: the model is one unit) and whose forward takes tokens and
+    labels, (B, T) int64, and returns (summed loss in float32, number of tokens). Parameters are
+    on meta; a buffer has its value, or computes it again whenever the module is moved.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ()  # packages; a missing one: the case is `unavailable`
+    extra: ClassVar[str] = ""  # of this package, which installs them
+
+    @property
+    def label(self) -> str:
+        """What the model is called where nobody named it; "": the family's name."""
+        return ""
+
+    def shape(self) -> Shape | None:
+        """What the closed forms need; None: nothing is estimated, and no FLOPs are counted."""
+        return None
+
+    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
+        """Options of a model of the same widths with at most `num_layers` layers.
+
+        Raises ValueError where there is none.
+        """
+        raise ValueError(f"{self.label or type(self).__name__} cannot be had with fewer layers")
+
+    def refuses(self, train: Train) -> str | None:
+        """Why the model cannot do such a step; the reason starts with the key to change."""
+        return None
+
+    def wrong_here(self) -> str | None:
+        """What this installation shows to be wrong, as "key: problem; remedy", without torch."""
+        return None
+
+    def build(self, train: Train) -> nn.Module:
+        """The module, on torch's current default device where the family has no other rule."""
+        raise NotImplementedError

@@ -1,0 +1,173 @@
+"""Configuration of the Hugging Face family: any causal language model of transformers. No torch.
+
+transformers is not imported here, for its configuration classes import torch: what it knows is
+read from its source. The modules lie in `huggingface_net.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import math
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import field_validator
+
+from andromeda_scale.cost.model import Shape
+from andromeda_scale.models.family import Family
+from andromeda_scale.models.huggingface_shapes import closed_form
+from andromeda_scale.training import Segment, Train
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# train.attention -> attn_implementation of transformers; null leaves it to the model's class.
+ATTENTION = {"naive": "eager", "sdpa_causal": "sdpa", "flex": "flex_attention"}
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+class HuggingFaceConfig(Family):
+    """A config.json of transformers, the whole mapping; weights are random.
+
+    What the class draws at random in training is switched off: every probability of dropout is 0,
+    in the configuration and in the modules, which stay in training mode.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("transformers",)
+    extra: ClassVar[str] = "transformers"
+
+    config: dict[str, Any]
+
+    @field_validator("config")
+    @classmethod
+    def _names_a_text_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        kind, size = value.get("model_type"), value.get("vocab_size")
+        if not isinstance(kind, str) or not kind:
+            raise ValueError(
+                'model_type: is missing; write the name of its class, such as "llama", or give a '
+                "config.json as transformers saves it"
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            inner = " (a model of text and more: use its text_config)" * ("text_config" in value)
+            raise ValueError(
+                f"vocab_size: {size!r} is no number of tokens{inner}; write a positive integer"
+            )
+        for key, why in (
+            ("auto_map", "its class is code outside transformers; use model: package.module:class"),
+            ("quantization_config", "random weights are not quantised; remove it"),
+        ):
+            if value.get(key):
+                raise ValueError(f"{key}: is set, and {why}")
+        if key := _not_finite(value):
+            raise ValueError(
+                f"{key}: is not a finite number, which JSON cannot say; write a large one"
+            )
+        return value
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that data may hold."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def label(self) -> str:
+        return str(self.config["model_type"])
+
+    def shape(self) -> Shape | None:
+        """The closed form of decoders whose modules are known; None for all others."""
+        return closed_form(self.config)
+
+    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
+        key = next((key for key in _LAYERS if isinstance(self.config.get(key), int)), None)
+        if key is None:
+            raise ValueError(f"{self.label}: its config has none of {', '.join(_LAYERS)}")
+        depth = self.config[key]
+        changed = {key: min(depth, num_layers)}
+        for name, value in self.config.items():
+            if isinstance(value, list) and len(value) == depth:  # one entry a layer
+                changed[name] = value[:num_layers]
+        return {"config": self.config | changed}
+
+    def refuses(self, train: Train) -> str | None:
+        if train.attention == "sdpa_bias":
+            return (
+                "train.attention: sdpa_bias is a kernel of this package's own models; "
+                f"use {', '.join(ATTENTION)}, or null for the model's default"
+            )
+        if isinstance(train.activation_checkpointing, Segment):
+            return (
+                "train.activation_checkpointing: {segment: K} needs a model that gives its blocks "
+                "in a row, and transformers calls them one by one; use block or {every: K}"
+            )
+        for key in _POSITIONS:
+            most = self.config.get(key)
+            if isinstance(most, int) and 0 < most < train.seq_len:
+                return (
+                    f"train.seq_len: {train.seq_len} is more than the model's {key} {most}; "
+                    f"shorten it, or raise model.config.{key}"
+                )
+        return None
+
+    def wrong_here(self) -> str | None:
+        found = _model_types()
+        if found is None or self.label in (causal := found[0]):
+            return None
+        release = f"transformers {version('transformers')}"
+        if self.label in found[1]:
+            return (
+                f"config.model_type: {self.label!r} has no causal language model in {release}; "
+                "use a config of one, such as llama"
+            )
+        close = difflib.get_close_matches(self.label, causal, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "update transformers, or mend the name"
+        return f"config.model_type: {self.label!r} is unknown to {release}; {remedy}"
+
+    def build(self, train: Train) -> nn.Module:
+        """The module: parameters on meta, buffers computed on the CPU."""
+        from andromeda_scale.models.huggingface_net import HuggingFace
+
+        return HuggingFace(self, train)
+
+
+def _not_finite(value: Any, key: str = "") -> str:
+    """The dotted key of the first number that is none; "" if all are."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return key
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    inner = value.items() if isinstance(value, dict) else ()
+    found = (_not_finite(one, f"{key}.{name}".strip(".")) for name, one in inner)
+    return next(filter(None, found), "")
+
+
+@cache
+def _model_types() -> tuple[frozenset[str], frozenset[str]] | None:
+    """Model types with a causal language model, and all, of the installed transformers.
+
+    None where it is not installed, or keeps its tables elsewhere: the ranks then find out.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        causal = _keys(tree, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+        known = causal | _keys(tree, "MODEL_MAPPING_NAMES")
+    except (OSError, ValueError, SyntaxError, AttributeError, IndexError):
+        return None
+    return (causal, known) if causal else None
+
+
+def _keys(tree: ast.Module, table: str) -> frozenset[str]:
+    """First parts of the pairs in `table = OrderedDict([("llama", ...), ...])`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
+            pairs = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
+            return frozenset(name for name, _ in pairs)
+    return frozenset()
