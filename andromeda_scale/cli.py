@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from andromeda_scale.planned import Plan
     from andromeda_scale.suite_file import Loaded
 
-RUNS = Path("runs")
-
 
 class _Commands(TyperGroup):
     """Turns a user's mistake into one paragraph and status 2, and Ctrl-C into 130."""
@@ -95,7 +93,7 @@ def run(
 
     plan, loaded = _plan(suite, set_, axis)
     require_runnable(plan, loaded.where)
-    path, resumed = sweep.choose(plan, RUNS, run_dir, new=new, only_failed=only is not None)
+    path, resumed = sweep.choose(plan, sweep.RUNS, run_dir, new=new, only_failed=only is not None)
     run = sweep.start(path, plan, loaded.text, allow_mixed=allow_mixed)
     if resumed and not quiet:
         typer.echo(f"going on with {path} (--new starts afresh)", err=True)
@@ -201,6 +199,7 @@ def schema() -> None:
 def doctor() -> None:
     """Check what works here, and what to install where it does not. Status 1: no sweep can run."""
     from andromeda_scale.doctor import examine
+    from andromeda_scale.sweep import RUNS
 
     broken = False
     for check in examine(RUNS):

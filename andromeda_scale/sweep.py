@@ -26,6 +26,7 @@ from andromeda_scale.planned import Plan, PlannedRepeat
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
 
+RUNS = Path("runs")  # where a run goes that is given no directory
 MEASURED, NOTHING_MEASURED = 0, 1
 
 
@@ -95,21 +96,10 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
 def finish(run_dir: Path, quiet: bool = False) -> int:
     """Merge a run, write its tables beside its records, print the table; the exit status.
 
-    Writes results.parquet, ranks.parquet, table.md, table.csv, fairness.csv. Status 0 when a case
-    was measured, 1 when none was: failed cases are rows, but a table without a number is no
-    result. A full disk is status 1 too, with the table printed.
+    Status 0 when a case was measured, 1 when none was: failed cases are rows, but a table without
+    a number is no result. A full disk is status 1 too, with the table printed.
     """
-    from andromeda_scale.launch.run_dir import full_disk, is_full
-    from andromeda_scale.merge import merge_run
-
-    results = merge_run(run_dir)
-    full = None
-    try:
-        _write_tables(results, run_dir)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        full = full_disk(run_dir, error)
+    results, full = tables(run_dir)
 
     def show() -> None:
         _print_table(results)
@@ -122,6 +112,24 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
         _complain(full)
     measured = full is None and (results.cases["status"] == "ok").any()
     return MEASURED if measured else NOTHING_MEASURED
+
+
+def tables(run_dir: Path) -> tuple[Results, str | None]:
+    """(the results of a run merged and written beside its records, why nothing was written).
+
+    Writes results.parquet, ranks.parquet, table.md, table.csv, fairness.csv.
+    """
+    from andromeda_scale.launch.run_dir import full_disk, is_full
+    from andromeda_scale.merge import merge_run
+
+    results = merge_run(run_dir)
+    try:
+        _write_tables(results, run_dir)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return results, full_disk(run_dir, error)
+    return results, None
 
 
 def print_report(run_dir: Path, form: str, *, fairness: bool = False) -> None:

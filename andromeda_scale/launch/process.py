@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -48,8 +49,9 @@ class StopRequest:
     """Made by SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
 
     Of SIGHUP a closed terminal sends several, so only the first counts.
-    Signals that the parent had ignored, as nohup does, stay ignored. With `watch_parent` the
-    parent's death is a request too.
+    Signals that the parent had ignored, as nohup does, stay ignored. Outside the main thread
+    Python hears none: they stay with whoever has them. With `watch_parent` the parent's death is a
+    request too.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,6 +60,8 @@ class StopRequest:
         self._told = False
         self._parent = os.getppid() if watch_parent else None
         heard = [s for s in self.SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():
+            heard = []
         self._before = {s: signal.signal(s, self._handle) for s in heard}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -105,6 +107,37 @@ class Bar:
         self._progress.stop()
 
 
+class Cell:
+    """One line of a notebook's cell, replaced as the sweep goes on; failures stay above it."""
+
+    PERIOD_S = 0.5  # between two updates that only say how far a launch is
+
+    def __init__(self) -> None:
+        self._left = TimeLeft()
+        self._output = import_module("IPython.display").display({}, raw=True, display_id=True)
+        self._failures: list[str] = []
+        self._shown_s = 0.0
+
+    def show(self, event: Event) -> None:
+        self._left.take(event)
+        now_s = time.monotonic()
+        if event["event"] == "end" and event["status"] not in ("ok", "skipped"):
+            self._failures.append(describe_end(event))
+        elif event["event"] == "beat" and now_s < self._shown_s + self.PERIOD_S:
+            return
+        self._shown_s = now_s
+        doing = describe_beat(event) if event["event"] == "beat" else ""
+        name = f"{event['case_id']} #{event['repeat']}" if event["event"] != "sweep" else ""
+        count = f"[{self._left.done}/{self._left.total}]"
+        self._show(" ".join(part for part in (count, name, doing, str(self._left)) if part))
+
+    def close(self) -> None:
+        self._show(f"[{self._left.done}/{self._left.total}]")
+
+    def _show(self, line: str) -> None:
+        self._output.update({"text/plain": "\n".join([*self._failures, line])}, raw=True)
+
+
 class UntilClosed:
     """Another display until the terminal or pipe it writes to is closed, then nothing."""
 
@@ -152,8 +185,17 @@ def describe_end(event: Event) -> str:
 
 
 def make_display(*, quiet: bool) -> Display:
-    """A bar on a terminal, lines elsewhere, nothing with `quiet`."""
+    """A bar on a terminal, a line in a notebook, lines elsewhere, nothing with `quiet`."""
     if quiet:
         return Quiet()
+    if _in_notebook():
+        return Cell()
     console = Console(stderr=True)
     return UntilClosed(Bar(console) if console.is_terminal else Lines())
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")

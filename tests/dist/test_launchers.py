@@ -1,0 +1,81 @@
+"""launch/*.sh: the agents that every launcher starts make the rows that `run` makes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from launch_support import tagged
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "launch"
+LAUNCHERS = {"torchrun": "torchrun", "accelerate": "accelerate", "deepspeed": "deepspeed"}
+LAUNCHERS["mpirun"] = "apt-get install openmpi-bin"
+LIMIT_S = 240
+
+SUITE = """\
+question: Do all launchers make one sweep?
+model: {base: andromeda-tiny, num_layers: 1}
+data: {source: random}
+train: {seq_len: 32}
+world: [1, 2]
+measure: {warmup: {min_steps: 2, max_steps: 2}, steps: 3, repeats: 1, profile_steps: 2}
+device: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a suite lies, and what `run` made of it in `run/`."""
+    folder = tmp_path_factory.mktemp("launchers")
+    (folder / "x.yaml").write_text(SUITE, encoding="utf-8")
+    start(folder, sys.executable, "-m", "andromeda_scale.cli", "run", "x.yaml", "--run-dir", "run")
+    return folder
+
+
+def start(folder: Path, *command: str) -> None:
+    """Run a command, which must end well and leave no process behind."""
+    with tagged() as (environment, survivors):
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True,
+            timeout=LIMIT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Do all launchers make one sweep?" in done.stdout
+        assert survivors() == []
+
+
+def rows(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(what does not depend on the clock, where there is a value) of results.parquet."""
+    table = pd.read_parquet(run_dir / "results.parquet")
+    timeless = table.select_dtypes(exclude="float64").drop(
+        columns=["software", "slow_rank", "slow_rank_host", "peak_memory_rank"]
+    )
+    return timeless, table.notna().drop(columns=["slow_rank"])
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_makes_the_rows_that_run_makes(launcher: str, folder: Path) -> None:
+    if shutil.which(launcher, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
+        assert not os.environ.get("CI"), f"{launcher} is not installed"
+        pytest.skip(f"needs {LAUNCHERS[launcher]}")
+    script = str(SCRIPTS / f"{launcher}.sh")
+    start(folder, script, "x.yaml", "2", "--quiet", "--run-dir", launcher)
+    expected, found = rows(folder / "run"), rows(folder / launcher)
+    assert list(expected[0]["status"]) == ["ok", "ok"]
+    for table, other in zip(expected, found, strict=True):
+        pd.testing.assert_frame_equal(table, other)
+    ranks = pd.read_parquet(folder / launcher / "ranks.parquet")
+    assert sorted(zip(ranks["world_size"], ranks["rank"], strict=True)) == [(1, 0), (2, 0), (2, 1)]
+
+
+def test_every_script_says_how_it_is_used() -> None:
+    for script in SCRIPTS.iterdir():
+        done = subprocess.run([script], capture_output=True, text=True, timeout=10, check=False)
+        assert done.returncode != 0
+        assert f"usage: {script.name} SUITE [N]" in done.stderr

@@ -1,0 +1,106 @@
+"""The Python door: what it takes, and what it gives back of a run's files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import make_case, rank_lines, write_plan, write_repeat
+
+import andromeda_scale
+from andromeda_scale.api import TABLES
+from andromeda_scale.errors import UserError
+from andromeda_scale.suite_file import mapping_suite
+
+SUITE: dict[str, Any] = {
+    "question": "q",
+    "model": "andromeda-tiny",
+    "data": {"source": "random"},
+    "world": 1,
+}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A run of one case that was measured and one that was not."""
+    case, other = make_case("ddp"), make_case("ddp", world=2)
+    write_plan(tmp_path, [case, other], repeats=1)
+    write_repeat(tmp_path, case, 0, rank_lines(0, [0.1] * 4))
+    return tmp_path
+
+
+def test_importing_the_package_imports_neither_torch_nor_pandas() -> None:
+    code = "import sys, andromeda_scale as a; assert not {'torch', 'pandas'} & set(sys.modules)\n"
+    code += "assert {'run', 'load_run', 'Run'} <= set(dir(a)); a.run; a.Run\n"
+    code += "assert not {'torch', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
+    run = andromeda_scale.load_run(stored)
+    assert run.path == stored
+    assert run.status == {"ok": 1, "pending": 1}
+    rows = {name: len(run.table(name)) for name in TABLES}
+    assert rows == {
+        "scaling": 2,
+        "fairness": rows["fairness"],
+        "cases": 2,
+        "repeats": 2,
+        "ranks": 1,
+    }
+    assert list(run.table()["status"]) == ["ok", "pending"]
+    assert {"flag", "fact", "values"} <= set(run.table("fairness").columns)
+    copy = run.table("cases")
+    copy["status"] = "mine"
+    assert list(run.table("cases")["status"]) == ["ok", "pending"]
+
+
+def test_a_run_shows_itself_as_one_line_and_as_an_escaped_table(stored: Path) -> None:
+    run = andromeda_scale.load_run(stored)
+    assert repr(run) == f"Run({str(stored)!r}: 1 ok, 1 pending)"
+    run.results.question = "<script>?"
+    page = run._repr_html_()
+    assert "&lt;script&gt;?" in page
+    assert page.count("<tr>") == 3  # a header and two rows
+
+
+def test_what_is_no_run_and_no_table_is_named(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'speed' is no table; use one of scaling, fairness, cases"):
+        andromeda_scale.load_run(stored).table("speed")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="nowhere"):
+        andromeda_scale.load_run(tmp_path / "nowhere")
+
+
+def test_a_mapping_means_what_the_same_file_means() -> None:
+    loaded = mapping_suite(SUITE, ["train.seq_len=32"], ["strategy=ddp,fsdp2"])
+    assert loaded.name == "suite"
+    assert loaded.suite.train.seq_len == 32
+    assert "question: q\n" in loaded.text
+    with pytest.raises(UserError, match=r"seqlen: unknown key \(suite\)"):
+        mapping_suite({**SUITE, "seqlen": 3})
+    with pytest.raises(UserError, match="suite: holds what YAML does not"):
+        mapping_suite({**SUITE, "world": object()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"sets": {"train.seqlen": 3}}, r"--set train.seqlen=3\); did you mean seq_len"),
+        ({"sets": {"train.seq_len": object()}}, "sets: train.seq_len: .* not JSON serializable"),
+        ({"axes": {"strategy": "ddp"}}, r"axes: strategy: 'ddp' is not a list"),
+        ({"axes": {"strategy": ["ddp", "ddq"]}}, "'ddq' is no strategy"),
+        ({"axes": {"train.seq_len": []}}, "has no values"),
+        ({"sets": {"env.A": 1, "world": "9x9"}}, "world: 9x9 cannot run: .* \\(--set world="),
+        ({"sets": {"device": "cpu"}, "only_failed": True}, "no run of suite with these cases"),
+    ],
+)
+def test_a_mistake_is_an_exception_before_anything_is_written(
+    changes: dict[str, Any], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=text):
+        andromeda_scale.run(SUITE, **changes)
+    assert not list(tmp_path.iterdir())
