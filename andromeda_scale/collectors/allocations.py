@@ -1,0 +1,86 @@
+"""What a step allocates on the CPU: every byte that torch's allocator holds, at its most.
+
+CUDA's allocator keeps this count itself. The CPU's has none, but tells the profiler of each
+allocation; what was alive before is found among the tensors of the process.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_MEMORY = "[memory]"  # the name of the profiler's events that are allocations
+
+
+class CpuAllocations:
+    """Watches the allocations of what happens between `start` and `stop`; slows it several times.
+
+    Exact but for two things: storages that were there before and that no Python object shows
+    (`hidden`: the caller knows them), and the moment at which a storage that was there before is
+    freed, of which the profiler says nothing. It counts as freed before the peak.
+    """
+
+    def start(self) -> None:
+        from torch.autograd.profiler import profile
+
+        self._before = _alive()
+        # Not torch.profiler: nothing but Kineto's own list of events is wanted.
+        self._profiler = profile(use_kineto=True, profile_memory=True)
+        self._profiler.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self, hidden: int = 0) -> int:
+        """The most bytes that were held at once, those alive at the start included."""
+        above = self._above()
+        kept = sum(size for storage, size in self._before if not storage.expired())
+        return hidden + kept + max(0, int(above.max(initial=0)))
+
+    def _above(self) -> np.ndarray:
+        """Bytes held above those alive at the start, after every allocation and release."""
+        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        result: Any = self._profiler.kineto_results
+        del self._profiler
+        found = [event for event in result.events() if event.name() == _MEMORY]
+        times = np.array([event.start_ns() for event in found], np.int64)
+        sizes = np.array([event.nbytes() for event in found], np.int64)
+        return np.cumsum(sizes[np.argsort(times, kind="stable")])
+
+
+def _alive() -> list[tuple[Any, int]]:
+    """(weak reference, bytes) of the storages of all tensors on the CPU, each once.
+
+    Storages that torch did not allocate (NumPy's) are counted too: batches are small.
+    """
+    import torch
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    gc.unfreeze()  # the worker froze what it built, and frozen objects are not listed
+    found: dict[int, tuple[Any, int]] = {}
+    for one in gc.get_objects():
+        if issubclass(type(one), torch.Tensor):
+            for storage in _storages(one):
+                if storage.data_ptr() not in found:
+                    reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    found[storage.data_ptr()] = (reference, storage.nbytes())
+    return list(found.values())
+
+
+def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
+    """The memory of a tensor and of its gradient; nothing for one without memory on the CPU."""
+    import torch
+    from torch._subclasses import FakeTensor
+
+    for one in (tensor, tensor.grad if tensor.is_leaf else None):
+        if one is None or isinstance(one, FakeTensor) or one.device.type != "cpu":
+            continue
+        try:
+            storage = torch.Tensor.untyped_storage(one)
+            if storage.data_ptr():
+                yield storage
+        except (RuntimeError, NotImplementedError):  # sparse, or a wrapper around other tensors
+            continue

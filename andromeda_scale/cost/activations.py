@@ -1,0 +1,155 @@
+"""What autograd keeps of a forward, in bytes per token: blocks, final norm, logits. No torch.
+
+A model of torch's operators, not a bound: each term is a tensor that an operator of the shipped
+blocks saves for its backward. Legend as in `cost.model`; c bytes of a compute element, s bytes of
+an element of the residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from andromeda_scale.cost.model import Shape
+from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.training import Train, recomputed
+
+Device = Literal["cpu", "cuda"]
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What decides how many bytes an operator saves."""
+
+    compute: int  # bytes of an element of a matrix product
+    stream: int  # of the residual stream: fp32 under autocast
+    autocast: bool  # fp32 weights are cast per use, and each product casts its own input
+    device: Device
+
+
+def widths(train: Train, device: Device, *, autocast: bool) -> Widths:
+    """`autocast`: whether the strategy keeps fp32 parameters under torch.autocast."""
+    policy = POLICIES[train.precision]
+    compute = element_bytes(policy.compute)
+    low = autocast and policy.mixed
+    return Widths(compute, _FP32 if low else compute, low, device)
+
+
+def kernel(shape: Shape, train: Train) -> str:
+    """The attention that runs."""
+    return train.attention or shape.attention
+
+
+def saved(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that blocks and final norm save for backward, when the loss is computed."""
+    final = _norm_bytes(shape, w) + w.compute * shape.d_model  # and the head's input
+    if train.mode == "forward":
+        return w.stream * shape.d_model
+    stream, block = w.stream * shape.d_model, block_bytes(shape, train, w)
+    if train.activation_checkpointing == "selective":
+        return shape.num_layers * _selected_bytes(shape, train, w) + final
+    groups = recomputed(train.activation_checkpointing, shape.num_layers)
+    kept = shape.num_layers - sum(len(group) for group in groups)
+    return kept * block + len(groups) * stream + final
+
+
+def deepest(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token beyond `saved` when a backward is deepest: what it has recomputed, less what
+    it has freed; and the scores of naive attention."""
+    scores = score_bytes(shape, train, w)
+    block = block_bytes(shape, train, w)
+    if train.mode == "forward":
+        ffn = w.compute * (3 if shape.gated_ffn else 2) * shape.d_ff
+        inner = scores + attention_bytes(shape, train, w)
+        return w.stream * shape.d_model + max(ffn, inner)
+    if train.activation_checkpointing == "selective":
+        return scores + block - _selected_bytes(shape, train, w)
+    groups = recomputed(train.activation_checkpointing, shape.num_layers)
+    freed, most = 0.0, 0.0
+    last = shape.num_layers
+    for group in reversed(groups):
+        freed += (last - group.stop) * block
+        most = max(most, len(group) * block - freed)
+        freed += w.stream * shape.d_model
+        last = group.start
+    return scores + most
+
+
+def first_block(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token while the first block runs backward, the last to do so."""
+    if train.mode == "forward":
+        return 0.0
+    groups = recomputed(train.activation_checkpointing, shape.num_layers)
+    blocks = len(groups[0]) if groups else 1
+    return blocks * block_bytes(shape, train, w) + score_bytes(shape, train, w)
+
+
+def logits(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token of logits and loss: fp32 logits and log-softmax, with a backward the
+    log-softmax and two gradients."""
+    return shape.vocab_size * _FP32 * (3 if train.mode != "forward" else 2)
+
+
+def logit_gradient(shape: Shape, w: Widths) -> float:
+    """Bytes per token of the gradient that the head's products take in."""
+    return shape.vocab_size * w.compute
+
+
+def block_bytes(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that one block saves without checkpointing."""
+    c, d = w.compute, shape.d_model
+    if train.compile:
+        return _compiled_block_bytes(shape, train, w)
+    # Inputs of q, k, v and of the FFN's first products: one tensor each, or a cast for each.
+    inputs = (5 if shape.gated_ffn else 4) if w.autocast else 2
+    ffn = (4 if shape.gated_ffn else 2) * c * shape.d_ff
+    return 2 * _norm_bytes(shape, w) + inputs * c * d + attention_bytes(shape, train, w) + ffn
+
+
+def _norm_bytes(shape: Shape, w: Widths) -> float:
+    """Bytes per token that a norm saves, its output left out."""
+    if shape.layer_norm or w.device == "cuda":  # one kernel: its input alone
+        return w.stream * shape.d_model
+    return 2 * _FP32 * shape.d_model  # RMSNorm's input and the normalised input, in fp32
+
+
+def _selected_bytes(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that a block saves where all but products and attention is recomputed."""
+    c, d = w.compute, shape.d_model
+    products = c * (shape.q_dim + 2 * shape.kv_dim + 2 * d)
+    products += c * (2 if shape.gated_ffn else 1) * shape.d_ff
+    output = 0.0 if kernel(shape, train) == "naive" else c * shape.q_dim + _FP32 * shape.num_heads
+    return w.stream * d + products + output
+
+
+def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that inductor's partitioner saves of a block.
+
+    It keeps inputs and outputs of products and of attention and recomputes what lies between.
+    """
+    return _selected_bytes(shape, train, w)
+
+
+def score_bytes(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token of naive attention's scores beyond what it saves."""
+    if kernel(shape, train) != "naive":
+        return 0.0
+    return 2 * w.compute * shape.num_heads * train.seq_len
+
+
+def attention_bytes(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that attention saves between its projections' inputs and its output."""
+    used, c = kernel(shape, train), w.compute
+    q, kv = shape.q_dim, shape.kv_dim
+    output = c * q
+    if shape.qk_norm:
+        output += 2 * _FP32 * (q + kv)  # before and after scaling by the length, in fp32
+    if used == "naive":
+        weights = shape.num_heads * train.seq_len * (_FP32 if c == _FP32 else _FP32 + c)
+        return output + c * (q + 2 * kv) + weights
+    expanded = q  # keys and values repeated for every head
+    grouped = used == "flex" or (used == "sdpa_causal" and not shape.alibi_num_heads)
+    if grouped and not (w.device == "cuda" and c == _FP32):  # whose kernels know no groups
+        expanded = kv
+    return output + c * (2 * q + 2 * expanded) + _FP32 * shape.num_heads
