@@ -18,13 +18,19 @@ from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
 from andromeda_scale.config import Warmup
-from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.data import Batches
 from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
 from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
-from andromeda_scale.readback import compile_facts, compute_dtype, num_compiled, unexpected
+from andromeda_scale.readback import (
+    attention_ops,
+    compile_facts,
+    compute_dtype,
+    num_compiled,
+    num_to_recompute,
+    unexpected,
+)
 from andromeda_scale.records import Phase, RecordWriter
 from andromeda_scale.train_step import Mark, TrainStep, marked, unmarked
 
@@ -101,11 +107,12 @@ class Worker:
                 self._control = runtime.init_process_group(spec, self._runtime)
             with _timed(seconds, "data_s"):
                 factory = ModelFactory(case.model, case.train, case.seed)
-                batches = self._make_batches(factory.config.shape().vocab_size)
+                batches = self._make_batches(factory.config.vocab_size)
             with _timed(seconds, "model_s"):
                 self._state = self._strategy.build(factory, self._runtime)
                 runtime.synchronize(self._runtime.device)
             values["setup"] = seconds
+            values["model"] = {"num_parameters": factory.num_parameters}
             values["data"] = self._fingerprint(batches)
             gc.collect()
             gc.freeze()
@@ -115,7 +122,7 @@ class Worker:
             spec,
             self._strategy,
             self._state,
-            num_parameters(factory.config.shape()),
+            factory.num_parameters,
             self._control.gather,
         )
         self._read_back()
@@ -134,7 +141,16 @@ class Worker:
         )
         if reason is not None:
             raise UnavailableHere(reason)
-        return strategy(options, self._case.train)
+        made = strategy(options, self._case.train)
+        return made if self._case.driver == "native" else self._driven(made)
+
+    def _driven(self, strategy: Any) -> Any:
+        """The strategy in the hands of the case's driver."""
+        driver, case = registry.load("driver", self._case.driver), self._case
+        reason = driver.refuses(type(strategy), case.train, case.world, self._spec.item.device)
+        if reason is not None:
+            raise UnavailableHere(reason)
+        return driver(strategy)
 
     def _make_batches(self, vocab_size: int) -> Batches:
         train = self._case.train
@@ -221,25 +237,35 @@ class Worker:
     def _inspect(self) -> None:
         """One step apart, in which what happened is read back between backward and update."""
         with self._in_phase("inspect"):
-            with compute_dtype(self._state.module, compiled=self._case.train.compile) as seen:
+            with (
+                compute_dtype(self._state.module, compiled=self._case.train.compile) as seen,
+                attention_ops(self._runtime.device) as ran,
+            ):
                 self._step(self._next_step, before_update=self._read_back)
             self._next_step += 1
             self.description.setdefault("dtypes", {})["compute"] = seen()
+            self.description["attention"]["ops"] = ran()
         self._verify()
 
     def _read_back(self) -> None:
-        attention = getattr(self._state.module, "describe_attention", None)
+        module = self._state.module
+        attention = getattr(module, "describe_attention", dict)
+        checkpointing = getattr(module, "describe_checkpointing", lambda: None)
         self.description = {
             **self._strategy.describe(self._state),
             "mode": self._case.train.mode,
             "compile": compile_facts(),
-            "attention": attention() if attention is not None else None,
+            "attention": {**attention(), "ops": None},
+            "checkpointing": checkpointing(),
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
 
     def _verify(self) -> None:
         """Raise Invalid where what was read back is not what was asked."""
         asked = {**self._strategy.expects(), "world_size": self._spec.world_size}
+        if self._next_step and self.description["checkpointing"]:
+            count = num_to_recompute(self._case.train, len(self._state.module.blocks))
+            asked["checkpointing"] = {"blocks_recomputed": count}
         problem = unexpected(self.description, asked)
         if problem is None and self._case.train.compile and self._next_step and not num_compiled():
             problem = "compile was asked for, and torch.compile captured no graph"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from group import Group, tiny_case
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from andromeda_scale import registry, runtime
@@ -25,6 +26,12 @@ Trace = dict[str, Any]
 def full_parameters(state: Any) -> dict[str, torch.Tensor]:
     """The whole float32 masters, on every rank."""
     found = {}
+    if isinstance(state.wrapped, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(state.wrapped, writeback=False):
+            return {
+                name.replace("_fsdp_wrapped_module.", ""): value.detach().clone()
+                for name, value in state.module.named_parameters()
+            }
     for name, parameter in state.module.named_parameters():
         if isinstance(parameter, DTensor):
             found[name] = parameter.full_tensor()
@@ -46,8 +53,11 @@ def make_strategy(case: Any) -> Any:
     return strategy
 
 
-def train(spec: RankSpec, out: str) -> None:
-    """Build, take STEPS steps, and save weights, losses, norms before clipping, what was read."""
+def train(spec: RankSpec, out: str, first_scale: float | None = None) -> None:
+    """Build, take STEPS steps, and save weights, losses, norms before clipping, what was read.
+
+    `first_scale`: the loss scale of DeepSpeed's first step, to see it overflow.
+    """
     case = spec.case
     rt = runtime.start(spec)
     runtime.init_process_group(spec, rt)
@@ -57,7 +67,7 @@ def train(spec: RankSpec, out: str) -> None:
     trace: Trace = {"weights": full_parameters(state), "norms": [], "losses": [], "read": []}
     batches = Batches(
         case.data,
-        vocab_size=factory.config.shape().vocab_size,
+        vocab_size=factory.config.vocab_size,
         seq_len=case.train.seq_len,
         micro_batch_size=case.train.micro_batch_size,
         grad_accum=case.train.grad_accum,
@@ -72,9 +82,15 @@ def train(spec: RankSpec, out: str) -> None:
             trace["norms"].append(float(strategy.gradient_norm(state)))
         trace["read"].append(strategy.describe(state))
 
+    if first_scale is not None:
+        state.optimizer.loss_scaler.cur_scale = first_scale
+    trace |= {"scales": [], "moved": []}
     for index in range(STEPS):
         loss_sum, tokens = step(index, before_update=before_update)
         trace["losses"].append((float(loss_sum), tokens))
+        if first_scale is not None:
+            trace["scales"].append(strategy.describe(state)["loss_scale"])
+            trace["moved"].append(largest_difference(full_parameters(state), trace["weights"]))
     trace["trained"] = full_parameters(state)
     trace["after"] = strategy.describe(state)
     trace["expects"] = strategy.expects()
@@ -96,6 +112,7 @@ def runner(group: Group, directory: Path) -> Callable[..., list[Trace]]:
         grad_accum: int = 1,
         driver: str = "native",
         options: tuple[tuple[str, Any], ...] = (),
+        first_scale: float | None = None,
         **train_settings: Any,
     ) -> list[Trace]:
         settings = {
@@ -111,7 +128,7 @@ def runner(group: Group, directory: Path) -> Callable[..., list[Trace]]:
         )
         specs = group.specs(case, ranks)
         out = directory / specs[0].store_prefix.replace("/", "-")
-        group.run(train, [(spec, str(out)) for spec in specs])
+        group.run(train, [(spec, str(out), first_scale) for spec in specs])
         return [torch.load(f"{out}-{rank}") for rank in range(ranks)]
 
     return run
