@@ -166,7 +166,7 @@ def _of_axes(fact: str, worlds: list[list[_Row]], axes: Sequence[str]) -> Iterat
         causes = causes or [axis for axis in axes if len({_of(r, axis) for r in members}) > 1]
         by = _by(members, lambda row: row.value(fact) or "")
         values = "; ".join(
-            f"{value}: {', '.join(dict.fromkeys(_label(row, causes) for row in same))}"
+            value if causes == [fact] else f"{value}: {_labels(same, causes)}"
             for value, same in by.items()
         )
         if len(varying) < len({row.name for row in known}):
@@ -266,8 +266,8 @@ def _at(row: _Row, axes: Sequence[str]) -> tuple[str, ...]:
     return tuple(_of(row, axis) for axis in axes)
 
 
-def _label(row: _Row, axes: Sequence[str]) -> str:
-    return " ".join(_at(row, axes))
+def _labels(rows: list[_Row], axes: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(" ".join(_at(row, axes)) for row in rows))
 
 
 def _as_fact(row: _Row, axis: str) -> _Row:

@@ -97,7 +97,7 @@ RULES: dict[str, Rule] = {
     "hardware.": Rule("unfair", "other hardware"),
     "software.": Rule("unfair", "other code"),
     "variables.": Rule("unfair", "a variable that changes how libraries compute or communicate"),
-    "activation_checkpointing": Rule(
+    "checkpointing.": Rule(
         "differs", "activations computed again in backward: less memory, up to a third more FLOPs"
     ),
     "compile.": Rule("differs", "blocks compiled by torch: fused kernels, the same arithmetic"),

@@ -56,7 +56,7 @@ def test_what_is_measured_is_no_fact(tmp_path: Path) -> None:
     says = {
         "bytes": {"parameters": 7},
         "world_size": 2,
-        "compile": {"graphs": 3, "seconds": 1.5, "cold_s": 1.0, "cache_hits": 2},
+        "compile": {"graphs": 3, "seconds": 1.5, "cold": True, "cache_hits": 2},
     }
     facts, _ = _facts(_run(tmp_path, [says, says]))
     assert {name for name in facts if name.startswith(("bytes", "world", "compile"))} == {
