@@ -141,6 +141,11 @@ METRICS: dict[str, Metric] = {
         "measure", binary,
         "peak of the measured window; CUDA: allocated by torch, CPU: resident set",
     ),
+    "peak_allocated_bytes": Metric(
+        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
+        "measure, CPU: inspect", binary,
+        "the most that torch's allocator held in a step, libraries and process left out",
+    ),
     "state_bytes": Metric(
         "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
         "inspect", binary,
@@ -194,6 +199,10 @@ METRICS: dict[str, Metric] = {
         "1", "lower", "max", "the norm is the whole gradient's, equal on every rank", "max",
         "warmup", scientific,
         "max over the compared steps of |norm - the reference's| / the reference's gradient norm",
+    ),
+    "estimate_error": Metric(
+        "1", "none", "max", "an estimate is of the fullest rank", "max", "plan", percent,
+        "estimated_memory_bytes of the plan / peak_allocated_bytes - 1",
     ),
 }  # fmt: skip
 

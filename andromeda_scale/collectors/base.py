@@ -27,6 +27,9 @@ class Context:
     strategy: Any  # the Strategy
     state: Any | None  # TrainState; None while phase "setup" starts
     gather: Callable[[Any], list[Any]]
+    # Runs one more complete step, its update included: only in `stop` of phase "inspect", on every
+    # rank alike.
+    step: Callable[[], None]
 
 
 class Collector(Protocol):

@@ -25,6 +25,9 @@ class Memory:
                  reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
                  the device by this and other processes, less what this one reserved),
                  capacity_bytes
+    and of `inspect`, on a CPU, which keeps no count of what it allocates: in one more step
+        peak_allocated_bytes   what torch's allocator held at most, see `allocations`; on CUDA it
+                 is that of device in phase measure
 
     What is counted on the host: RSS is everything resident, also the libraries' code and the
     pages a rank shares with the process it was forked from, so ranks' RSS must not be added up.
@@ -33,9 +36,10 @@ class Memory:
     """
 
     where: ClassVar[Literal["rank"]] = "rank"
-    phases: frozenset[Phase] = frozenset({"setup", "warmup", "measure"})
+    phases: frozenset[Phase] = frozenset({"setup", "warmup", "measure", "inspect"})
 
     def start(self, phase: Phase, context: Context) -> None:
+        self._context = context
         self._device = context.runtime.device
         self._on_cuda = self._device.type == "cuda"
         if self._on_cuda:
@@ -46,10 +50,23 @@ class Memory:
         self._was_reset = _reset_peak()
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
+        if phase == "inspect":
+            return {} if self._on_cuda else {"peak_allocated_bytes": self._allocated()}
         host = self._host()
         device = self._cuda() if self._on_cuda else None
         peak = host["peak_rss_bytes"] if device is None else device["peak_allocated_bytes"]
         return {"peak_memory_bytes": peak, "host": host, "device": device}
+
+    def _allocated(self) -> int:
+        """The most a step holds. The step is run whatever fails: the other ranks run it too."""
+        from andromeda_scale.collectors.allocations import CpuAllocations
+
+        watched = CpuAllocations()
+        try:
+            watched.start()
+        finally:
+            self._context.step()
+        return watched.stop(self._context.strategy.hidden_bytes(self._context.state))
 
     def _host(self) -> dict[str, Any]:
         import psutil

@@ -69,6 +69,8 @@ COLUMNS: dict[str, str] = {
     "slow_rank_host": "str",
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
+    "peak_allocated_rank": "Int64",
+    "estimate_error": "float64",
     "estimated_memory_bytes": "Int64",  # of a rank, by the plan; empty: no estimate
     "num_parameters": "Int64",
     "flops_per_token": "float64",
@@ -134,6 +136,8 @@ def case_row(
         row["threads_per_rank"] = threads
     facts = [(one["repeat"], json.loads(one["facts"])) for one in pooled]
     row["facts"] = json.dumps(case_facts(case, facts, problems), sort_keys=True)
+    if row["estimated_memory_bytes"] and row.get("peak_allocated_bytes"):
+        row["estimate_error"] = row["estimated_memory_bytes"] / row["peak_allocated_bytes"] - 1
     return row | _flops(case, row, _first(pooled, "num_parameters")), launches
 
 
@@ -231,6 +235,8 @@ def _numbers(pooled: list[Row], world_size: int) -> Row:
         _, row[f"{name}_low"], row[f"{name}_high"] = log_interval([one[name] for one in pooled])
     fullest = max(pooled, key=lambda one: float(one.get("peak_memory_bytes", -1.0)))
     row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
+    fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))
+    row["peak_allocated_rank"] = fullest.get("peak_allocated_rank")
     return row | _slow_rank(pooled, world_size)
 
 

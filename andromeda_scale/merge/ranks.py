@@ -33,6 +33,7 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(PARTS, "float64"),  # means over the steps
     "comm_wire_bytes": "float64",
     "peak_memory_bytes": "float64",
+    "peak_allocated_bytes": "float64",
     "state_bytes": "float64",
     "setup_s": "float64",
     "first_step_s": "float64",
@@ -97,6 +98,7 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
             "window_s": number(measured, "window_ns") / 1e9,
             "tokens": number(measured, "tokens"),
             "peak_memory_bytes": number(rank.values("measure", "memory"), "peak_memory_bytes"),
+            "peak_allocated_bytes": _allocated_bytes(rank),
             "state_bytes": _state_bytes(rank),
             "comm_wire_bytes": _wire_bytes(rank),
             **{name: _part(rank, name) for name in PARTS},
@@ -169,6 +171,13 @@ def _wire_bytes(rank: RankRecord) -> float:
     if not isinstance(kinds, list):
         return math.nan
     return sum((number(kind, "wire_bytes_per_step") for kind in kinds), start=0.0)
+
+
+def _allocated_bytes(rank: RankRecord) -> float:
+    """What torch held at most: in the timed window on CUDA, on a CPU in a step of its own."""
+    device = rank.values("measure", "memory").get("device")
+    found = device if isinstance(device, dict) else rank.values("inspect", "memory")
+    return number(found, "peak_allocated_bytes")
 
 
 def _state_bytes(rank: RankRecord) -> float:

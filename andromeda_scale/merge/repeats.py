@@ -27,7 +27,7 @@ from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repea
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
-OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu")
+OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu", "estimate_error")
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -62,6 +62,7 @@ COLUMNS: dict[str, str] = {
     "steps_slower": "Int64",  # in which slowest_rank computed longer than the others' median
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
+    "peak_allocated_rank": "Int64",
     "facts": "str",  # what ranks read back, canonical JSON; empty unless the repeat is ok
 }
 
@@ -237,6 +238,7 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
             for name in ("setup_s", "first_step_s", "compile_s", "state_bytes")
         },
         **_memory(frame, table.problems),
+        **_allocated(frame),
     }
     breaks = frame["graph_breaks"].dropna()
     if case.train.compile and len(breaks):
@@ -259,6 +261,18 @@ def _memory(frame: pd.DataFrame, problems: list[str]) -> dict[str, Any]:
         "peak_memory_bytes": float(peak.iloc[fullest]),
         "peak_memory_rank": fullest,
         "peak_memory_host": frame["host"].iloc[fullest],
+    }
+
+
+def _allocated(frame: pd.DataFrame) -> dict[str, Any]:
+    """The rank that allocated most; empty unless every rank says what it did."""
+    peak = frame["peak_allocated_bytes"]
+    if peak.isna().any():
+        return {}
+    fullest = int(peak.to_numpy().argmax())
+    return {
+        "peak_allocated_bytes": float(peak.iloc[fullest]),
+        "peak_allocated_rank": fullest,
     }
 
 

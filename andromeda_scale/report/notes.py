@@ -164,14 +164,12 @@ def _memory(rows: Sequence[Row]) -> str:
 
 
 def _estimates(rows: Sequence[Row]) -> list[str]:
-    """How the plan's estimates compare with what torch allocated; a CPU's peak holds libraries."""
-    ratios = [
-        row["estimated_memory_bytes"] / row["peak_memory_bytes"]
-        for row in rows
-        if row["device"] == "cuda" and has(row, "peak_memory_bytes")
-        if has(row, "estimated_memory_bytes")
-    ]
-    return [f"estimated before: {_span(f'{r:.2f}' for r in ratios)} of the peak"] if ratios else []
+    """How the plan's estimates compare with what torch's allocator held at most."""
+    errors = sorted(row["estimate_error"] for row in rows if has(row, "estimate_error"))
+    if not errors:
+        return []
+    span = f"{errors[0]:+.1%} .. {errors[-1]:+.1%}"
+    return [f"estimated memory within {span} of the measured peak that torch allocated"]
 
 
 def _span(values: Iterable[Any]) -> str:

@@ -116,7 +116,9 @@ MEMORY = (
     "peak_memory_bytes",
     "peak_memory_rank",
     "peak_memory_host",
+    "peak_allocated_bytes",
     "estimated_memory_bytes",
+    "estimate_error",
 )
 COLUMNS = (
     Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
