@@ -247,6 +247,10 @@ class Worker:
             self.description["attention"]["ops"] = ran()
         self._verify()
 
+    def _one_more_step(self) -> None:
+        self._step(self._next_step)
+        self._next_step += 1
+
     def _read_back(self) -> None:
         module = self._state.module
         attention = getattr(module, "describe_attention", dict)
@@ -283,6 +287,7 @@ class Worker:
             strategy=self._strategy,
             state=self._state,
             gather=lambda value: self._control.gather(value),
+            step=self._one_more_step,
         )
         values: dict[str, Any] = {}
         started = time.monotonic() if started is None else started
