@@ -118,8 +118,10 @@ def resume(
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
     from andromeda_scale.plan_table import print_plan
+    from andromeda_scale.sweep import RUNS, earlier_seconds
 
-    print_plan(_plan(suite, set_, axis)[0])
+    planned = _plan(suite, set_, axis)[0]
+    print_plan(planned, earlier_seconds(planned, RUNS))
 
 
 @app.command()

@@ -102,6 +102,9 @@ def collect() -> dict[str, Any]:
     }
 
 
+HARDWARE = ("machine", "cpu_model", "cpu_cores", "gpus")  # of a fingerprint
+
+
 def fingerprint(environment: dict[str, Any]) -> dict[str, Any]:
     """The part of `collect()` that must be equal for results to stand in one table.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +21,11 @@ _COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", 
 _LEFT = ("case", "settings", "")
 
 
-def print_plan(plan: Plan) -> None:
-    """The dry run, on stdout: what is launched, what is skipped and why, how many launches."""
+def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None) -> None:
+    """The dry run, on stdout: what is launched, what is skipped and why, how many launches.
+
+    `earlier`: seconds of each launch of these cases that ended ok on this hardware, by case id.
+    """
     # On a pipe nobody wants lines folded at 80 columns.
     width = None if sys.stdout.isatty() else 240
     console = Console(highlight=False, markup=False, emoji=False, width=width)
@@ -37,12 +42,12 @@ def print_plan(plan: Plan) -> None:
     for row in rows:
         table.add_row(*itertools.compress(row, filled))
     console.print(table)
-    for line in summary(plan):
+    for line in summary(plan, earlier or {}):
         console.print(line)
 
 
-def summary(plan: Plan) -> list[str]:
-    """Launches, an upper bound of the time, and the planner's notes."""
+def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
+    """Launches, their time as far as it is known, an upper bound, and the planner's notes."""
     launched = [item for item in plan.repeats if item.skip is None]
     roles = Counter(item.role for item in launched)
     shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
@@ -53,10 +58,21 @@ def summary(plan: Plan) -> list[str]:
     return [
         f"{len(launched)} launches: {roles['measure']} of cases, {roles['reference']} parity "
         f"references{shallow}; {len(skipped)} cases skipped",
-        f"time: not estimated, nothing was measured here; at most {duration(most_s)} "
+        f"time: {_time(launched, earlier)}; at most {duration(most_s)} "
         "(launches x limits.timeout_s)",
         *(f"note: {note}" for note in plan.notes),
     ]
+
+
+def _time(launched: Sequence[PlannedRepeat], earlier: Mapping[str, Sequence[float]]) -> str:
+    """What launches of the same cases took before; nothing is guessed from other cases."""
+    known = [median(earlier[item.case_id]) for item in launched if earlier.get(item.case_id)]
+    if not known:
+        return "not estimated, no launch of these cases has ended on this hardware"
+    about = f"about {duration(sum(known))}"
+    if others := len(launched) - len(known):
+        return f"{about} for {len(known)} launches, and {others} of cases that never ended here"
+    return f"{about}, the medians of {sum(map(len, earlier.values()))} earlier launches"
 
 
 def duration(seconds: float) -> str:

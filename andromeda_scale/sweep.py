@@ -6,22 +6,23 @@ Imports the stages where they are used, so that a status or a table costs no tor
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import FAILED, RunDir
 from andromeda_scale.plan_table import duration
-from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.planned import Plan
 
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
@@ -161,12 +162,42 @@ def progress(run_dir: Path) -> Iterator[str]:
             cause = (run.status(item) or {}).get("cause") or "no cause recorded"
             yield f"{word}: {item.case_id} repeat {item.repeat}: {cause}"
     yield from (f"running: {name}" for name in running)
-    times = [s for item, word in items if word == "ok" if (s := _seconds(run, item)) is not None]
+    times = [
+        s for item, word in items if word == "ok" if (s := _seconds(run.status(item))) is not None
+    ]
     left = len(items) - done
     if left and times:
         yield f"time left: about {duration(left * statistics.median(times))}"
     elif left:
         yield "time left: not known before the first launch has ended"
+
+
+def earlier_seconds(plan: Plan, parent: Path) -> dict[str, list[float]]:
+    """By case id, what launches of this plan's cases took that ended ok in runs under `parent` on
+    hardware like this."""
+    from andromeda_scale import environment
+
+    here = environment.fingerprint(environment.collect())
+    found: dict[str, list[float]] = {}
+    for file in parent.glob("*/fingerprint.json"):
+        measured_on = _json(file)
+        if any(measured_on.get(key) != here[key] for key in environment.HARDWARE):
+            continue
+        for ended in file.parent.glob("*/*/*/status.json"):
+            case_id, status = ended.parent.parent.name, _json(ended)
+            seconds = _seconds(status)
+            if case_id in plan.cases and status.get("status") == "ok" and seconds is not None:
+                found.setdefault(case_id, []).append(seconds)
+    return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """An object from a file, empty where there is none to be read."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _newest(plan: Plan, parent: Path) -> RunDir | None:
@@ -202,10 +233,10 @@ def _running(run: RunDir) -> list[str]:
     return sorted(path.name for path in run.path.glob("running/*") if path.is_dir())
 
 
-def _seconds(run: RunDir, item: PlannedRepeat) -> float | None:
-    status = run.status(item) or {}
-    seconds = status.get("seconds")
-    return seconds if isinstance(seconds, int | float) else None
+def _seconds(status: Mapping[str, Any] | None) -> float | None:
+    """What a launch took, of its status.json."""
+    seconds = (status or {}).get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _write_tables(results: Results, run_dir: Path) -> None:

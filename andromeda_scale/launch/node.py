@@ -13,12 +13,12 @@ from importlib import import_module
 from pathlib import Path
 
 from andromeda_scale import environment
-from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import placement
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments
 from andromeda_scale.launch.forkservers import Forkservers
+from andromeda_scale.launch.local_files import CompileCaches
 from andromeda_scale.launch.member import Member, follow
 from andromeda_scale.launch.messages import Event, Hello
 from andromeda_scale.launch.process import StopRequest
@@ -26,8 +26,8 @@ from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
 from andromeda_scale.machine import detect_machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.suite_file import load_suite
+from andromeda_scale.plan import make_plan, require_runnable
+from andromeda_scale.suite_file import Loaded, read_suite
 
 INTERRUPTED = 130
 
@@ -38,12 +38,13 @@ def serve_driver(arguments: Namespace) -> int:
     run_dir = RunDir.open(arguments.run_dir)
     items = [run_dir.plan.repeats[index] for index in json.load(sys.stdin)]
     emit = _event_writer(arguments.events)
+    caches = CompileCaches(num_agents=1)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
         for wanted in environments(run_dir.plan, items):  # they import while torch loads here
             forkservers.get(wanted)
         control = connect(find_place({}), stop)
-        member = Member(control, forkservers)
+        member = Member(control, forkservers, caches)
         agents = _gather(control, arguments.slots, stop)
         coordinator = Coordinator(run_dir, member, agents, emit, stop)
         return 0 if coordinator.sweep(items) else INTERRUPTED
@@ -53,25 +54,28 @@ def serve_driver(arguments: Namespace) -> int:
         raise
     finally:
         forkservers.close()
+        caches.close()
 
 
 def serve_launcher(arguments: Namespace) -> int:
     """One agent of those an outer launcher started; agent 0 plays the driver too."""
     place = find_place(os.environ)
     stop = StopRequest(watch_parent=place.count > 1)
-    suite = None
+    loaded = None
     if place.index == 0:
-        suite = load_suite(arguments.suite, arguments.sets, arguments.axes)
+        loaded = read_suite(arguments.suite, arguments.sets, arguments.axes)
+    caches = CompileCaches(place.count)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
         control = connect(place, stop)
-        member = Member(control, forkservers)
-        if suite is not None:
-            return _lead(arguments, suite, member, stop)
+        member = Member(control, forkservers, caches)
+        if loaded is not None:
+            return _lead(arguments, loaded, member, stop)
         _say_hello(control, arguments.slots)
         return _follow(member, stop)
     finally:
         forkservers.close()
+        caches.close()
 
 
 def _follow(member: Member, stop: StopRequest) -> int:
@@ -85,16 +89,14 @@ def _follow(member: Member, stop: StopRequest) -> int:
     return INTERRUPTED if stop.requested else 0
 
 
-def _lead(
-    arguments: Namespace, loaded: tuple[Suite, str, str], member: Member, stop: StopRequest
-) -> int:
-    suite, name, text = loaded
+def _lead(arguments: Namespace, loaded: Loaded, member: Member, stop: StopRequest) -> int:
     agents = _gather(member.control, arguments.slots, stop)
     machine = replace(detect_machine(), nodes=len(placement.hosts(agents)))
-    plan = make_plan(suite, name, machine)
-    path = Path(arguments.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    plan = make_plan(loaded.suite, loaded.name, machine, loaded.where)
+    require_runnable(plan, loaded.where)
+    path = Path(arguments.run_dir or f"runs/{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     found = environment.fingerprint(environment.collect())
-    run_dir = RunDir.create(path, plan, text, found, allow_mixed=arguments.allow_mixed)
+    run_dir = RunDir.create(path, plan, loaded.text, found, allow_mixed=arguments.allow_mixed)
     display = make_display(quiet=arguments.quiet)
     silence_s = arguments.node_silence_s or NODE_SILENCE_S
     with run_dir.lock():

@@ -79,3 +79,33 @@ def test_every_script_says_how_it_is_used() -> None:
         done = subprocess.run([script], capture_output=True, text=True, timeout=10, check=False)
         assert done.returncode != 0
         assert f"usage: {script.name} SUITE [N]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train: {seqlen: 32}", r"train.seqlen: unknown key (x.yaml); did you mean seq_len?"),
+        ("device: cuda", "device: cuda cannot run: needs 1 GPU per node, 0 here"),
+        ("data: {source: files, files: [few.txt]}", "data: 3 tokens in all are too few"),
+    ],
+)
+def test_an_agent_names_the_file_of_a_mistake_as_run_does(
+    change: str, said: str, tmp_path: Path
+) -> None:
+    key = change.partition(":")[0]
+    lines = [line for line in SUITE.splitlines() if not line.startswith(f"{key}:")]
+    (tmp_path / "x.yaml").write_text("\n".join([*lines, change]), encoding="utf-8")
+    (tmp_path / "few.txt").write_text("few", encoding="utf-8")
+    answers = []
+    for program in (["agent", "x.yaml"], ["cli", "run", "x.yaml"]):
+        command = [sys.executable, "-m", f"andromeda_scale.{program[0]}", *program[1:]]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        answers.append(done.stderr.strip().splitlines()[-1].partition(": ")[2])
+    assert answers[0] == answers[1]
+    assert said in answers[0]
+    assert "x.yaml" in answers[0]
+    assert not (tmp_path / "runs").exists()

@@ -16,7 +16,7 @@ import pytest
 from run_files import make_case, rank_lines, write_plan, write_repeat
 from typer.testing import CliRunner
 
-from andromeda_scale import sweep
+from andromeda_scale import environment, sweep
 from andromeda_scale.cli import app
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
@@ -83,6 +83,29 @@ def test_plan_shows_the_settings_that_tell_cases_apart() -> None:
     assert "seq_len=32" in text
     assert "seq_len=64" in text
     assert "A=[red]" in text  # never read as markup
+
+
+def test_plan_knows_the_time_of_cases_that_ended_on_this_hardware_and_of_no_other() -> None:
+    plan = quickstart("world=1", "strategy=ddp,single")
+    here = environment.fingerprint(environment.collect())
+    first, *others = [
+        case_id for case_id in plan.cases if "_ddp_" in case_id or "single" in case_id
+    ]
+    run = RunDir.create(WHERE, plan, "", here)
+    elsewhere = RunDir.create("runs/quickstart-2", plan, "", {**here, "cpu_model": "another"})
+    arguments = ["quickstart", "--set", "data.source=random", "--axis", "world=1"]
+    arguments += ["--axis", "strategy=ddp,single"]
+    end(elsewhere, dict.fromkeys(plan.cases, "ok"), seconds=900.0)
+    end(run, {others[0]: "crashed"}, seconds=900.0)
+    assert "time: not estimated, no launch of these cases has ended" in invoke("plan", *arguments)
+    end(run, {first: "ok"}, seconds=20.0)
+    known = sum(item.case_id == first for item in plan.repeats)
+    text = invoke("plan", *arguments)
+    assert f"time: about {20 * known} s for {known} launches, and" in text
+    end(run, dict.fromkeys(plan.cases, "ok"), seconds=10.0)
+    launched = len(plan.repeats)
+    text = invoke("plan", *arguments)
+    assert f"time: about {10 * launched} s, the medians of {launched} earlier launches" in text
 
 
 def test_plan_of_what_cannot_run_here_still_says_why() -> None:
@@ -249,4 +272,4 @@ def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> Non
 
 def test_the_summary_bounds_the_time_by_the_limits() -> None:
     # 35 launches x 120 s
-    assert any("at most 70 min" in line for line in summary(quickstart()))
+    assert any("at most 70 min" in line for line in summary(quickstart(), {}))
