@@ -63,3 +63,4 @@ class RankSpec(Schema):
     store_prefix: str  # "<case_id>/<repeat>/<attempt>"
     record_path: str  # this rank's JSONL file
     reference: parity.First | None = None  # what its first steps are compared with
+    compile_cache: str | None = None  # torch.compile's directory for this case on this node

@@ -94,6 +94,11 @@ def set_environment(spec: RankSpec) -> None:
         MASTER_PORT=str(spec.store_port),
         DS_ACCELERATOR=spec.item.device,
     )
+    if spec.compile_cache is not None:  # not the user's, in which earlier runs left theirs
+        os.environ.update(
+            TORCHINDUCTOR_CACHE_DIR=spec.compile_cache,
+            TRITON_CACHE_DIR=os.path.join(spec.compile_cache, "triton"),
+        )
     os.environ.update(spec.case.env)
 
 

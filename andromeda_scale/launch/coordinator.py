@@ -87,6 +87,7 @@ class Coordinator:
             environments=environments(self._run_dir.plan, items),
         )
         self._member.shared_dir = self._run_dir.path
+        self._member.caches.token = sweep.token
         write_atomic(self._run_dir.path / "token", sweep.token)
         self._control.set("sweep", sweep)
         self._member.warm_up(sweep.environments)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Literal
 
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.forkservers import Forkservers
+from andromeda_scale.launch.local_files import CompileCaches, make_directory, remove_stale
 from andromeda_scale.launch.messages import (
     Abort,
     Launch,
@@ -31,15 +30,15 @@ from andromeda_scale.planned import RankSpec
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
 IMPORTS_S = 300.0  # the longest a forkserver may import
-_PREFIX = "andromeda_scale-"  # of a temporary directory, then the agent's pid
 _TICK_S = 0.1  # rare enough that watching costs the ranks nothing
 
 
 class Member:
     """Runs this agent's seat of one launch at a time; `tick` drives everything."""
 
-    def __init__(self, control: Control, forkservers: Forkservers) -> None:
+    def __init__(self, control: Control, forkservers: Forkservers, caches: CompileCaches) -> None:
         self.control = control
+        self.caches = caches
         self._forkservers = forkservers
         self._samplers = NodeSamplers()
         self._run: _Run | None = None
@@ -68,8 +67,10 @@ class Member:
         if self.shared_dir is not None:
             directory = self.shared_dir / launch.directory
         else:
-            directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-        group = RankGroup(server, rank_specs(launch, seat, directory, self.control))
+            directory = make_directory()
+        cache = self.caches.of_case(launch.case.case_id) if launch.case.train.compile else None
+        specs = rank_specs(launch, seat, directory, self.control, cache)
+        group = RankGroup(server, specs)
         first_of_host = seat.first_local_rank == 0
         self._samplers.start(launch.case.collect if first_of_host else ())
         self._run = _Run(launch, seat, directory, group)
@@ -163,20 +164,9 @@ class _Run:
         )
 
 
-def remove_stale() -> None:
-    """Remove the directories of agents that were killed without a shared disk, by their pid."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
-        try:
-            if pid.isdigit() and path.lstat().st_uid == os.getuid():
-                os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (OSError, OverflowError):
-            continue  # another user's process has the number, or another agent was faster
-
-
-def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) -> list[RankSpec]:
+def rank_specs(
+    launch: Launch, seat: Seat, directory: Path, control: Control, cache: Path | None
+) -> list[RankSpec]:
     """What the worker of each rank of a seat needs to know."""
     assert launch.case is not None
     assert launch.item is not None
@@ -193,6 +183,7 @@ def rank_specs(launch: Launch, seat: Seat, directory: Path, control: Control) ->
             store_prefix=launch.key("group"),
             record_path=str(directory / f"rank-{seat.first_rank + i}.jsonl"),
             reference=launch.reference,
+            compile_cache=str(cache) if cache is not None else None,
         )
         for i in range(seat.num_ranks)
     ]
@@ -220,6 +211,7 @@ def follow(member: Member, stop: StopRequest) -> None:
     while sweep is None:
         member.tick()
         sweep = control.get("sweep", Sweep)
+    member.caches.token = sweep.token
     member.warm_up(sweep.environments)
     member.shared_dir = sees_same_disk(sweep)
     member.wait_for_imports(stop, IMPORTS_S)

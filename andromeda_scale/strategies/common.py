@@ -47,9 +47,25 @@ def optimizer_facts(made: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile each block's forward; hooks that a strategy puts on the block stay outside."""
-    import torch
+    """Compile each block's forward; hooks that a strategy puts on the block stay outside.
 
+    Inductor's helpers are children of this rank: g++ under threads on a CPU; for Triton a process
+    with a pool of workers, started at the first compilation and not in the forkserver, of which
+    a fork inherits nothing. They belong to the rank's process group, and the forkserver ends them
+    with it. Each rank would start min(32, cores): it gets its share of the cores.
+    """
+    import os
+
+    import torch
+    from torch._dynamo import config as dynamo_config
+    from torch._inductor import config as inductor_config
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        # The variable itself is read when the forkserver imports torch: too early for a rank's.
+        inductor_config.compile_threads = torch.get_num_threads()
+    # DDP would cut a block's graph at its buckets, which are larger, and refuses higher-order
+    # operators: FlexAttention, checkpoints.
+    dynamo_config.optimize_ddp = False
     for block in module.blocks:  # type: ignore[union-attr]
         block.forward = torch.compile(block.forward)
 
