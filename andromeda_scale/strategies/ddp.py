@@ -138,6 +138,11 @@ class Ddp(Single):
         context: AbstractContextManager[None] = s.wrapped.no_sync()
         return context
 
+    def hidden_bytes(self, s: TrainState) -> int:
+        # The reducer's own: Python sees a bucket through the gradients that are views of it.
+        buckets = self.facts(s)["buckets"]
+        return 0 if buckets["gradient_as_bucket_view"] else sum(buckets["bytes"])
+
     def reduction(self, s: TrainState) -> str | None:
         hook = s.wrapped._get_ddp_logging_data().get("comm_hook")
         # Without a communication hook a bucket is reduced in its gradients' dtype.
