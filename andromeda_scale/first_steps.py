@@ -37,12 +37,15 @@ class FirstSteps:
         self._spec, self._train = spec, spec.case.train
         self._strategy, self._state = strategy, state
         self._gather = gather
+        dtypes = strategy.expects()["dtypes"].values()
+        self._rounding = parity.rounding(self._train.precision, dtypes)
         self._compared = spec.case.parity != "off" or spec.item.role != "measure"
         self._taken: list[Tensor] = []  # norms of the window under way, on the device
         self._losses: list[float] = []  # of the global batch, from step 0
         self._norms: list[float | None] = []
         if self._compared:
-            self._set_learning_rate(parity.learning_rate(num_parameters))
+            rate = parity.learning_rate(num_parameters, self._train.optimizer.name)
+            self._set_learning_rate(rate)
 
     def prepare(self, step: int, phase: Phase) -> Callable[[], None] | None:
         """Give `step` its learning rate; returns what is to be done before its update."""
@@ -77,15 +80,17 @@ class FirstSteps:
             parity.Seen(self._losses, self._norms),
             self._spec.reference,
             self._train.precision,
+            judged_as=self._rounding,
             world_size=self._spec.world_size,
             grad_accum=self._train.grad_accum,
         )
 
     def _difference(self) -> dict[str, Any]:
-        """How far the steps up to now are from the reference's."""
+        """How far the steps up to now are from the reference's, and by what they are judged."""
         reference = self._spec.reference or parity.First(losses=())
         steps = parity.PARITY_STEPS
         return {
+            "rounding": self._rounding,
             "steps_compared": min(len(reference.losses), len(self._losses), steps),
             "norms_compared": min(len(reference.norms), len(self._norms)),
             "loss_difference": parity.largest_difference(self._losses, reference.losses),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import cases, parity, ranks, repeats
+from andromeda_scale.merge import cases, cross, ranks, repeats
 from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.references import reference_of
@@ -118,4 +118,4 @@ def _compare(
             group = reference_of(case, item.device).case_id
             groups.setdefault(group, {})[case_id] = of_case
     for members in groups.values():
-        parity.cross(members, plan.cases)
+        cross.compare(members, plan.cases)

@@ -37,7 +37,8 @@ COLUMNS: dict[str, str] = {
     "state_bytes": "float64",
     "setup_s": "float64",
     "first_step_s": "float64",
-    "compile_s": "float64",
+    "compile_cold_s": "float64",  # torch.compile, if some graph was not in its cache
+    "compile_warm_s": "float64",  # torch.compile, if all were
     "graph_breaks": "Int64",  # of torch.compile; empty without it
 }
 
@@ -104,7 +105,7 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
             **{name: _part(rank, name) for name in PARTS},
             "setup_s": _seconds(rank, "setup"),
             "first_step_s": _first_step_s(rank),
-            "compile_s": number(rank.describe.get("compile"), "seconds"),
+            **_compile_s(rank),
         }
         for name, value in row.items():
             found.setdefault(name, []).append(value)
@@ -178,6 +179,17 @@ def _allocated_bytes(rank: RankRecord) -> float:
     device = rank.values("measure", "memory").get("device")
     found = device if isinstance(device, dict) else rank.values("inspect", "memory")
     return number(found, "peak_allocated_bytes")
+
+
+def _compile_s(rank: RankRecord) -> dict[str, float]:
+    """Seconds of compilation, where they belong; NaN without one."""
+    compiled = rank.describe.get("compile")
+    found = number(compiled, "seconds")
+    cold = isinstance(compiled, dict) and compiled.get("cold") is True
+    return {
+        "compile_cold_s": found if cold else math.nan,
+        "compile_warm_s": math.nan if cold else found,
+    }
 
 
 def _state_bytes(rank: RankRecord) -> float:
