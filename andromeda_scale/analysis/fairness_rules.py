@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {
     "offload.": Rule("differs", "states on the host: less device memory, a slower update"),
 }
 # These say which strategy or driver a row is, which its name says.
-IDENTITY = frozenset({"wrapper", "stage", "driver"})
+IDENTITY = frozenset({"wrapper", "stage", "driver", "engine.optimizer"})
 
 
 def rule_of(fact: str) -> Rule:

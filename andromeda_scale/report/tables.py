@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -17,134 +16,28 @@ from rich.text import Text
 from tabulate import tabulate
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.metrics import METRICS, NOT_MEASURED, significant
+from andromeda_scale.report.columns import (
+    AGAINST_BASE,
+    COLUMNS,
+    COMPILE,
+    COMPILED,
+    MFU,
+    TOKENS,
+    UNFAIR,
+    Column,
+    setting,
+)
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.notes import footnotes
-from andromeda_scale.report.rows import Row, arrange, clean, has, has_base, is_base, label
+from andromeda_scale.report.rows import arrange, clean, has, has_base, label
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: what a reader sees, and the result columns behind it."""
-
-    header: str
-    names: tuple[str, ...]  # in CSV, with full precision
-    text: Callable[[Row], str]
-    left: bool = False
-    folds: bool = False  # over several lines of a terminal, where it must
-
-
-def metric(name: str) -> Callable[[Row], str]:
-    """Prints one metric as the registry says."""
-    return lambda row: METRICS[name].text(row[name]) if has(row, name) else NOT_MEASURED
-
-
-def _world(row: Row) -> str:
-    nodes = row["nodes"]
-    return f"{nodes}x{row['ranks_per_node']}" if nodes > 1 else str(row["world_size"])
-
-
-def _step(row: Row) -> str:
-    if not has(row, "step_time_s"):
-        return NOT_MEASURED
-    return (
-        f"{significant(row['step_time_s'] * 1e3)} +-{significant(row['step_time_mad_s'] * 1e3, 2)}"
-    )
-
-
-def _speedup(row: Row) -> str:
-    return "base" if is_base(row) else metric("speedup")(row)
-
-
-def _efficiency(row: Row) -> str:
-    if is_base(row):
-        return "base"
-    if not has(row, "efficiency"):
-        return NOT_MEASURED
-    centre = f"{row['efficiency'] * 100:.1f}"
-    if not has(row, "efficiency_low"):
-        return centre
-    return f"{centre} [{row['efficiency_low'] * 100:.1f}, {row['efficiency_high'] * 100:.1f}]"
-
-
-def _exposed(row: Row) -> str:
-    if not has(row, "comm_exposed_s"):
-        return NOT_MEASURED
-    return f"{significant(row['comm_exposed_s'] * 1e3, 3)} ({row['comm_exposed_share']:.0%})"
-
-
-def _imbalance(row: Row) -> str:
-    rank = f" r{row['slow_rank']}" if has(row, "slow_rank") else ""
-    return metric("imbalance")(row) + rank
-
-
-def _memory(row: Row) -> str:
-    rank = f" r{row['peak_memory_rank']}" if has(row, "peak_memory_rank") else ""
-    return metric("peak_memory_bytes")(row) + rank
-
-
-def _status(row: Row) -> str:
-    mark = f" [{row['mark']}]" if row.get("mark") else ""
-    if row["status"] == "ok" and row["num_launches"] < row["num_repeats_planned"]:
-        return f"ok {row['num_launches']}/{row['num_repeats_planned']}{mark}"
-    return f"{row['status']}{mark}"
-
-
-_INTERVAL = ("{0}", "{0}_low", "{0}_high")
-
-
-def _with_interval(name: str) -> tuple[str, ...]:
-    return tuple(part.format(name) for part in _INTERVAL)
-
-
-TOKENS = Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s"))
-# Which lines of the fairness table a row stands out in.
-UNFAIR = Column("unfair", ("unfair",), lambda row: str(row["unfair"]), left=True)
-# Left out where no row has another of its strategy and settings at a smaller world.
-AGAINST_BASE = (
-    Column("speedup", _with_interval("speedup"), _speedup),
-    Column(
-        "efficiency %",
-        (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
-        _efficiency,
-        folds=True,
-    ),
-)
-MEMORY = (
-    "peak_memory_bytes",
-    "peak_memory_rank",
-    "peak_memory_host",
-    "peak_allocated_bytes",
-    "estimated_memory_bytes",
-    "estimate_error",
-)
-COLUMNS = (
-    Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
-    Column(
-        "status",
-        ("status", "statuses", "num_launches", "num_repeats_planned", "cause"),
-        _status,
-        left=True,
-    ),
-    TOKENS,
-    Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
-    Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
-    *AGAINST_BASE,
-    Column(
-        "exposed ms",
-        ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
-        _exposed,
-    ),
-    Column("imbalance", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
-    Column("peak memory", MEMORY, _memory),
-)
 # Columns a narrow terminal does without, the first of them first.
 DISPENSABLE = (
     "per rank",
     "imbalance",
     "exposed ms",
+    COMPILED.header,
     "MFU",
     "speedup",
     "peak memory",
@@ -152,7 +45,6 @@ DISPENSABLE = (
 )
 MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
 MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bucket_view=false"
-MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
 
 
 @dataclass(frozen=True)
@@ -277,19 +169,18 @@ def _head(column: Column) -> str:
     return "\n".join(column.header.rsplit(" ", 1))
 
 
-def _setting(name: str) -> Callable[[Row], str]:
-    return lambda row: str(row[name])
-
-
 def scaling_table(results: Results) -> Table:
     """The table of a run: a row a case, grouped by what was varied, smaller worlds first."""
     rows, axes = arrange(results.cases)
     columns = [Column("strategy", ("strategy", "options"), label, left=True, folds=True)]
     columns += [
-        Column(axis.rpartition(".")[2], (axis,), _setting(axis), folds=True) for axis in axes
+        Column(axis.rpartition(".")[2], (axis,), setting(axis), folds=True) for axis in axes
     ]
     compared = any(has_base(row) for row in rows)
-    columns += [column for column in COLUMNS if compared or column not in AGAINST_BASE]
+    compiled = any(has(row, name) for row in rows for name in COMPILE)
+    left_out = () if compared else AGAINST_BASE
+    left_out = left_out if compiled else (*left_out, COMPILED)
+    columns += [column for column in COLUMNS if column not in left_out]
     fairness = Fairness.of(results)
     if marks := fairness.marks():
         for row in rows:

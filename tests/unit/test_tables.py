@@ -280,6 +280,23 @@ def test_graph_breaks_are_a_footnote_with_the_rows(tmp_path: Path) -> None:
     assert notes == ["torch.compile broke the graph, times a rank: ddp at world 2: 3"]
 
 
+def test_cold_and_warm_compilation_are_told_apart(tmp_path: Path) -> None:
+    cases = [make_case("ddp", 2, train={"compile": compiled}) for compiled in (False, True)]
+    table = _table(tmp_path, *cases)
+    assert "compile s cold/warm" not in _cells(table)
+    for repeat in range(3):
+        place = tmp_path / "cases" / cases[1].case_id / str(repeat) / "node-0.jsonl"
+        facts = {"graphs": 3, "seconds": 8.0 - repeat, "cold": repeat == 0}
+        text = place.read_text().replace('"compile": null', f'"compile": {json.dumps(facts)}')
+        if repeat == 1:  # one rank that compiles lets the other wait
+            first, mark, rest = text.rpartition('"cold": false')
+            text = f'{first}"cold": true{rest}' if mark else text
+        place.write_text(text)
+    table = scaling_table(merge_run(tmp_path))
+    assert _cells(table, 0)["compile s cold/warm"] == "-"
+    assert _cells(table, 1)["compile s cold/warm"] == "7.500 / 6.000"
+
+
 def test_rows_without_parity_are_a_footnote_with_the_reason(tmp_path: Path) -> None:
     cases = [make_case("ddp", 1), make_case("ddp", 2), make_case("fsdp2", 2)]
     _table(tmp_path, *cases)
