@@ -42,10 +42,14 @@ class Fairness:
 
     frame: pd.DataFrame
     num_rows: int  # that have another to be compared with
+    parity: str  # how it was verified, where it was
 
     @classmethod
     def of(cls, results: Results) -> Fairness:
-        return cls(differences(results), num_compared(results))
+        verified = results.cases[results.cases["parity"].eq("ok")]
+        kinds = ", ".join(dict.fromkeys(verified.get("parity_kind", ())))
+        parity = "; parity ok" if kinds in ("", "full") else f"; parity ok ({kinds})"
+        return cls(differences(results), num_compared(results), parity)
 
     @property
     def unfair(self) -> pd.DataFrame:
@@ -75,7 +79,7 @@ class Fairness:
 
     def _verdict(self) -> Line:
         facts = list(dict.fromkeys(self.unfair["fact"]))
-        parity = "" if "parity" in facts else "; parity ok"
+        parity = "" if "parity" in facts else self.parity
         if facts:
             rows = f"{self.num_rows} rows are compared that are not equal"
             return Line("unfair", f"UNFAIR: {rows} in {', '.join(facts)}{parity}")

@@ -188,6 +188,12 @@ def test_rows_without_parity_are_unfair_even_if_all_are(parity: str) -> None:
     assert "parity ok" not in "".join(line.text for line in Fairness.of(results(*rows)).lines())
 
 
+def test_parity_that_is_less_than_full_is_named() -> None:
+    rows = [row(name, parity_kind="shallow") for name in ("ddp", "fsdp2")]
+    (line,) = Fairness.of(results(*rows)).lines()
+    assert line.text.endswith("; parity ok (shallow)")
+
+
 def test_the_reference_itself_and_ok_are_parity() -> None:
     assert found(row("single", parity="reference"), row("ddp"), flag=None) == {}
 
