@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -23,7 +24,15 @@ MODULES = (
     "deepspeed.runtime.zero.stage3",  # these two are imported by every rank that builds an engine
     "deepspeed.runtime.zero.muon.muon_optimizer",  # seconds: it compiles at import
     "accelerate",
+    "transformers",  # accelerate's DeepSpeed plugin asks it for its own; models may be its
+    "transformers.integrations.deepspeed",
 )
+
+
+# Seconds too, and only for cases of this family: imported before its first rank is forked.
+FOR_FAMILY = {
+    "huggingface": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+}
 
 
 def import_all(worker: str) -> dict[str, str]:
@@ -41,6 +50,16 @@ def import_all(worker: str) -> dict[str, str]:
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy the pages that all ranks share
     return failed
+
+
+def import_for(family: str) -> None:
+    """Import what ranks with a model of this family need beyond MODULES."""
+    missing = [name for name in FOR_FAMILY.get(family, ()) if name not in sys.modules]
+    for name in missing:
+        _import(name, {})
+    if missing:
+        gc.collect()
+        gc.freeze()
 
 
 def _import(name: str, failed: dict[str, str]) -> ModuleType | None:

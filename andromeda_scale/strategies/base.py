@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale import precision
+from andromeda_scale import kernels, precision
 from andromeda_scale.schema import Schema
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from andromeda_scale.cost.layout import StateLayout, Traffic
+    from andromeda_scale.cost.working import Device, Sizes, Working
     from andromeda_scale.models.factory import ModelFactory
     from andromeda_scale.runtime import Runtime
     from andromeda_scale.training import Train
@@ -66,7 +67,7 @@ class Strategy(ABC):
         The reason starts with the key to change, such as "train.grad_accum: ...". What is said
         here holds for every strategy: those with reasons of their own ask this first.
         """
-        return precision.refusal(train.precision, device)
+        return precision.refusal(train.precision, device) or kernels.refusal(train, device)
 
     @classmethod
     @abstractmethod
@@ -78,9 +79,29 @@ class Strategy(ABC):
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Elements communicated per rank and step, by collective, in units of P."""
 
+    @classmethod
+    @abstractmethod
+    def working(
+        cls, options: Any, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        """Bytes a rank holds beside the states of `layout` while a step runs."""
+
     @abstractmethod
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Model on meta, wrapped, materialised with the seed's weights, compiled; optimizer."""
+
+    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        """The compiled module with the seed's weights that driver `accelerate` wraps: whole."""
+        from andromeda_scale.strategies import common
+
+        module = factory.build()
+        factory.materialise(module, rt.device)
+        if self.train.compile:
+            common.compile_blocks(module)
+        return module
+
+    def prepared(self, factory: ModelFactory, module: nn.Module) -> None:  # noqa: B027
+        """Mend what a wrapper has done to the weights of the `module` it took."""
 
     @abstractmethod
     def forward(
@@ -113,6 +134,10 @@ class Strategy(ABC):
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:
         """What this rank holds now, as local tensors: parameters, gradients, master (empty where
         the parameters are it), optimizer_state. Complete between a backward and its update."""
+
+    def hidden_bytes(self, s: TrainState) -> int:
+        """Bytes on a CPU that live from step to step and that no tensor of Python's shows."""
+        return 0
 
     @abstractmethod
     def expects(self) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
+from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
@@ -45,11 +48,13 @@ class Fsdp1(Native):
 
     A unit's flat parameter is padded: each parameter to 16 bytes, the whole to a multiple of the
     ranks; `layout` leaves that out. Under gradient accumulation gradients stay whole and unreduced
-    until the last micro-batch: 4 bytes per parameter more than `layout` says.
+    until the last micro-batch, summed in the compute dtype: that many bytes per parameter more
+    than `layout` says.
     """
 
     name: ClassVar[str] = "fsdp1"
     Options: ClassVar[type[Schema]] = Fsdp1Options
+    accelerate_on: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     @classmethod
     def refuses(cls, options: Fsdp1Options, train: Train, world: World, device: str) -> str | None:
@@ -111,6 +116,19 @@ class Fsdp1(Native):
             )
         )
 
+    @classmethod
+    def working(
+        cls, options: Fsdp1Options, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        return working.sharded_units(
+            sizes,
+            train,
+            shards=cls._shards(options, world),
+            kept=options.sharding == "shard_grad_op",
+            flat=True,
+            device=device,
+        )
+
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Unit by unit: materialise, flatten, shard; no rank holds more than one unit whole."""
         from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
@@ -130,7 +148,39 @@ class Fsdp1(Native):
             device_id=rt.device,
             use_orig_params=True,
         )
+        factory.fill_buffers(module, rt.device)
         return self.state(wrapped, module, rt.device, sharded_over=wrapped.process_group)
+
+    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        """Whole on the host: FSDP takes unit after unit to the device."""
+        module = factory.build()
+        factory.materialise(module, rt.device, parameters_on="cpu")
+        if self.train.compile:
+            common.compile_blocks(module)
+        return module
+
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        """The plugin of torch's defaults; accelerate puts its autocast around the wrapped model."""
+        from accelerate.utils import FullyShardedDataParallelPlugin
+        from torch.distributed.fsdp import BackwardPrefetch, ShardingStrategy
+
+        if self.options.sharding == "hybrid_shard":
+            raise UnavailableHere(
+                "strategy.sharding: hybrid_shard: accelerate's plugin cannot name the groups; "
+                "use strategy hsdp"
+            )
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=1,
+            sharding_strategy=ShardingStrategy[self.options.sharding.upper()],
+            backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
+            mixed_precision_policy=self._mixed_precision(),
+            auto_wrap_policy="transformer_based_wrap",
+            use_orig_params=True,
+            sync_module_states=False,
+            activation_checkpointing=False,  # the blocks checkpoint themselves
+            cpu_ram_efficient_loading=False,  # every rank has the seed's weights
+        )
+        return {"fsdp_plugin": plugin}
 
     def _mesh(self, rt: Runtime) -> DeviceMesh:
         from torch.distributed.device_mesh import init_device_mesh

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
+from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
+from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import MAX_RANKS, Schema
 from andromeda_scale.strategies import common
@@ -45,6 +48,7 @@ class Fsdp2(Native):
 
     name: ClassVar[str] = "fsdp2"
     Options: ClassVar[type[Schema]] = Fsdp2Options
+    accelerate_on: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     @classmethod
     def num_shards(cls, options: Any, world: World) -> int:
@@ -93,6 +97,20 @@ class Fsdp2(Native):
             )
         )
 
+    @classmethod
+    def working(
+        cls, options: Any, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        return working.sharded_units(
+            sizes,
+            train,
+            shards=cls.num_shards(options, world),
+            kept=options.reshard_after_forward is False,
+            flat=False,
+            device=device,
+            offloaded=options.cpu_offload,
+        )
+
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Shard on meta, then fill each rank's shards."""
         from torch.distributed.fsdp import fully_shard
@@ -109,6 +127,34 @@ class Fsdp2(Native):
         factory.materialise(module, rt.device, parameters_on=host)
         shards = mesh.get_group("shard")
         return self.state(module, module, rt.device, sharded_over=shards)
+
+    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        """Whole on the host: accelerate's fully_shard takes unit after unit to the device."""
+        module = factory.build()
+        factory.materialise(module, rt.device, parameters_on="cpu")
+        if self.train.compile:
+            common.compile_blocks(module)
+        return module
+
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        """The plugin of the same policies; accelerate itself keeps the root gathered."""
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        kept, policies = self.options.reshard_after_forward, self._policies(rt.device)
+        if not isinstance(kept, bool):
+            raise UnavailableHere(
+                f"strategy.reshard_after_forward: {kept}: accelerate's plugin takes true or false"
+            )
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=kept,
+            cpu_offload=policies.get("offload_policy", False),
+            mixed_precision_policy=policies.get("mp_policy"),
+            auto_wrap_policy="transformer_based_wrap",
+            activation_checkpointing=False,  # the blocks checkpoint themselves
+            cpu_ram_efficient_loading=False,  # every rank has the seed's weights
+        )
+        return {"fsdp_plugin": plugin}
 
     def mesh(self, rt: Runtime) -> DeviceMesh:
         """The ranks, by what they share."""

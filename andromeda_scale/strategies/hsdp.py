@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from andromeda_scale.cost.layout import Collective, Traffic
+from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
 from andromeda_scale.strategies.fsdp2 import Fsdp2, Fsdp2Options
@@ -86,6 +87,15 @@ class Hsdp(Fsdp2):
             "all_reduce", 1 / shards, element_bytes(width), over=world.size // shards
         )
         return replace(inside, collectives=(*inside.collectives, across))
+
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        from accelerate.parallelism_config import ParallelismConfig
+
+        shards = shard_size(self.options.shard_size, rt.world)
+        if shards == 1:
+            raise UnavailableHere("strategy.shard_size: 1: accelerate takes 2 shards or more")
+        axes = ParallelismConfig(dp_replicate_size=rt.world_size // shards, dp_shard_size=shards)
+        return {**super().accelerator(rt, num_parameters), "parallelism_config": axes}
 
     def mesh(self, rt: Runtime) -> DeviceMesh:
         return hybrid_mesh(self.options.shard_size, rt)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Part, StateLayout, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.native import Native
@@ -24,6 +26,7 @@ class Single(Native):
 
     name: ClassVar[str] = "single"
     distributed: ClassVar[bool] = False
+    accelerate_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     autocasts: ClassVar[bool] = True
 
     @classmethod
@@ -41,6 +44,12 @@ class Single(Native):
         """None."""
         return Traffic()
 
+    @classmethod
+    def working(
+        cls, options: Any, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        return working.whole_gradients(sizes, train)
+
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Materialise, compile, wrap; the optimizer updates the float32 parameters."""
         module = factory.build()
@@ -52,6 +61,9 @@ class Single(Native):
     def wrap(self, module: nn.Module, rt: Runtime) -> Any:
         """What forward calls."""
         return module
+
+    def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
+        return {}
 
     def expects(self) -> dict[str, Any]:
         dtypes = common.expected_dtypes(self.train.precision)

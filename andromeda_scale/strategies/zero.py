@@ -1,15 +1,16 @@
-"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and parameters (3) sharded over ranks."""
+"""DeepSpeed's ZeRO: optimizer state (stage 1) and gradients (2) sharded over ranks; 3 beside."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
-from andromeda_scale.strategies import common, zero_config
+from andromeda_scale.strategies import common, zero_config, zero_memory
 from andromeda_scale.strategies.base import Strategy, TrainState
-from andromeda_scale.strategies.zero_options import Zero3Options, Zero12Options, ZeroOptions
+from andromeda_scale.strategies.zero_options import Zero12Options
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
 _FP32 = 4
 
 
-class _Zero(Strategy):
+class Zero(Strategy):
     """What the stages share."""
 
     name: ClassVar[str]
     Options: ClassVar[type[Schema]] = Zero12Options
     requires: ClassVar[tuple[str, ...]] = ("deepspeed",)
     stage: ClassVar[int]
-    # Under accelerate DeepSpeed's engine is the same; transformers is needed by accelerate.
     accelerate_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     @classmethod
@@ -79,9 +79,14 @@ class _Zero(Strategy):
         width = element_bytes(zero_config.compute_dtype(train))
         summed = element_bytes(zero_config.reduce_dtype(options, train))
         return Traffic(
-            (Collective(operation, 1.0, summed, per), Collective("all_gather", 1.0, width)),
-            buffer_bytes=_bucket_bytes(options, width, buffers=2 if options.overlap_comm else 1),
+            (Collective(operation, 1.0, summed, per), Collective("all_gather", 1.0, width))
         )
+
+    @classmethod
+    def working(
+        cls, options: Any, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        return zero_memory.stage_1_or_2(cls.stage, options, train, world.size, sizes)
 
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """Weights first, then DeepSpeed's engine around them, on the existing process group."""
@@ -91,10 +96,11 @@ class _Zero(Strategy):
         engine, _, _, _ = deepspeed.initialize(
             model=module,
             optimizer=common.optimizer(module.parameters(), self.train),
-            config=self.config(factory, rt),
+            config=self.config(factory.num_parameters, rt),
             dist_init_required=False,
         )
-        return self.adopt(factory, engine)
+        self.prepared(factory, module)
+        return TrainState(engine, module, engine.optimizer)
 
     def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
         """The seed's weights as DeepSpeed takes them, compiled."""
@@ -112,34 +118,29 @@ class _Zero(Strategy):
             common.compile_blocks(module)
         return module
 
-    def adopt(self, factory: ModelFactory, engine: Any) -> TrainState:
-        """What was built, with unrounded masters."""
+    def prepared(self, factory: ModelFactory, module: nn.Module) -> None:
+        """DeepSpeed makes its masters from rounded parameters."""
         from andromeda_scale.strategies import zero_weights
 
         if POLICIES[self.train.precision].mixed:
-            zero_weights.restore_masters(factory, engine.module)
-        return TrainState(engine, engine.module, engine.optimizer)
+            zero_weights.restore_masters(factory, module)
 
     def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
         factory.materialise(module, rt.device)
 
-    def config(self, factory: ModelFactory, rt: Runtime) -> dict[str, Any]:
+    def config(self, num_parameters: int, rt: Runtime) -> dict[str, Any]:
         """DeepSpeed's configuration."""
-        parameters = sum(p.numel() for p in factory.build().parameters())
         return zero_config.engine_config(
-            self.options, self.stage, self.train, parameters, rt.device.type
+            self.options, self.stage, self.train, num_parameters, rt.device.type
         )
 
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """The plugin of the same configuration; cpu=True would make it plain DDP, silently."""
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-        config = zero_config.engine_config(
-            self.options, self.stage, self.train, num_parameters, rt.device.type
-        )
         return {
             "cpu": False,
-            "deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config),
+            "deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=self.config(num_parameters, rt)),
             "kwargs_handlers": [InitProcessGroupKwargs(backend=rt.backend)],
         }
 
@@ -230,7 +231,6 @@ class _Zero(Strategy):
             "stage": int(engine.zero_optimization_stage()),
             **common.read_states(states, reduction),
             "optimizer": common.optimizer_facts(optimizer.optimizer),
-            "gradient_clipping": float(optimizer.clip_grad) or "none",
             "loss_scale": zero_readback.loss_scale(engine),
             "gradient_clipping": float(optimizer.clip_grad) or "none",
             "offload": zero_readback.offload({**states, "parameters": self._shards(s)}),
@@ -239,94 +239,18 @@ class _Zero(Strategy):
         }
 
 
-class Zero1(_Zero):
+class Zero1(Zero):
     """Optimizer state sharded; gradients reduced at the last micro-batch."""
 
     name: ClassVar[str] = "zero1"
     stage: ClassVar[int] = 1
 
 
-class Zero2(_Zero):
+class Zero2(Zero):
     """Optimizer state and gradients sharded; gradients reduced at every micro-batch."""
 
     name: ClassVar[str] = "zero2"
     stage: ClassVar[int] = 2
-
-
-class Zero3(_Zero):
-    """Everything sharded; parameters gathered where modules use them."""
-
-    name: ClassVar[str] = "zero3"
-    Options: ClassVar[type[Schema]] = Zero3Options
-    stage: ClassVar[int] = 3
-
-    @classmethod
-    def _parameters(cls, options: Any, width: int, shards: int) -> Part:
-        return Part(width, shards, "host" if options.offload_parameters else "device")
-
-    @classmethod
-    def traffic(cls, options: Zero3Options, train: Train, world: World) -> Traffic:
-        """Per micro-batch a gather, a second of what max_reuse lets go, and a reduce-scatter."""
-        if world.size == 1:
-            return Traffic()
-        width = element_bytes(zero_config.compute_dtype(train))
-        summed = element_bytes(zero_config.reduce_dtype(options, train))
-        again = Collective(
-            "all_gather", 1.0, width, "micro_batch", beyond=options.max_reuse_distance // 2
-        )
-        return Traffic(
-            (
-                Collective("all_gather", 1.0, width, "micro_batch"),
-                again,
-                Collective("reduce_scatter", 1.0, summed, "micro_batch"),
-            ),
-            buffer_bytes=_bucket_bytes(options, summed, buffers=1),
-        )
-
-    def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
-        from andromeda_scale.strategies import zero_weights
-
-        zero_weights.materialise_partitioned(
-            factory,
-            module,
-            rt.device,
-            self.config(factory, rt),
-            zero_config.compute_dtype(self.train),
-        )
-
-    def _scaled_norm(self, optimizer: Any) -> Any:
-        from deepspeed.runtime.utils import combine_grad_norm_groups
-
-        return combine_grad_norm_groups(optimizer._get_norm_groups())
-
-    def _shards(self, s: TrainState) -> list[Tensor]:
-        return [p.ds_tensor for p in s.module.parameters()]  # type: ignore[attr-defined]
-
-    def _whole(self, s: TrainState) -> list[Tensor]:
-        return [p.data for p in s.module.parameters() if p.data.numel()]
-
-    def _gradients(self, optimizer: Any) -> list[Tensor]:
-        # One buffer for all of a step; an offloaded optimizer has float32 gradients besides.
-        kept = [master.grad for master in self._masters(optimizer) if master.grad is not None]
-        return [optimizer.grad_partitions_flat_buffer, *kept]
-
-    def _masters(self, optimizer: Any) -> list[Tensor]:
-        masters: list[Tensor] = optimizer.fp32_partitioned_groups_flat
-        return masters
-
-    def expects(self) -> dict[str, Any]:
-        expected = super().expects()
-        if self.options.offload_parameters:
-            expected["offload"]["parameters"] = "cpu"
-        return expected
-
-
-def _bucket_bytes(options: ZeroOptions, element: int, buffers: int) -> int:
-    """Bytes of the reduce buckets, if the model fills them; without them gradients go singly."""
-    contiguous = options.offload_optimizer or options.zero_optimization(
-        "contiguous_gradients", True
-    )
-    return buffers * options.reduce_bucket_size * element if contiguous else 0
 
 
 def _check_accelerator(device: torch.device) -> None:

@@ -77,6 +77,8 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
         gathered = w * max(live, min(options.max_reuse_distance / 2, s.parameters), s.table)
     # The bucket is cut into parts, one a rank, and gloo all-reduces a copy of it.
     cut = bucket * ((2 if device == "cpu" else 1) if shards > 1 else 0)
+    if device == "cpu" and shards > 1 and train.grad_accum > 1:
+        cut += bucket  # a thread of gloo keeps the copy of the micro-batch before
     table = w * s.table
     at_once = min(s.parameters / shards, _SUB_GROUP)
     widened = (k + (_FP32 if k != _FP32 else 0)) * at_once

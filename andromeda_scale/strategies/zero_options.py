@@ -52,7 +52,6 @@ _ZERO_HANDED_ON = frozenset(
         "elastic_checkpoint",
         "load_from_fp32_weights",
         "ignore_unused_parameters",
-        "round_robin_gradients",
         "stage3_model_persistence_threshold",
         "stage3_gather_16bit_weights_on_model_save",
         "stage3_gather_fp16_weights_on_model_save",
@@ -85,6 +84,9 @@ _ONLY_OFF = frozenset(
 )
 _ZERO_ONLY_OFF = frozenset(
     {
+        # DeepSpeed 0.19.8 then links masters to other parameters than their own, and the seed's
+        # unrounded weights would be written to the wrong places.
+        "round_robin_gradients",
         "zero_quantized_weights",
         "zero_quantized_nontrainable_weights",
         "zero_quantized_gradients",
@@ -151,11 +153,7 @@ class Zero12Options(ZeroOptions):
 
 
 class Zero3Options(ZeroOptions):
-    """Stage 3. Parameters used again within max_reuse stay gathered; max_live bounds prefetching.
-
-    A parameter waits from forward to backward for twice the parameters behind it: with a model of
-    at most half of max_reuse_distance all stay gathered.
-    """
+    """Stage 3. Parameters used again within max_reuse stay whole; max_live bounds prefetching."""
 
     prefetch_bucket_size: NonNegativeInt = 50_000_000
     max_live_parameters: NonNegativeInt = 1_000_000_000

@@ -62,12 +62,12 @@ def test_a_json_means_what_the_same_options_mean(tmp_path: Path) -> None:
 
 
 def test_a_stored_case_holds_the_content_of_its_file(tmp_path: Path) -> None:
-    (before,) = cases(tmp_path, {"zero_optimization": {"round_robin_gradients": True}})
+    (before,) = cases(tmp_path, {"zero_optimization": {"contiguous_gradients": True}})
     assert before.strategy.options["config"] == {
         "file": "mine.json",
-        "zero_optimization": {"round_robin_gradients": True},
+        "zero_optimization": {"contiguous_gradients": True},
     }
-    (after,) = cases(tmp_path, {"zero_optimization": {"round_robin_gradients": False}})
+    (after,) = cases(tmp_path, {"zero_optimization": {"contiguous_gradients": False}})
     assert after.case_id != before.case_id
     # What was read once is valid again as it is stored.
     again = Zero12Options.model_validate(before.strategy.options)
@@ -154,6 +154,7 @@ UNREADABLE = {
     '{"zero_optimization": {"overlap_comm": 1}}': "1 is not true or false",
     '{"zero_optimization": {"offload_param": {"device": "cpu"}}}': "needs stage 3",
     '{"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}': "device: 'nvme'",
+    '{"zero_optimization": {"round_robin_gradients": true}}': "round_robin_gradients: True",
     '{"flops_profiler": {"enabled": true}}': "flops_profiler",
     '{"data_types": {"param_dtype": "bf16"}}': "data_types.param_dtype",
     '{"sequence_parallel_size": 2}': "sequence_parallel_size: 2",

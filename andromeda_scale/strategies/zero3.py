@@ -1,0 +1,98 @@
+"""DeepSpeed's ZeRO stage 3: parameters sharded too, and gathered where modules use them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from andromeda_scale.cost.layout import Collective, Part, Traffic
+from andromeda_scale.cost.working import Device, Sizes, Working
+from andromeda_scale.precision import element_bytes
+from andromeda_scale.schema import Schema
+from andromeda_scale.strategies import zero_config, zero_memory
+from andromeda_scale.strategies.base import TrainState
+from andromeda_scale.strategies.zero import Zero
+from andromeda_scale.strategies.zero_options import Zero3Options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from andromeda_scale.models.factory import ModelFactory
+    from andromeda_scale.runtime import Runtime
+    from andromeda_scale.training import Train
+    from andromeda_scale.world import World
+
+
+class Zero3(Zero):
+    """Everything sharded; parameters gathered where modules use them."""
+
+    name: ClassVar[str] = "zero3"
+    Options: ClassVar[type[Schema]] = Zero3Options
+    stage: ClassVar[int] = 3
+
+    @classmethod
+    def _parameters(cls, options: Any, width: int, shards: int) -> Part:
+        return Part(width, shards, "host" if options.offload_parameters else "device")
+
+    @classmethod
+    def traffic(cls, options: Zero3Options, train: Train, world: World) -> Traffic:
+        """Per micro-batch a gather, a second of what was let go, and a reduce-scatter.
+
+        Between its forward and its backward a parameter sees twice the parameters behind it. It is
+        kept where that is less than max_reuse_distance, or is prefetched before it is let go.
+        """
+        if world.size == 1:
+            return Traffic()
+        width = element_bytes(zero_config.compute_dtype(train))
+        summed = element_bytes(zero_config.reduce_dtype(options, train))
+        ahead = min(options.prefetch_bucket_size, options.max_live_parameters)
+        kept = max(options.max_reuse_distance, ahead) // 2
+        return Traffic(
+            (
+                Collective("all_gather", 1.0, width, "micro_batch"),
+                Collective("all_gather", 1.0, width, "micro_batch", beyond=kept),
+                Collective("reduce_scatter", 1.0, summed, "micro_batch"),
+            )
+        )
+
+    @classmethod
+    def working(
+        cls, options: Any, train: Train, world: World, sizes: Sizes, device: Device
+    ) -> Working:
+        return zero_memory.stage_3(options, train, world.size, device, sizes)
+
+    def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
+        from andromeda_scale.strategies import zero_weights
+
+        zero_weights.materialise_partitioned(
+            factory,
+            module,
+            rt.device,
+            self.config(factory.num_parameters, rt),
+            zero_config.compute_dtype(self.train),
+        )
+
+    def _scaled_norm(self, optimizer: Any) -> Any:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        return combine_grad_norm_groups(optimizer._get_norm_groups())
+
+    def _shards(self, s: TrainState) -> list[Tensor]:
+        return [p.ds_tensor for p in s.module.parameters()]  # type: ignore[attr-defined]
+
+    def _whole(self, s: TrainState) -> list[Tensor]:
+        return [p.data for p in s.module.parameters() if p.data.numel()]
+
+    def _gradients(self, optimizer: Any) -> list[Tensor]:
+        # One buffer for all of a step; an offloaded optimizer has float32 gradients besides.
+        kept = [master.grad for master in self._masters(optimizer) if master.grad is not None]
+        return [optimizer.grad_partitions_flat_buffer, *kept]
+
+    def _masters(self, optimizer: Any) -> list[Tensor]:
+        masters: list[Tensor] = optimizer.fp32_partitioned_groups_flat
+        return masters
+
+    def expects(self) -> dict[str, Any]:
+        expected = super().expects()
+        if self.options.offload_parameters:
+            expected["offload"]["parameters"] = "cpu"
+        return expected
