@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from andromeda_scale.config import Case
+from andromeda_scale.config import Case, StrategySpec
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.cost.working import Sizes
@@ -31,14 +32,60 @@ def fit(case: Case, machine: Machine, impossible: str | None = None) -> Placed:
     """Place a case here; `impossible` says why it could run nowhere."""
     device, skip = _device(case, machine)
     estimate = estimate_memory(case, device)
-    needed = estimate.total if estimate is not None else None
     skip = impossible or skip or _nodes_skip(case, machine) or refusal(case, device)
-    if skip is None and needed is not None and needed > (c := _capacity(case, device, machine)):
-        skip = (
-            f"needs about {binary(needed)} per rank, "
-            f"has {binary(c)} of {'GPU' if device == 'cuda' else 'host'} memory"
+    if skip is None and estimate is not None:
+        skip = _memory_skip(case, device, machine, estimate)
+    return Placed(case, device, skip, None if estimate is None else estimate.total)
+
+
+def _memory_skip(
+    case: Case, device: Device, machine: Machine, estimate: MemoryEstimate
+) -> str | None:
+    """Why a case does not fit: both numbers, its largest part, and one change that would do."""
+    capacity, place = _capacity(case, device, machine), "GPU" if device == "cuda" else "host"
+    if estimate.total > capacity:
+        needed, part = estimate.total, estimate.largest
+        largest = f"mostly {part}, {binary(getattr(estimate, part))}"
+    elif device == "cuda" and estimate.host > (
+        capacity := machine.memory_bytes / case.world.ranks_per_node
+    ):
+        needed, place, largest = estimate.host, "host", "offloaded states"
+    else:
+        return None
+    text = (
+        f"needs about {binary(needed)} per rank, has {binary(capacity)} of {place} memory "
+        f"({largest}"
+    )
+    for change, other in _levers(case):
+        lighter = estimate_memory(other, device)
+        if lighter is None or refusal(other, device) is not None:
+            continue
+        on_host = machine.memory_bytes / case.world.ranks_per_node
+        if lighter.total <= _capacity(other, device, machine) and (
+            device == "cpu" or lighter.host <= on_host
+        ):
+            return f"{text}; {change} would need {binary(lighter.total)})"
+    return f"{text})"
+
+
+def _levers(case: Case) -> Iterator[tuple[str, Case]]:
+    """Single changes that save memory, the cheapest in time first: how to write it, the case."""
+    if case.train.activation_checkpointing == "none" and case.train.mode != "forward":
+        train = case.train.model_copy(update={"activation_checkpointing": "block"})
+        yield (
+            "train.activation_checkpointing: block",
+            case.model_copy(update={"train": train}),
         )
-    return Placed(case, device, skip, needed)
+    strategies: list[tuple[str, dict[str, Any]]] = []
+    if case.world.size > 1:
+        strategies += [("fsdp2", {}), ("zero3", {})]
+    strategies += [("zero2", {"offload_optimizer": True}), ("fsdp2", {"cpu_offload": True})]
+    for name, options in strategies:
+        if (name, options) != (case.strategy.name, case.strategy.options):
+            said = ", ".join([f"name: {name}", *(f"{key}: true" for key in options)])
+            change = f"strategy: {{{said}}}" if options else f"strategy: {name}"
+            strategy = StrategySpec(name=name, options=options)
+            yield change, case.model_copy(update={"strategy": strategy})
 
 
 def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:

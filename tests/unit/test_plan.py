@@ -247,9 +247,39 @@ def test_a_case_above_capacity_is_skipped_with_the_estimate() -> None:
     needed = estimate_memory(case, "cpu").total
     assert needed > 5.3e9 * 16  # fp32 with Adam: 16 bytes a parameter, 5.313 B parameters
     assert item.estimated_memory_bytes == needed
-    assert item.skip == (
-        f"needs about {needed / GIB:.2f} GiB per rank, has 16.00 GiB of host memory"
+    assert item.skip is not None
+    assert item.skip.startswith(
+        f"needs about {needed / GIB:.2f} GiB per rank, has 16.00 GiB of host memory (mostly states"
     )
+    assert "would need" not in item.skip  # one rank on a CPU: nothing shards, nothing offloads
+
+
+def test_a_case_above_capacity_names_one_change_that_would_fit_and_fits() -> None:
+    eight = Machine(16, gpus=[80 * GIB] * 8, memory_bytes=1024 * GIB)
+    keys: dict[str, Any] = {
+        "model": "llama-3.1-8b",
+        "world": [8],
+        "train": {"seq_len": 2048, "precision": "bf16"},
+    }
+    skip = skips(plan(eight, strategy="ddp", **keys))["8"]
+    assert skip is not None
+    assert "mostly states" in skip
+    assert "strategy: fsdp2 would need" in skip
+    assert skips(plan(eight, strategy="fsdp2", **keys))["8"] is None
+
+
+def test_offloaded_states_must_fit_the_host() -> None:
+    little = Machine(16, gpus=[80 * GIB] * 2, memory_bytes=64 * GIB)
+    made = plan(
+        little,
+        strategy={"name": "zero2", "offload_optimizer": True},
+        model="llama-3.1-8b",
+        world=[2],
+        train={"precision": "bf16"},
+    )
+    skip = skips(made)["2"]
+    assert skip is not None
+    assert "has 32.00 GiB of host memory (offloaded states" in skip
 
 
 def test_capacity_is_the_gpu_or_a_share_of_the_host_or_what_the_suite_says() -> None:
