@@ -199,7 +199,10 @@ def schema() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check what works here, and what to install where it does not. Status 1: no sweep can run."""
+    """Check what works here, and the command that mends what does not.
+
+    Status 1: the quickstart would not run.
+    """
     from andromeda_scale.doctor import examine
     from andromeda_scale.sweep import RUNS
 

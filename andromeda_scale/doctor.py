@@ -1,55 +1,48 @@
-"""What works here, and what to install where it does not. Never hangs: all in children with a
-time limit, so that a broken driver or a blocked network is an answer too."""
+"""What works here, and the command that mends what does not. Whatever may hang or crash runs in a
+child (`doctor_probes`)."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
+import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale.machine import detect_machine, torch_cuda_version
+from andromeda_scale import doctor_probes, precision
+from andromeda_scale.errors import UserError
+from andromeda_scale.machine import Machine, detect_machine
+from andromeda_scale.registry import DRIVERS, STRATEGIES, load
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
-TORCH_LIMIT_S = 120.0  # a cold import from a slow disk takes tens of seconds
-GROUP_LIMIT_S = 60.0
+MIN_FREE_BYTES = 100 << 20  # of disk, for a run's records and tables
+MIN_SHARED_BYTES = 512 << 20  # of /dev/shm where GPUs talk through it; Docker gives 64 MiB
 
-# What the torch child prints; each fact alone, so that one failure does not hide the others.
-_TORCH_FACTS = """
-import json, torch, torch.distributed as dist
-facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "gloo": dist.is_gloo_available(),
-         "nccl": dist.is_nccl_available(), "gpus": []}
-if torch.cuda.is_available():
-    facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts["nccl_version"] = ".".join(map(str, torch.cuda.nccl.version()))
-    x = torch.ones(64, 64, device="cuda")
-    facts["matmul"] = float((x @ x).sum().item())
-print(json.dumps(facts))
-"""
-
-# A real group of two processes: the smallest thing every case of a sweep depends on.
-_ALL_REDUCE = """
-import sys, datetime, torch, torch.distributed as dist
-rank, path = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + path, rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=30))
-x = torch.full((1000,), float(rank + 1))
-dist.all_reduce(x)
-assert x.eq(3).all(), x
-print("sum is right", flush=True)
-"""
+# Packages that may be missing, and what is unavailable without each.
+_PACKAGES = {
+    "deepspeed": "zero1, zero2 and zero3",
+    "accelerate": "driver accelerate",
+    "transformers": "Hugging Face models, and zero1 to zero3 by driver accelerate",
+}
+# Programs that start agents, and what brings each.
+_LAUNCHERS = {
+    "torchrun": "pip install torch",
+    "accelerate": "pip install accelerate",
+    "deepspeed": "pip install deepspeed",
+    "mpirun": "apt install openmpi-bin",
+    "srun": "apt install slurm-client, on a cluster that runs SLURM",
+}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's answer. `needed` marks what no sweep can do without."""
+    """One line of the doctor's answer. `needed` marks what the quickstart cannot do without."""
 
     name: str
     ok: bool
@@ -60,16 +53,23 @@ class Check:
 
 def examine(run_parent: Path) -> Iterator[Check]:
     """Every check in turn, the quick ones first. `run_parent` is where runs are written."""
-    yield _python()
-    yield _writable(run_parent)
     machine = detect_machine()
+    yield _python()
+    yield _disk(run_parent)
     memory_gib = machine.memory_bytes / 2**30
     yield Check("machine", True, f"{machine.cpu_cores} cores, {memory_gib:.0f} GiB of memory")
-    for package, used_for in (("deepspeed", "zero1, zero2, zero3"), ("accelerate", "accelerate")):
-        yield _package(package, used_for)
-    yield from _torch()
-    yield _compiler()
-    yield _all_reduce()
+    yield _shared_memory(Path("/dev/shm"), machine)
+    yield from _build_tools()
+    yield from (_launcher(name, remedy) for name, remedy in _LAUNCHERS.items())
+    facts, broken = doctor_probes.torch_facts(("torch", *_PACKAGES))
+    yield from _torch(facts, broken, machine)
+    yield from (_package(name, broken.get(name)) for name in _PACKAGES)
+    if facts:
+        device = "cuda" if facts["gpus"] else "cpu"
+        yield _precisions(facts, device)
+        yield from _groups(facts)
+        yield from _strategies(device, broken)
+    yield _quickstart(machine)
 
 
 def _python() -> Check:
@@ -78,101 +78,166 @@ def _python() -> Check:
     return Check("python", ok, found, "apt install python3.11", needed=True)
 
 
-def _writable(parent: Path) -> Check:
+def _disk(parent: Path) -> Check:
     name = f"run directory {parent}"
     existing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
-            free_gib = shutil.disk_usage(existing).free / 2**30
+            free = shutil.disk_usage(existing).free
     except OSError as error:
         remedy = f"chmod u+w {existing}, or give --run-dir a folder you own"
         return Check(name, False, f"cannot be written ({error.strerror})", remedy, needed=True)
-    return Check(name, True, f"writable, {free_gib:.0f} GiB free", needed=True)
+    remedy = f"free {MIN_FREE_BYTES >> 20} MiB there, or give --run-dir another disk"
+    detail = f"writable, {free / 2**30:.1f} GiB free"
+    return Check(name, free >= MIN_FREE_BYTES, detail, remedy, needed=True)
 
 
-def _package(package: str, used_for: str) -> Check:
+def _shared_memory(folder: Path, machine: Machine) -> Check:
+    """GPUs of one machine that cannot reach each other's memory talk through it."""
+    several = len(machine.gpus) > 1
     try:
-        return Check(package, True, version(package))
-    except PackageNotFoundError:
-        detail = f"missing; cases of {used_for} will read unavailable"
-        return Check(package, False, detail, f"pip install {package}")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        free, detail = 0, f"{folder}: {error.strerror}"
+    else:
+        detail = f"{free / 2**20:,.0f} MiB free in {folder}"
+    ok = free >= MIN_SHARED_BYTES or not several
+    return Check("shared memory", ok, detail, "docker run --shm-size=8g (or --ipc=host)")
 
 
-def _torch() -> Iterator[Check]:
-    answer = _run([sys.executable, "-c", _TORCH_FACTS], TORCH_LIMIT_S)
-    if isinstance(answer, str):
-        yield Check("torch", False, answer, "pip install -c constraints.txt torch", needed=True)
+def _build_tools() -> Iterator[Check]:
+    compiler = next((path for c in ("g++", "clang++") if (path := shutil.which(c))), None)
+    detail = compiler or "none; train.compile needs one"
+    yield Check("C++ compiler", compiler is not None, detail, "apt install g++")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    detail = str(header) if header.exists() else f"{header} is missing; train.compile needs it"
+    yield Check("Python headers", header.exists(), detail, "apt install python3-dev")
+    ninja = shutil.which("ninja")
+    detail = (
+        ninja or "missing; DeepSpeed builds kernels of its own with it, which no suite asks for"
+    )
+    yield Check("ninja", ninja is not None, detail, "pip install ninja")
+
+
+def _launcher(name: str, remedy: str) -> Check:
+    # A script of this environment is there although the shell may not have activated it.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    detail = found or "missing; andromeda-scale run does without it"
+    return Check(f"launcher {name}", found is not None, detail, remedy)
+
+
+def _torch(
+    facts: Mapping[str, Any], broken: Mapping[str, str], machine: Machine
+) -> Iterator[Check]:
+    if "torch" in broken or not facts:
+        remedy = 'pip install --force-reinstall "torch>=2.11"'
+        yield Check("torch", False, broken.get("torch", "says nothing"), remedy, needed=True)
         return
-    facts: dict[str, Any] = json.loads(answer[-1])
     yield Check("torch", True, str(facts["torch"]), needed=True)
-    reinstall = "pip install --force-reinstall -c constraints.txt torch"
-    yield Check("gloo", bool(facts["gloo"]), "in torch", reinstall, needed=True)
+    needed = bool(machine.gpus)  # then `device: auto` means them
     if facts["gpus"]:
         names = sorted(set(facts["gpus"]))
-        yield Check(
-            "cuda", True, f"{len(facts['gpus'])} x {', '.join(names)}, CUDA {facts['cuda']}"
-        )
-        yield Check("nccl", bool(facts["nccl"]), facts.get("nccl_version", "missing"), reinstall)
-        return
-    driver = shutil.which("nvidia-smi") is not None
-    if torch_cuda_version() is None:
+        detail = f"{len(facts['gpus'])} x {', '.join(names)}, CUDA {facts['cuda']}"
+        yield Check("cuda", True, detail, needed=needed)
+    elif facts["cuda"] is None:
+        driver = shutil.which("nvidia-smi") is not None
         detail = "this torch is a CPU build" + (", the machine has an NVIDIA driver" * driver)
-        yield Check("cuda", not driver, detail, "pip install torch (a build for CUDA)")
+        remedy = "pip install --force-reinstall torch, a build for CUDA"
+        yield Check("cuda", not driver, detail, remedy)
     else:
-        remedy = "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield Check("cuda", not driver, "no GPU can be used", remedy)
+        detail = "no GPU can be used by torch"
+        remedy = "run nvidia-smi; set CUDA_VISIBLE_DEVICES; install a driver for this CUDA"
+        yield Check("cuda", not needed, detail, remedy, needed=needed)
 
 
-def _compiler() -> Check:
-    found = next((path for c in ("g++", "clang++") if (path := shutil.which(c))), None)
-    detail = found or "none; train.compile needs one on a CPU"
-    return Check("C++ compiler", found is not None, detail, "apt install g++ python3-dev")
-
-
-def _all_reduce() -> Check:
-    """Two processes add their tensors over gloo."""
-    name = "gloo all-reduce"
-    remedy = "let the host name resolve (add it to /etc/hosts), or set GLOO_SOCKET_IFNAME=lo"
-    command = [sys.executable, "-c", _ALL_REDUCE]
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        peer = _start([*command, "1", store])
-        try:
-            answer = _run([*command, "0", store], GROUP_LIMIT_S)
-        finally:
-            second = _finish(peer, 5.0)
-    failure = next((a for a in (answer, second) if isinstance(a, str)), None)
-    if failure:
-        return Check(name, False, failure, remedy, needed=True)
-    return Check(name, True, "2 processes agree", needed=True)
-
-
-def _start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a limit must end the child's children too
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _finish(child: subprocess.Popen[str], limit_s: float) -> list[str] | str:
-    """Lines of stdout, or in one line why there are none."""
+def _package(name: str, error: str | None) -> Check:
+    """Whether it is there and can be imported."""
     try:
-        out, err = child.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {limit_s:.0f} s"
-    finally:
-        if child.poll() is None:  # out of time, or the user pressed Ctrl-C
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if child.returncode != 0:
-        lines = [line for line in err.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"ended with status {child.returncode}"
-    return out.splitlines() or "said nothing"
+        found = version(name)
+    except PackageNotFoundError:
+        detail = f"missing; {_PACKAGES.get(name, 'what needs it')} will read unavailable"
+        return Check(name, False, detail, f"pip install {name}")
+    if error is not None:
+        detail = f"{found} cannot be imported ({error}); {_PACKAGES[name]} will read unavailable"
+        return Check(name, False, detail, f"pip install --force-reinstall {name}")
+    return Check(name, True, found)
 
 
-def _run(command: list[str], limit_s: float) -> list[str] | str:
-    return _finish(_start(command), limit_s)
+def _precisions(facts: Mapping[str, Any], device: str) -> Check:
+    refused = {p: precision.refusal(p, device) for p in precision.POLICIES}
+    if device == "cuda":
+        ampere = tuple(facts["capability"]) >= (8, 0)
+        refused["tf32"] = None if ampere else "needs compute capability 8.0"
+        refused["bf16"] = None if facts["bf16"] else "would be emulated on this GPU"
+    works = ", ".join(name for name, reason in refused.items() if reason is None)
+    fails = [f"{n}: {r.partition(': ')[2] or r}" for n, r in refused.items() if r is not None]
+    detail = "; ".join([f"{device} computes in {works}", *fails])
+    return Check("precisions", True, detail)
+
+
+def _groups(facts: Mapping[str, Any]) -> Iterator[Check]:
+    """Processes that add their tensors: over gloo, and over NCCL where there are GPUs."""
+    reinstall = 'pip install --force-reinstall "torch>=2.11"'
+    remedy = "add this host's name to /etc/hosts, or: export GLOO_SOCKET_IFNAME=lo"
+    yield _group("gloo", 2, bool(facts["gloo"]), remedy, reinstall)
+    if facts["gpus"]:
+        remedy = "run it again after: export NCCL_DEBUG=WARN"
+        yield _group("nccl", min(2, len(facts["gpus"])), bool(facts["nccl"]), remedy, reinstall)
+
+
+def _group(backend: str, size: int, in_torch: bool, remedy: str, reinstall: str) -> Check:
+    name = f"{backend} all-reduce"
+    if not in_torch:
+        return Check(name, False, f"this torch has no {backend}", reinstall, needed=True)
+    failure = doctor_probes.all_reduce(backend, size)
+    processes = f"{size} process{'es' * (size > 1)}"
+    detail = failure or f"{processes} agree{'s' * (size == 1)}"
+    return Check(name, failure is None, detail, remedy, needed=True)
+
+
+def _strategies(device: str, broken: Mapping[str, str]) -> Iterator[Check]:
+    """What each driver can run on this kind of device, and why not the rest."""
+    for driver in ("native", *DRIVERS):
+        works, reasons = [], dict[str, list[str]]()
+        for name in STRATEGIES:
+            reason = _unavailable(name, driver, device, broken)
+            if reason is None:
+                works.append(name)
+            else:
+                reasons.setdefault(reason.replace(f"{name}'s", "its"), []).append(name)
+        why = (f"{', '.join(names)} unavailable: {reason}" for reason, names in reasons.items())
+        yield Check(f"driver {driver}", True, "; ".join([", ".join(works) or "nothing", *why]))
+
+
+def _unavailable(name: str, driver: str, device: str, broken: Mapping[str, str]) -> str | None:
+    """Why a strategy with its default options cannot run on two ranks under a driver."""
+    strategy = load("strategy", name)
+    world = World(ranks_per_node=2 if strategy.distributed else 1)
+    packages = list(strategy.requires)
+    if driver != "native":
+        packages += ["accelerate", *(["transformers"] if "deepspeed" in packages else [])]
+    lacking = [package for package in packages if package in broken]
+    if lacking:
+        return f"{', '.join(lacking)} cannot be imported"
+    reason: str | None = strategy.refuses(strategy.Options(), Train(), world, device)
+    if reason is None and driver != "native":
+        reason = load("driver", driver).refuses(strategy, Train(), world, device)
+    return reason
+
+
+def _quickstart(machine: Machine) -> Check:
+    """Whether the first thing that anybody types has something to launch."""
+    from andromeda_scale.plan import make_plan, require_runnable
+    from andromeda_scale.suite_file import read_suite
+
+    try:
+        loaded = read_suite("quickstart")
+        plan = make_plan(loaded.suite, loaded.name, machine, loaded.where)
+        require_runnable(plan, loaded.where)
+    except UserError as error:
+        remedy = 'pip install --force-reinstall "andromeda-scale"'
+        return Check("quickstart", False, str(error), remedy, needed=True)
+    launches = [item for item in plan.repeats if item.skip is None]
+    devices = ", ".join(sorted({item.device for item in launches}))
+    return Check("quickstart", True, f"{len(launches)} launches on {devices}", needed=True)

@@ -1,4 +1,4 @@
-"""The commands on real processes: run, interrupt, resume, doctor."""
+"""The commands on real processes: run, interrupt, resume."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 
 import pandas as pd
 import psutil
-
-from andromeda_scale import doctor
 
 COMMAND = [sys.executable, "-m", "andromeda_scale.cli"]
 LIMIT_S = 120
@@ -149,24 +147,3 @@ def test_a_closed_terminal_ends_as_an_interrupt_with_the_tables_written(tmp_path
         if sweep.poll() is None:
             os.killpg(sweep.pid, signal.SIGKILL)
     assert (only_run(tmp_path) / "table.md").exists()
-
-
-def test_doctor_tries_a_real_all_reduce_and_answers(tmp_path: Path) -> None:
-    checks = {check.name: check for check in doctor.examine(tmp_path)}
-    assert checks["gloo all-reduce"].ok, checks["gloo all-reduce"].detail
-    assert checks["torch"].ok
-    assert {"python", "machine", "deepspeed", "accelerate", "cuda", "C++ compiler"} <= set(checks)
-    for check in checks.values():
-        assert check.ok or check.remedy
-
-
-def test_doctor_names_what_is_missing_and_ends_what_hangs(tmp_path: Path) -> None:
-    missing = doctor._package("no-such-package", "nothing")
-    assert (missing.ok, missing.remedy) == (False, "pip install no-such-package")
-    file = tmp_path / "file"
-    file.touch()
-    assert not doctor._writable(Path("/proc/runs")).ok
-    hanging = [sys.executable, "-c", "import time; time.sleep(600)"]
-    assert doctor._run(hanging, 0.5) == "no answer within 0 s"
-    failing = [sys.executable, "-c", "raise SystemExit('no driver')"]
-    assert doctor._run(failing, 30.0) == "no driver"
