@@ -12,6 +12,7 @@ import pytest
 from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import parity
+from andromeda_scale.precision import refusal
 
 RunCase = Callable[..., list[list[Line]]]
 Reference = Callable[[str], parity.First]
@@ -189,13 +190,24 @@ def test_a_coarser_reduction_is_judged_by_its_own_rounding(
     run_case: RunCase, reference: Reference
 ) -> None:
     case, world_size = spread_case("ddp", "fp32")
-    strategy = case.strategy.model_copy(update={"options": {"compression": "bf16"}})
+    strategy = case.strategy.model_copy(update={"options": {"compression": "fp16"}})
     case = case.model_copy(update={"strategy": strategy})
     for lines in run_case(case, world_size, reference=reference("fp32")):
         assert end(lines)["status"] == "ok", end(lines)
-        found = phase_values(lines, "warmup")["parity"]
-        assert found["rounding"] == "bf16"
-        assert found["norm_difference"] > parity.tolerance("fp32", 0).norm  # it would be diverged
+        assert phase_values(lines, "warmup")["parity"]["rounding"] == "fp16"
+
+
+def test_a_step_that_fp16_skips_here_alone_is_diverged_and_says_so(
+    group: Group, reference: Reference
+) -> None:
+    if refusal("fp16", "cpu"):
+        pytest.skip("this CPU has no float16 instructions")
+    for lines in run_fault(group, "overflow", "ddp", reference("fp16"), "fp16"):
+        assert end(lines)["cause"] == (
+            "gradient norm inf or nan at step 0 is not finite: fp16's scaler skipped this step "
+            "here alone"
+        )
+        assert phase_values(lines, "warmup")["parity"]["skipped_steps"][0] == 0
 
 
 def test_parity_off_takes_no_norm_and_leaves_the_learning_rate(run_case: RunCase) -> None:
@@ -214,7 +226,7 @@ def test_a_loss_that_is_not_finite_is_diverged_without_a_reference(
     run_case: RunCase, strategy: str
 ) -> None:
     world_size = 1 if strategy == "single" else 2
-    train = {"learning_rate": 1e38, "weight_decay": 0.0}
+    train = {"learning_rate": 1e6, "weight_decay": 1e6}
     case = tiny_case(strategy, train=train, parity="off")
     for lines in run_case(case, world_size):
         assert end(lines)["status"] == "diverged"
