@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from andromeda_scale.world import World
-from andromeda_scale.training import Train
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +14,25 @@ from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import registry
 from andromeda_scale.cost.comm import CommunicationBytes, bytes_per_step
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
 
 RunCase = Callable[..., list[list[Line]]]
 
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+# A strategy and the options under which it communicates otherwise.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddp": ("ddp", {}),
+    "ddp-fp16": ("ddp", {"compression": "fp16"}),
+    "fsdp2": ("fsdp2", {}),
+    "fsdp2-kept": ("fsdp2", {"reshard_after_forward": False}),
+    "hsdp": ("hsdp", {}),
+    "hsdp-one-replica": ("hsdp", {"shard_size": 2}),
+    "fsdp1": ("fsdp1", {}),
+    "fsdp1-kept": ("fsdp1", {"sharding": "shard_grad_op"}),
+    "zero1": ("zero1", {}),
+    "zero2": ("zero2", {}),
+    "zero3": ("zero3", {}),
+}
 CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
 PROFILED = {"collect": ("communication",), "measure": {"steps": 1, "profile_steps": 4}}
 # tests/dist/group.py, LLAMA: 2 blocks of q, k, v, o, three of the FFN, two norms; embedding,
@@ -37,7 +50,7 @@ def communication(lines: list[Line]) -> dict[str, Any]:
 
 
 def payload(found: dict[str, Any], key: str) -> dict[str, float]:
-    """Sum of a column by op, scalars excluded; FSDP2's all-reduce is the norm of its clipping."""
+    """Sum of a column by op, scalars (the norms of clipping) excluded."""
     sums: dict[str, float] = defaultdict(float)
     for row in found["collectives"]:
         if not row["scalar"]:
@@ -45,51 +58,75 @@ def payload(found: dict[str, Any], key: str) -> dict[str, float]:
     return sums
 
 
-def closed_form(strategy: str, grad_accum: int = 1) -> CommunicationBytes:
-    """Bytes of two gloo ranks, which reduce-scatter by all-reduce."""
-    kind = registry.load("strategy", strategy)
+def closed_form(way: str, ranks: int = 2, grad_accum: int = 1) -> CommunicationBytes:
+    """Bytes of gloo ranks, which reduce-scatter by all-reduce."""
+    name, options = WAYS[way]
+    kind = registry.load("strategy", name)
     return bytes_per_step(
-        kind.traffic(kind.Options(), Train(), World(ranks_per_node=2)),
+        kind.traffic(kind.Options(**options), Train(), World(ranks_per_node=ranks)),
         P,
-        2,
+        ranks,
         grad_accum,
         num_block_parameters=2 * BLOCK,
         doubled=frozenset({"reduce_scatter"}),
     )
 
 
+def way_case(way: str, **settings: Any) -> Any:
+    name, options = WAYS[way]
+    return tiny_case({"name": name, "options": options}, **PROFILED, **settings)
+
+
 @pytest.fixture(scope="module")
 def profiled(run_case: RunCase) -> Callable[[str], list[list[Line]]]:
-    """profiled(strategy) -> lines of each of two ranks; every strategy runs once."""
+    """profiled(way) -> lines of each of two ranks; every way runs once."""
     runs: dict[str, list[list[Line]]] = {}
 
-    def lines(strategy: str) -> list[list[Line]]:
-        if strategy not in runs:
-            runs[strategy] = run_case(tiny_case(strategy, **PROFILED), 2)
-        return runs[strategy]
+    def lines(way: str) -> list[list[Line]]:
+        if way not in runs:
+            runs[way] = run_case(way_case(way), 2)
+        return runs[way]
 
     return lines
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 def test_bytes_are_those_of_the_closed_form(
-    strategy: str, profiled: Callable[[str], list[list[Line]]]
+    way: str, profiled: Callable[[str], list[list[Line]]]
 ) -> None:
-    expected = closed_form(strategy)
-    for lines in profiled(strategy):
+    expected = closed_form(way)
+    for lines in profiled(way):
         found = communication(lines)
-        sent, moved = payload(found, "bytes_per_step"), payload(found, "wire_bytes_per_step")
-        assert {op: sent[op] for op in expected.payload} == expected.payload
-        assert {op: moved[op] for op in expected.wire} == expected.wire
-        rest = sum(sent.values()) - sum(expected.payload.values())
-        # fsdp2: one float a parameter tensor, for the norm; nothing else for anyone.
-        assert rest == (4 * NUM_PARAMETER_TENSORS if strategy == "fsdp2" else 0)
+        assert payload(found, "bytes_per_step") == expected.payload
+        assert payload(found, "wire_bytes_per_step") == expected.wire
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("hsdp", {}), ("fsdp1", {"sharding": "hybrid_shard"})]
+)
+def test_groups_of_ranks_gather_inside_and_all_reduce_across(
+    name: str, options: dict[str, Any], run_case: RunCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WAYS, "groups", (name, options))
+    expected = closed_form("groups", ranks=4)
+    for rank, lines in enumerate(run_case(way_case("groups"), 4)):
+        found = communication(lines)
+        assert payload(found, "bytes_per_step") == expected.payload
+        assert payload(found, "wire_bytes_per_step") == expected.wire
+        groups = {r["op"]: r["ranks"] for r in found["collectives"] if not r["scalar"]}
+        first, across = rank // 2 * 2, rank % 2
+        assert groups["all_gather"] == groups["reduce_scatter"] == [first, first + 1]
+        assert groups["all_reduce"] == [across, across + 2]
 
 
 @pytest.mark.parametrize(
     ("strategy", "counts"),
     [
-        ("fsdp2", {"all_gather": 5, "reduce_scatter": 3, "all_reduce": 1}),
+        ("fsdp2", {"all_gather": 5, "reduce_scatter": 3}),
+        ("fsdp2-kept", {"all_gather": 3, "reduce_scatter": 3}),
+        ("fsdp1", {"all_gather": 5, "reduce_scatter": 3}),
+        ("fsdp1-kept", {"all_gather": 3, "reduce_scatter": 3}),
+        ("hsdp", {"all_reduce": 3}),
         ("zero1", {"all_reduce": 1, "all_gather": 1}),
         ("zero2", {"all_reduce": 1, "all_gather": 1}),
         # Small parameters stay whole in stage 3: each is gathered once, after the update.
@@ -124,7 +161,7 @@ def test_what_was_asked_and_what_gloo_ran_are_both_named(
     assert row["dtype"] == "Float"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_the_classes_of_a_step_are_disjoint_and_complete(
     strategy: str, profiled: Callable[[str], list[list[Line]]]
 ) -> None:
@@ -142,7 +179,7 @@ def test_the_classes_of_a_step_are_disjoint_and_complete(
 
 
 def test_transfer_is_the_same_on_every_rank(profiled: Callable[[str], list[list[Line]]]) -> None:
-    for strategy in STRATEGIES:
+    for strategy in WAYS:
         seconds = [
             sorted(row["transfer_s_per_step"] for row in communication(lines)["collectives"])
             for lines in profiled(strategy)
@@ -150,11 +187,11 @@ def test_transfer_is_the_same_on_every_rank(profiled: Callable[[str], list[list[
         assert seconds[0] == pytest.approx(seconds[1])
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp1", "fsdp1-kept", "hsdp", "zero2"])
 def test_bytes_grow_with_micro_batches_where_gradients_are_not_accumulated(
     strategy: str, run_case: RunCase
 ) -> None:
-    case = tiny_case(strategy, **PROFILED, train={"grad_accum": 2})
+    case = way_case(strategy, train={"grad_accum": 2})
     expected = closed_form(strategy, grad_accum=2).payload
     sent = payload(communication(run_case(case, 2)[0]), "bytes_per_step")
     assert {op: sent[op] for op in expected} == expected

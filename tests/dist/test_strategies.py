@@ -159,8 +159,8 @@ def test_state_bytes_read_back_are_the_layouts(run: Run, way: str, precision: st
     kind = registry.load("strategy", name)
     world = World(ranks_per_node=1 if way == "single" else 2)
     layout = kind.layout(kind.Options(**options), Train(precision=precision), world)
-    whole = 0 if way != "zero3" else (4 if precision == "fp32" else 2) // 2 * 2
-    assert layout.bytes_per_parameter + whole == STATE_BYTES[way][precision]
+    small = {"fp32": 4, "bf16": 2, "fp16": 2}[precision] if way == "zero3" else 0
+    assert layout.bytes_per_parameter + small == STATE_BYTES[way][precision]
 
 
 def test_zero3_without_whole_small_parameters_holds_20_over_n_bytes(run: Run) -> None:
@@ -194,8 +194,9 @@ def test_options_are_read_back_from_what_runs(run: Run) -> None:
     assert [unit["name"] for unit in flat] == ["root", "blocks.0", "blocks.1"]
     assert {unit["sharding"] for unit in flat} == {"shard_grad_op"}
     assert sum(unit["num_parameters"] for unit in flat) == P
-    zero = read(run("zero2", options={"reduce_bucket_size": 5000, "overlap_comm": True}))
-    assert zero["buckets"] == {"reduce_bucket_size": 5000, "overlap_comm": True}
+    asked = {"reduce_bucket_size": 5000, "overlap_comm": True}
+    zero = read(run("zero2", options=asked))["buckets"]
+    assert asked.items() <= zero.items()
     low = read(run("zero1", "bf16", options={"reduce_dtype": "bfloat16"}))["dtypes"]
     assert low["reduction"] == "bfloat16"
 
