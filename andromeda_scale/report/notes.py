@@ -7,10 +7,11 @@ from typing import Any
 
 from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
-from andromeda_scale.metrics import rate
+from andromeda_scale.metrics import rate, scientific
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base, label
 
 MAX_PROBLEMS = 8
+MAX_BASES = 8  # each is marked in its row, with its value
 
 
 def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str]) -> list[str]:
@@ -73,9 +74,12 @@ def _bases(rows: Sequence[Row], axes: Sequence[str]) -> str:
         "weak": "weak scaling: the same work per rank",
         "strong": "strong scaling: the same global batch",
     }
+    found = [row for row in rows if is_base(row)]
     bases = "; ".join(
-        f"{_name(row, axes)}: {rate(row['tokens_per_s_per_gpu'])}" for row in rows if is_base(row)
+        f"{_name(row, axes)}: {rate(row['tokens_per_s_per_gpu'])}" for row in found[:MAX_BASES]
     )
+    if len(found) > MAX_BASES:
+        bases += f"; and {len(found) - MAX_BASES} more, marked base"
     return (
         f"speedup and efficiency ({'; '.join(work[regime] for regime in regimes)}) are against "
         f"the base, the smallest measured world of the same strategy and settings, in tokens/s "
@@ -125,12 +129,38 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
 
 
 def _parity(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    """Rows whose first losses were compared with no reference's, by the reason."""
+    """What was compared, a line for each kind; then the rows without it, by the reason."""
+    compared: dict[str, list[Row]] = {}
     unverified: dict[str, list[str]] = {}
     for row in rows:
-        if row["parity"] == "unavailable":
+        if row["parity"] == "ok":
+            compared.setdefault(str(row["parity_kind"]), []).append(row)
+        elif row["parity"] == "unavailable":
             unverified.setdefault(str(row.get("parity_cause", "")), []).append(_name(row, axes))
-    return [f"parity unverified: {'; '.join(who)}: {why}" for why, who in unverified.items()]
+    notes = [_agreement(kind, those) for kind, those in compared.items()]
+    return notes + [
+        f"parity unverified: {'; '.join(who)}: {why}" for why, who in unverified.items()
+    ]
+
+
+_COMPARED_WITH = {
+    "full": "of the single-process reference",
+    "shallow": "of the single-process reference, both on a model of the same widths and two layers",
+    "cross": "of each other",
+}
+
+
+def _agreement(kind: str, rows: Sequence[Row]) -> str:
+    """How near the first steps of all these rows were to what they were compared with."""
+    parts = []
+    for what, name in (
+        ("losses", "parity_loss_difference"),
+        ("gradient norms", "parity_norm_difference"),
+    ):
+        found = [row[name] for row in rows if has(row, name)]
+        parts += [f"{what} within {scientific(max(found))}"] if found else []
+    steps = _span({int(row["parity_steps"]) for row in rows if has(row, "parity_steps")})
+    return f"parity {kind}: {', '.join(parts)} {_COMPARED_WITH[kind]}, {steps} steps"
 
 
 def _of_profile(rows: Sequence[Row]) -> list[str]:

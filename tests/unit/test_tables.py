@@ -184,6 +184,18 @@ def test_a_run_with_nothing_measured_still_has_a_table(tmp_path: Path) -> None:
     assert table.notes == ["[1] pending x3: not started"]
 
 
+def test_many_bases_are_counted_not_all_printed(tmp_path: Path) -> None:
+    sizes = range(1, 11)
+    cases = [
+        make_case("ddp", world, train={"micro_batch_size": size})
+        for size in sizes
+        for world in (1, 2)
+    ]
+    (note,) = [note for note in _table(tmp_path, *cases, repeats=1).notes if "base" in note]
+    assert note.count(" at world 1: ") == 8
+    assert note.endswith("; and 2 more, marked base")
+
+
 def test_many_problems_are_counted_not_all_printed(tmp_path: Path) -> None:
     table = _table(tmp_path, *(make_case("ddp", world) for world in (1, 2, 3)))
     problems = [note for note in table.notes if note.startswith("problem: ")]
