@@ -39,10 +39,12 @@ def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[],
     def saw(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         dtypes[str(output.dtype).removeprefix("torch.")] += 1
 
+    blocks: Any = module.blocks if compiled else ()
+    left_alone = {layer for block in blocks for layer in block.modules()}
     hooks = [
         layer.register_forward_hook(saw)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and not (compiled and name.startswith("blocks."))
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) and layer not in left_alone
     ]
     try:
         yield lambda: max(dtypes, key=lambda name: dtypes[name], default=None)

@@ -70,6 +70,7 @@ class Forkserver:
                 signal_group(pid, command["signal"])
 
     def _fork(self, command: dict[str, Any]) -> None:
+        preload.import_for(str(command["spec"]["case"]["model"].get("family")))
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:

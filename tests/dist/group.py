@@ -73,7 +73,9 @@ class Group:
     def __init__(self, directory: Path) -> None:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload.MODULES, "andromeda_scale.worker"])
+        self._context.set_forkserver_preload(
+            [*preload.MODULES, *preload.FOR_FAMILY["huggingface"], "andromeda_scale.worker"]
+        )
         self._directory = directory
         self._runs = 0
 
