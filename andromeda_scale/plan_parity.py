@@ -33,7 +33,8 @@ def for_parity(running: Sequence[Placed], machine: Machine, where: Where) -> For
     made = ForParity()
     for placed in running:
         case = placed.case
-        if case.strategy.name == "single" or case.parity in ("off", "cross"):
+        own_program = (case.strategy.name, case.driver) == ("single", "native")
+        if own_program or case.parity in ("off", "cross"):
             continue
         if case.parity == "shallow":
             shallow = _shallow(placed, where)
@@ -65,7 +66,8 @@ def _without_reference(running: Sequence[Placed], made: ForParity) -> list[str]:
     for placed in running:
         reference = made.references.get(made.reference_ids.get(placed.case.case_id, ""))
         if placed.case.parity == "full" and reference is not None and reference.skip:
-            needed_by[reference.skip] = needed_by.get(reference.skip, 0) + 1
+            reason = reference.skip.partition(" (")[0]  # what else would fit is no reference
+            needed_by[reason] = needed_by.get(reason, 0) + 1
     return [
         f"parity of {count} case{'s' * (count > 1)} will be unavailable: the single-process "
         f"reference {reason}; parity: shallow would check {'them' if count > 1 else 'it'}"

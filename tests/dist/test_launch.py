@@ -147,9 +147,12 @@ def test_time_outside_the_phases_is_the_launchers_own(sweep: Sweep) -> None:
     assert found["outside_s"] == pytest.approx(found["seconds"] - phase["end_s"] + phase["start_s"])
 
 
-def test_a_case_is_given_the_mean_losses_of_its_reference(sweep: Sweep) -> None:
+def test_a_case_is_given_the_first_steps_of_its_reference(sweep: Sweep) -> None:
     phase = next(line for line in sweep.lines("last") if line["kind"] == "phase")
-    assert phase["values"]["given"] == [4.0, 3.0, 2.0, 1.0, 0.5]
+    assert phase["values"]["given"] == {
+        "losses": [4.0, 3.0, 2.0, 1.0, 0.5],
+        "norms": [5.0, 4.0, 3.0, 2.0, 1.0],
+    }
 
 
 def test_a_reference_lies_apart_from_the_cases(sweep: Sweep) -> None:

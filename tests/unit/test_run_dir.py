@@ -248,6 +248,38 @@ def test_a_failed_reference_is_tried_again_with_what_still_needs_it(tmp_path: Pa
     assert run.todo(only_failed=True) == []
 
 
+def test_parity_launches_are_made_again_for_what_needs_them(tmp_path: Path) -> None:
+    cases = [make_case(name) for name in ("ref", "shallow", "a")]
+    ref, shallow, a = (case.case_id for case in cases)
+    items = (
+        PlannedRepeat(case_id=ref, repeat=0, role="reference"),
+        PlannedRepeat(case_id=shallow, repeat=0, role="parity", reference_id=ref),
+        PlannedRepeat(case_id=a, repeat=0, parity_id=shallow),
+        PlannedRepeat(case_id=a, repeat=1, parity_id=shallow),
+    )
+    plan = Plan(suite_name="s", question="?", cases={c.case_id: c for c in cases}, repeats=items)
+    run = create(tmp_path / "run", plan)
+    reference, launch, first, second = run.plan.repeats
+    assert run.case_dir(launch) == run.path / "parity" / shallow / "0"
+    assert run.todo() == [reference, launch, first, second]
+    assert run.todo(only_failed=True) == []
+    finish(run, reference, "ok")
+    finish(run, launch, "crashed")
+    finish(run, first, "ok")
+    assert run.todo() == [launch, second]  # the second is still to be checked
+    assert run.todo(only_failed=True) == [launch]  # which decides of the first without it
+    finish(run, reference, "oom")
+    finish(run, launch, "unavailable")
+    assert run.todo(only_failed=True) == [reference, launch]
+    finish(run, launch, "diverged")
+    finish(run, first, "diverged")
+    assert run.todo(only_failed=True) == [reference, launch, first]
+    finish(run, reference, "ok")
+    finish(run, launch, "ok")
+    finish(run, second, "ok")
+    assert run.todo() == []
+
+
 def test_fewer_repeats_keep_the_launches_that_ended_and_say_so(tmp_path: Path) -> None:
     run = create(tmp_path / "run", make_plan(["a"], repeats=4))
     for item in run.plan.repeats[:3]:

@@ -247,3 +247,18 @@ def test_the_schema_for_editors_knows_names_and_options() -> None:
     assert references
     for definition in str(schema).split("#/$defs/")[1:]:
         assert definition.partition("'")[0] in schema["$defs"]
+
+
+def test_a_bare_off_of_yaml_switches_parity_off(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "question: '?'\nmodel: andromeda-tiny\nworld: 1\nparity: off\n"
+        "axes: {strategy: [ddp, fsdp2]}\n"
+    )
+    assert load_suite(str(path))[0].parity == "off"
+    assert load_suite(str(path), ["parity=full"])[0].parity == "full"
+    assert load_suite("quickstart", ["parity=off"])[0].parity == "off"
+    swept = load_suite(str(path), axes=["parity=full,off"])[0]
+    assert [point.case.parity for point in expand(swept, "x")] == ["full", "off"] * 2
+    with pytest.raises(UserError, match="parity: true is not known"):
+        load_suite(str(path), ["parity=on"])
