@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from andromeda_scale import settings
-from andromeda_scale.analysis.fairness_rules import IDENTITY, Rule, required, rule_of
+from andromeda_scale.analysis.fairness_rules import Rule, is_identity, required, rule_of
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.precision import POLICIES
 
@@ -122,7 +122,7 @@ def _lines(rows: list[_Row]) -> Iterator[dict[str, Any]]:
     facts = dict.fromkeys((*required(), "parity", *(fact for row in rows for fact in row.facts)))
     named: set[str] = set()
     for fact in facts:
-        if fact not in IDENTITY:
+        if not is_identity(fact):
             yield from _of_strategies(fact, worlds, axes)
             for line in _of_axes(fact, worlds, axes):
                 named |= set(line["axis"].split(", "))

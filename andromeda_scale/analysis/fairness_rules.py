@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
         "what gradients of several micro-batches are summed in: 16 bits lose small ones",
     ),
     "engine.": Rule("differs", "how DeepSpeed cuts and keeps what it sends"),
+    "mesh.": Rule("differs", "which ranks share a shard: traffic within and between groups"),
     "units.": Rule("differs", "how parameters are cut for the network: overlap and memory"),
     # Settings of a suite that no fact shows.
     "train.learning_rate": Rule("unfair", "other updates: another model after the first step"),
@@ -117,14 +118,19 @@ RULES: dict[str, Rule] = {
     "offload.": Rule("differs", "states on the host: less device memory, a slower update"),
 }
 # These say which strategy or driver a row is, which its name says.
-IDENTITY = frozenset({"wrapper", "stage", "driver", "engine.optimizer"})
+IDENTITY = ("wrapper", "stage", "driver.", "engine.optimizer")
+
+
+def is_identity(fact: str) -> bool:
+    """Whether it says no more than the name of its row."""
+    return f"{fact}.".startswith(tuple(f"{name.rstrip('.')}." for name in IDENTITY))
 
 
 def rule_of(fact: str) -> Rule:
     """The rule of a fact: by its name, else by its longest prefix; without one it is unfair."""
     if fact in RULES:
         return RULES[fact]
-    prefixes = [name for name in RULES if name.endswith(".") and fact.startswith(name)]
+    prefixes = [name for name in RULES if name.endswith(".") and f"{fact}.".startswith(name)]
     return RULES[max(prefixes, key=len)] if prefixes else _UNKNOWN
 
 

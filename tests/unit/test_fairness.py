@@ -320,6 +320,13 @@ def test_every_rule_says_what_the_fact_does() -> None:
     assert rule_of("optimizer.eps").flag == "unfair"
     assert rule_of("optimizer.kernel").flag == "differs"
     assert rule_of("optimizers").effect.startswith("no rule")
+    assert rule_of("loss_scale").flag == "differs"  # null: nothing is scaled
+
+
+@pytest.mark.parametrize("fact", ["wrapper", "stage", "driver.version", "engine.optimizer"])
+def test_what_a_row_is_called_by_is_no_difference(fact: str) -> None:
+    assert found(row("zero1", {fact: 1}), row("zero2", {fact: 2}), flag="unfair") == {}
+    assert fact not in found(row("zero1", {fact: 1}), row("zero2", {fact: 2}), flag=None)
 
 
 def test_the_full_table_holds_every_difference_and_is_no_markup() -> None:
