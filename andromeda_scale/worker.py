@@ -23,6 +23,7 @@ from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
 from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
+from andromeda_scale.precision import POLICIES
 from andromeda_scale.readback import (
     attention_ops,
     compile_facts,
@@ -266,7 +267,11 @@ class Worker:
 
     def _verify(self) -> None:
         """Raise Invalid where what was read back is not what was asked."""
-        asked = {**self._strategy.expects(), "world_size": self._spec.world_size}
+        asked = {
+            **self._strategy.expects(),
+            "world_size": self._spec.world_size,
+            "matmul_precision": POLICIES[self._case.train.precision].matmul,
+        }
         if self._next_step and self.description["checkpointing"]:
             count = num_to_recompute(self._case.train, len(self._state.module.blocks))
             asked["checkpointing"] = {"blocks_recomputed": count}

@@ -1,0 +1,83 @@
+"""How ranks are cut into groups, and which options a strategy refuses, by key and with a remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from andromeda_scale import registry
+from andromeda_scale.strategies.hsdp import shard_size
+from andromeda_scale.training import Train
+from andromeda_scale.world import World
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "expected"),
+    [
+        *((1, 1, 1), (1, 2, 1), (1, 3, 1), (1, 4, 2), (1, 7, 1), (1, 8, 4), (1, 9, 3), (1, 12, 6)),
+        *((2, 8, 8), (3, 1, 1), (4, 6, 6)),
+    ],
+)
+def test_a_shard_group_is_a_node_or_half_of_the_only_one(
+    nodes: int, ranks: int, expected: int
+) -> None:
+    world = World(nodes=nodes, ranks_per_node=ranks)
+    assert shard_size(None, world) == expected
+    assert world.size % expected == 0
+
+
+def reason(name: str, options: dict[str, Any], ranks: int = 4, **train: Any) -> str | None:
+    kind = registry.load("strategy", name)
+    found: str | None = kind.refuses(
+        kind.Options.model_validate(options), Train(**train), World(ranks_per_node=ranks), "cpu"
+    )
+    return found
+
+
+HYBRID = {"sharding": "hybrid_shard"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ranks", "said"),
+    [
+        ("hsdp", {"shard_size": 3}, 4, "strategy.shard_size: 3 does not divide 4 ranks; use one"),
+        ("hsdp", {"shard_size": 8}, 4, "use one of 1, 2, 4"),
+        ("fsdp1", HYBRID | {"shard_size": 3}, 4, "strategy.shard_size: 3 does not divide 4 ranks"),
+        ("fsdp1", HYBRID, 2, "use 2 or more, or strategy ddp"),
+        ("fsdp1", {"shard_size": 2}, 4, "strategy.shard_size: 2 has no meaning with sharding: f"),
+        ("fsdp2", {"reshard_after_forward": 3}, 4, "strategy.reshard_after_forward: 3 does not"),
+        ("hsdp", {"reshard_after_forward": 4, "shard_size": 2}, 4, "4 does not divide 2 shards"),
+        ("ddp", {"compression": "bf16"}, 2, "strategy.compression: torch's bf16 hook needs NCCL"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_key_and_remedy(
+    name: str, options: dict[str, Any], ranks: int, said: str
+) -> None:
+    assert said in str(reason(name, options, ranks))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ranks"),
+    [
+        ("hsdp", {}, 1),
+        ("hsdp", {"shard_size": 4}, 4),
+        ("fsdp1", HYBRID, 1),
+        ("fsdp1", HYBRID, 4),
+        ("fsdp2", {"reshard_after_forward": 2}, 4),
+        ("ddp", {"compression": "fp16"}, 2),
+    ],
+)
+def test_what_can_be_is_not_refused(name: str, options: dict[str, Any], ranks: int) -> None:
+    assert reason(name, options, ranks) is None
+
+
+def test_a_long_list_of_divisors_is_shortened() -> None:
+    assert "1, 2, 3, 4, ..., 240, 360, 720" in str(reason("hsdp", {"shard_size": 7}, 720))
+
+
+@pytest.mark.parametrize("value", [0, 1, -2, 1.5, "yes", None])
+def test_reshard_after_forward_is_true_false_or_a_number_above_one(value: Any) -> None:
+    options = registry.load("strategy", "fsdp2").Options
+    with pytest.raises(ValueError, match="reshard_after_forward"):
+        options.model_validate({"reshard_after_forward": value})
