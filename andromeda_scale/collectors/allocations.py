@@ -26,6 +26,11 @@ class CpuAllocations:
     freed, of which the profiler says nothing. It counts as freed before the peak.
     """
 
+    @staticmethod
+    def alive_bytes() -> int:
+        """Bytes of all tensors on the CPU that Python shows now."""
+        return sum(size for _, size in _alive())
+
     def start(self) -> None:
         from torch.autograd.profiler import profile
 
@@ -60,6 +65,7 @@ def _alive() -> list[tuple[Any, int]]:
     from torch.multiprocessing.reductions import StorageWeakRef
 
     gc.unfreeze()  # the worker froze what it built, and frozen objects are not listed
+    gc.collect()
     found: dict[int, tuple[Any, int]] = {}
     for one in gc.get_objects():
         if issubclass(type(one), torch.Tensor):

@@ -131,3 +131,16 @@ def test_a_cpu_rank_has_no_device_memory(planted_in_warmup: list[Line]) -> None:
     found = phase_values(planted_in_warmup, "measure")["memory"]
     assert found["device"] is None
     assert found["peak_memory_bytes"] == found["host"]["peak_rss_bytes"]
+
+
+def test_a_cpu_rank_counts_what_a_step_of_its_own_allocates(run_case: RunCase) -> None:
+    case = tiny_case("ddp", collect=("memory",), train={"seq_len": 64})
+    for lines in run_case(case, 2):
+        assert end(lines)["status"] == "ok", end(lines)
+        found = phase_values(lines, "inspect")["memory"]["peak_allocated_bytes"]
+        described = of_kind(lines, "describe")[-1]["values"]
+        states = sum(described["bytes"].values())
+        logits = 3 * 4 * 2 * 64 * 256  # three tensors of fp32 scores
+        assert states + logits < found < 3 * (states + logits)
+        # That step is not the one which is read back: its profiler still sees the operators.
+        assert described["attention"]["ops"]

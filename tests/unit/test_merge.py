@@ -17,6 +17,7 @@ from andromeda_scale import environment
 from andromeda_scale.analysis.results import read
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import load_results, merge_run, write
+from andromeda_scale.planned import Plan
 
 ENVIRONMENT = environment.collect()
 
@@ -38,6 +39,35 @@ def _place(directory: Path, case: Any, repeat: int) -> Path:
 def _case(directory: Path) -> dict[str, Any]:
     (row,) = merge_run(directory).cases.to_dict("records")
     return row
+
+
+def _allocated(rank: int, num_bytes: int, device: dict[str, int] | None) -> list[dict[str, Any]]:
+    """Lines of a rank: allocated on a device while it was timed, or on a CPU in phase inspect."""
+    lines = rank_lines(rank, [0.1] * 4)
+    of_phase = {line.get("phase"): line["values"] for line in lines if line["kind"] == "phase"}
+    of_phase["measure"]["memory"] = {"peak_memory_bytes": 99, "device": device}
+    inspect = {"memory": {"peak_allocated_bytes": num_bytes}}
+    head = {"kind": "phase", "rank": rank, "phase": "inspect", "start_s": 4.0, "end_s": 5.0}
+    return [*lines[:-1], {**head, "values": inspect}, lines[-1]]
+
+
+@pytest.mark.parametrize(("device", "most"), [(None, 40), ({"peak_allocated_bytes": 30}, 30)])
+def test_an_estimate_is_compared_with_what_the_fullest_rank_allocated(
+    tmp_path: Path, device: dict[str, int] | None, most: int
+) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], repeats=1)
+    plan = Plan.model_validate_json((tmp_path / "plan.json").read_bytes())
+    item = plan.repeats[0].model_copy(update={"estimated_memory_bytes": 36})
+    plan = plan.model_copy(update={"repeats": (item,)})
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    lines = [*_allocated(0, 20, device), *_allocated(1, 40, device)]
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    row = merge_run(tmp_path).cases.iloc[0]
+    assert row["peak_allocated_bytes"] == most
+    assert row["peak_allocated_rank"] == (1 if device is None else 0)
+    assert row["estimated_memory_bytes"] == 36
+    assert row["estimate_error"] == pytest.approx(36 / most - 1)
 
 
 def test_numbers_of_two_ranks_by_hand(tmp_path: Path) -> None:
