@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,13 +42,24 @@ class Results:
 def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """`table` with exactly these columns and types: absent text is "", an absent flag False, an
     absent number empty."""
-    table = table.reindex(columns=list(columns))
-    for name, kind in columns.items():
-        if kind == "str":
-            table[name] = table[name].astype(object).fillna("")
-        elif kind == "bool":
-            table[name] = table[name].eq(True)
-    return table.astype(dict(columns))
+    made = {name: _typed(table.get(name), kind, len(table)) for name, kind in columns.items()}
+    return pd.DataFrame(made, index=table.index)
+
+
+def _typed(column: pd.Series[Any] | None, kind: Any, length: int) -> Any:
+    """One column as an array: a frame that is written column by column takes thrice as long."""
+    if column is None:
+        if kind == "float64":
+            return np.full(length, np.nan)
+        absent: dict[str, Any] = {"str": "", "bool": False}
+        return pd.array([absent.get(kind, pd.NA)] * length, dtype=kind)
+    if kind == "str":
+        texts = column.to_numpy(object, copy=True)
+        texts[pd.isna(texts)] = ""
+        return pd.array(texts, dtype="str")
+    if kind == "bool":
+        return column.eq(True)
+    return column.astype(kind)
 
 
 def write(results: Results, directory: Path) -> None:
