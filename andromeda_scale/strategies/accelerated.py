@@ -78,6 +78,9 @@ class Accelerated(Strategy):
     ) -> Working:
         return self.inner.working(options, train, world, sizes, device)
 
+    def hidden_bytes(self, s: TrainState) -> int:
+        return self.inner.hidden_bytes(s)
+
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """As accelerate's users do: Accelerator of a plugin, then prepare(model, optimizer)."""
         from accelerate import Accelerator
