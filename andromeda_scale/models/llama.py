@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from andromeda_scale.cost.model import Shape
+from andromeda_scale.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.models.family import Family
 from andromeda_scale.schema import Layers, Width
 from andromeda_scale.training import Train
@@ -67,6 +68,15 @@ class LlamaConfig(Family):
             tied_head=self.tied_head,
             rotary_dim=head_dim,
         )
+
+    def refuses(self, train: Train) -> str | None:
+        head_dim = self.shape().head_dim
+        if train.attention == "flex" and head_dim < MIN_FLEX_HEAD_DIM:
+            return (
+                f"train.attention: flex needs heads of {MIN_FLEX_HEAD_DIM} dimensions or more, and "
+                f"this model's have {head_dim}; use another kernel, or wider heads"
+            )
+        return None
 
     def shallow(self, num_layers: int = 2) -> dict[str, Any]:
         """Options of a model of the same widths with at most `num_layers` layers."""

@@ -77,6 +77,13 @@ def _contradictions(options: ZeroOptions, stage: int, train: Train, world: World
             yield f"{key}: {config[key]!r} contradicts {name}: {ours}"
     if (said := options.zero_optimization("stage", stage)) != stage:
         yield f"zero_optimization.stage: {said!r} contradicts strategy: zero{stage}"
+    if train.activation_checkpointing == "selective" and options.zero_optimization(
+        "memory_efficient_linear", False
+    ):
+        yield (
+            "zero_optimization.memory_efficient_linear: true contradicts "
+            "train.activation_checkpointing: selective"
+        )
     for section, wanted in (
         ("bf16", {"enabled": train.precision == "bf16"}),
         ("bfloat16", {"enabled": train.precision == "bf16"}),
@@ -166,13 +173,13 @@ def engine_config(
         # The suite's optimizer, torch's, also where its state lies on the host.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": _zero_optimization(options, stage, num_parameters, device),
+        "zero_optimization": _zero_optimization(options, stage, train, num_parameters, device),
         "wall_clock_breakdown": False,
     }
 
 
 def _zero_optimization(
-    options: ZeroOptions, stage: int, num_parameters: int, device: str
+    options: ZeroOptions, stage: int, train: Train, num_parameters: int, device: str
 ) -> dict[str, Any]:
     section = dict((options.config or {}).get("zero_optimization", {}))
     ours = {"config", "reduce_dtype", "grad_accum_dtype", "offload_optimizer", "offload_parameters"}
@@ -183,6 +190,10 @@ def _zero_optimization(
     if isinstance(options, Zero3Options):
         _offload(section, "offload_param", options.offload_parameters, device)
     _offload(section, "offload_optimizer", options.offload_optimizer, device)
+    if train.activation_checkpointing == "selective":
+        # DeepSpeed's own linear function adds the bias into the product that is kept, unseen by
+        # autograd, and once more when backward takes it up: wrong gradients (0.19.8).
+        section["memory_efficient_linear"] = False
     return section | {"stage": stage}
 
 
