@@ -24,7 +24,7 @@ data: {source: random}
 train: {seq_len: 32, precision: bf16}
 world: [2]
 axes:
-  strategy: [ddp, fsdp2, fsdp1, zero1, zero2, zero3, {name: ddp, compression: bf16},
+  strategy: [ddp, fsdp2, fsdp1, zero1, zero2, zero3, {name: ddp, compression: fp16},
              {name: zero2, reduce_dtype: bfloat16}]
 measure: {warmup: {min_steps: 5, max_steps: 5}, steps: 2, repeats: 1, profile_steps: 0}
 collect: []
@@ -58,7 +58,7 @@ def test_the_default_policy_in_bf16_is_clean_of_unfair_lines(results: Results) -
     found = differences(Results(default, results.repeats, results.ranks))
     assert found[found["flag"] == "unfair"].empty, found[["fact", "values"]]
     stored = found.set_index("fact").loc["dtypes.gradients"]
-    assert stored["values"] == "bfloat16: zero1, zero2, zero3; float32: ddp, fsdp2, fsdp1"
+    assert stored["values"] == "float32: ddp, fsdp2, fsdp1; bfloat16: zero1, zero2, zero3"
     assert "16 bits save 2 bytes" in stored["effect"]
 
 
@@ -67,7 +67,7 @@ def test_gradients_summed_in_16_bits_are_unfair_under_every_name(results: Result
     (unfair,) = found[found["flag"] == "unfair"].to_dict("records")
     assert unfair["fact"] == "dtypes.reduction"
     assert unfair["values"] == (
-        "bfloat16: ddp compression=bf16, zero2 reduce_dtype=bfloat16; float32: the others"
+        "float16: ddp compression=fp16; bfloat16: zero2 reduce_dtype=bfloat16; float32: the others"
     )
 
 
