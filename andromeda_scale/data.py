@@ -54,6 +54,9 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
             f"model.vocab_size: {vocab_size} cannot hold text read as bytes; "
             f"use {BYTE_VOCABULARY} or more, or data.source: random"
         )
+    if data.source == "stdlib" and data.tokenizer is None:
+        _check_length(sum(path.stat().st_size for path in paths), seq_len)
+        return  # Python's own files need no look inside
     parts = [_open(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if not shards and not part[:_PROBED].all():
@@ -66,7 +69,10 @@ def check(data: Data, vocab_size: int, seq_len: int) -> None:
             _check_ids(path, part, vocab_size)
     if data.tokenizer is not None:
         parts = [tokenizer.tokens(paths, Path(data.tokenizer))]
-    num_tokens = sum(part.size for part in parts)
+    _check_length(sum(part.size for part in parts), seq_len)
+
+
+def _check_length(num_tokens: int, seq_len: int) -> None:
     if num_tokens <= seq_len:
         raise UserError(
             f"data: {num_tokens} tokens in all are too few for train.seq_len {seq_len}, "

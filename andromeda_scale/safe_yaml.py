@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,11 @@ def _without_twice(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 def parse(text: str, where: str) -> Any:
     """The value of one YAML document (None when empty). `where` names it in errors."""
+    return copy.deepcopy(_parsed(text, where))  # a caller may write into it
+
+
+@lru_cache(maxsize=256)  # a sweep reads the file of its model once a case
+def _parsed(text: str, where: str) -> Any:
     try:
         loader = _Loader(text)
         try:
