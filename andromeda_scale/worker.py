@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import socket
 import time
@@ -13,13 +12,14 @@ from typing import Any
 
 import torch
 
-from andromeda_scale import parity, registry, runtime, warmup
+from andromeda_scale import parity, runtime, warmup
+from andromeda_scale.assembly import make_batches, make_strategy
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
 from andromeda_scale.config import Warmup
 from andromeda_scale.data import Batches
-from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
+from andromeda_scale.failures import Diverged, Invalid, end_of
 from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
@@ -100,7 +100,7 @@ class Worker:
             pid=os.getpid(),
             unix_time_s=time.time(),
         )
-        self._strategy = self._make_strategy()
+        self._strategy = make_strategy(spec)
         watched = spec.item.role == "measure"
         self._collectors = Collectors(case.collect if watched else ())
         with self._in_phase("setup", started) as values:
@@ -108,7 +108,7 @@ class Worker:
                 self._control = runtime.init_process_group(spec, self._runtime)
             with _timed(seconds, "data_s"):
                 factory = ModelFactory(case.model, case.train, case.seed)
-                batches = self._make_batches(factory.config.vocab_size)
+                batches = make_batches(spec, factory.config.vocab_size)
             with _timed(seconds, "model_s"):
                 self._state = self._strategy.build(factory, self._runtime)
                 runtime.synchronize(self._runtime.device)
@@ -120,51 +120,10 @@ class Worker:
         self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
         self._clock = StepTime(self._runtime.device)
         self._first = FirstSteps(
-            spec,
-            self._strategy,
-            self._state,
-            factory.num_parameters,
-            self._control.gather,
+            spec, self._strategy, self._state, factory.num_parameters, self._control.gather
         )
         self._read_back()
         self._verify()
-
-    def _make_strategy(self) -> Any:
-        strategy = registry.load("strategy", self._case.strategy.name)
-        for package in strategy.requires:
-            if importlib.util.find_spec(package) is None:
-                raise UnavailableHere(f"{strategy.name} needs {package}; pip install {package}")
-        if not strategy.distributed and self._spec.world_size > 1:
-            raise Invalid(f"{strategy.name} runs on one rank, not {self._spec.world_size}")
-        options = strategy.Options.model_validate(self._case.strategy.options)
-        reason = strategy.refuses(
-            options, self._case.train, self._case.world, self._spec.item.device
-        )
-        if reason is not None:
-            raise UnavailableHere(reason)
-        made = strategy(options, self._case.train)
-        return made if self._case.driver == "native" else self._driven(made)
-
-    def _driven(self, strategy: Any) -> Any:
-        """The strategy in the hands of the case's driver."""
-        driver, case = registry.load("driver", self._case.driver), self._case
-        reason = driver.refuses(type(strategy), case.train, case.world, self._spec.item.device)
-        if reason is not None:
-            raise UnavailableHere(reason)
-        return driver(strategy)
-
-    def _make_batches(self, vocab_size: int) -> Batches:
-        train = self._case.train
-        return Batches(
-            self._case.data,
-            vocab_size=vocab_size,
-            seq_len=train.seq_len,
-            micro_batch_size=train.micro_batch_size,
-            grad_accum=train.grad_accum,
-            rank=self._spec.rank,
-            world_size=self._spec.world_size,
-            seed=self._case.seed,
-        )
 
     def _fingerprint(self, batches: Batches) -> dict[str, Any]:
         """Hash of the first global batches: equal for every strategy; rank 0 is enough."""
