@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from group import Group
+from group import Group, tiny_case
+from training_run import full_parameters, make_strategy
 
-from andromeda_scale.training import Train
+from andromeda_scale import runtime
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.planned import RankSpec
+from andromeda_scale.training import Train
 
 # Odd sizes: the shards of two ranks differ.
 ANDROMEDA = {
@@ -36,51 +38,49 @@ LLAMA = {
 }
 
 
-def _write_full_weights(
-    rank: int, world_size: int, store: str, out: str, model: dict[str, Any]
-) -> None:
-    """Shard with FSDP2 on meta, materialise, and save the gathered parameters and the tables."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fsdp2": ("fsdp2", {}),
+    "offload": ("fsdp2", {"cpu_offload": True}),
+    "hsdp": ("hsdp", {}),
+    "fsdp1": ("fsdp1", {}),
+}
 
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size
-    )
-    factory = ModelFactory(model, Train(seq_len=8), seed=5)
-    module = factory.build()
-    mesh = init_device_mesh("cpu", (world_size,))
-    for block in module.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    factory.materialise(module, "cpu")
-    full = {name: p.full_tensor() for name, p in module.named_parameters()}
-    tables = dict(module.named_buffers())
+
+def _write_full_weights(spec: RankSpec, out: str) -> None:
+    """Build, and save the gathered parameters, the tables and a loss."""
+    rt = runtime.start(spec)
+    runtime.init_process_group(spec, rt)
+    strategy = make_strategy(spec.case)
+    state = strategy.build(ModelFactory(spec.case.model, spec.case.train, seed=5), rt)
+    full, tables = full_parameters(state), dict(state.module.named_buffers())
     tokens = torch.zeros(2, 8, dtype=torch.int64)
-    loss, _ = module(tokens, tokens)
-    torch.save({"full": full, "tables": tables, "loss": loss.detach()}, f"{out}-{rank}")
+    loss, _ = strategy.forward(state, tokens, tokens)
+    torch.save({"full": full, "tables": tables, "loss": loss.detach()}, f"{out}-{rt.rank}")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("way", "world_size"), [("fsdp2", 1), *((way, 2) for way in WAYS), ("hsdp", 4)]
+)
 @pytest.mark.parametrize("model", [ANDROMEDA, LLAMA], ids=["andromeda", "llama"])
 def test_sharded_weights_equal_the_single_models_exactly(
-    group: Group, tmp_path: Path, model: dict[str, Any], world_size: int
+    group: Group, tmp_path: Path, model: dict[str, Any], way: str, world_size: int
 ) -> None:
     factory = ModelFactory(model, Train(seq_len=8), seed=5)
     single = factory.build()
     factory.materialise(single, "cpu")
+    name, options = WAYS[way]
+    case = tiny_case({"name": name, "options": options}, model=model, train={"seq_len": 8})
+    specs = group.specs(case, world_size)
     out = str(tmp_path / "weights")
-    group.run(
-        _write_full_weights,
-        [(rank, world_size, str(tmp_path / "store"), out, model) for rank in range(world_size)],
-    )
+    group.run(_write_full_weights, [(spec, out) for spec in specs])
     expected = dict(single.named_parameters())
     tokens = torch.zeros(2, 8, dtype=torch.int64)
     loss, _ = single(tokens, tokens)
     for rank in range(world_size):
         found = torch.load(f"{out}-{rank}")
         assert list(found["full"]) == list(expected)
-        for name, parameter in expected.items():
-            assert torch.equal(found["full"][name], parameter.detach()), name
-        for name, table in single.named_buffers():
-            assert torch.equal(found["tables"][name], table), name
+        for parameter, value in expected.items():
+            assert torch.equal(found["full"][parameter], value.detach()), parameter
+        for table, value in single.named_buffers():
+            assert torch.equal(found["tables"][table], value), table
         torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-6, atol=1e-6)
