@@ -165,10 +165,8 @@ def _of_axes(fact: str, worlds: list[list[_Row]], axes: Sequence[str]) -> Iterat
         causes = [axis for axis in axes if any(_moves(fact, axis, same) for same in varying)]
         causes = causes or [axis for axis in axes if len({_of(r, axis) for r in members}) > 1]
         by = _by(members, lambda row: row.value(fact) or "")
-        values = "; ".join(
-            value if causes == [fact] else f"{value}: {_labels(same, causes)}"
-            for value, same in by.items()
-        )
+        labels = {value: _labels(same, causes) for value, same in by.items()}
+        values = "; ".join(v if v == label else f"{v}: {label}" for v, label in labels.items())
         if len(varying) < len({row.name for row in known}):
             values += f" ({', '.join(same[0].name for same in varying)})"
         one = found.setdefault((values, ", ".join(causes)), _Found())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -153,10 +153,13 @@ class Fairness:
             table.add_row(*map(Text, cells), style=STYLES["unfair"] if flag == "unfair" else "")
         return table
 
-    def notes(self) -> list[str]:
-        """The lines, in Markdown."""
-        texts = ((tone, f"{mark}  {text}" if mark else text) for tone, text, mark in self.lines())
-        return [f"**{text}**" if tone == "unfair" else text for tone, text in texts]
+    def notes(self, loud: str = "**{}**", written: Callable[[str], str] = str) -> list[str]:
+        """The lines for a page: in Markdown, or `loud` and `written` as another language has it."""
+        texts = [(tone, f"{mark}  {text}" if mark else text) for tone, text, mark in self.lines()]
+        return [
+            (loud if tone == "unfair" else "{}").format(written(clean(text)))
+            for tone, text in texts
+        ]
 
     def to_markdown(self) -> str:
         """Every difference in a pipe table under a heading; empty without any."""

@@ -143,8 +143,9 @@ class Table:
             colalign=["left" if column.left else "right" for column in self.columns],
             disable_numparse=True,
         )
-        said = self.fairness.notes() if self.fairness else []
-        notes = "".join(f"<li>{escape(clean(note))}</li>" for note in (*said, *self.notes))
+        said = self.fairness.notes("<b>{}</b>", escape) if self.fairness else []
+        said += [escape(clean(note)) for note in self.notes]
+        notes = "".join(f"<li>{note}</li>" for note in said)
         return f"<p><b>{escape(clean(self.title))}</b></p>\n{grid}\n<ul>{notes}</ul>"
 
     def to_frame(self) -> pd.DataFrame:

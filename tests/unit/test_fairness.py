@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -336,4 +337,5 @@ def test_the_full_table_holds_every_difference_and_is_no_markup() -> None:
     assert text.startswith("### Fairness\n\n| mark   | flag    | fact ")
     assert "[red]x\\|y[/red]" in text
     assert len(text.splitlines()) == 2 + 2 + len(fairness.frame)
+    assert fairness.notes("<b>{}</b>", escape)[0].startswith("<b>UNFAIR: 6 rows")
     assert fairness.to_csv().count("\n") == 1 + len(fairness.frame)
