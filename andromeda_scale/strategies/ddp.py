@@ -100,7 +100,8 @@ class Ddp(Single):
             # Weights and tables are the same on every rank by construction.
             init_sync=False,
             **sync_buffers,
-            bucket_cap_mb=self.options.bucket_cap_mb,
+            # Its default is more than this number: the first bucket is then 1 MiB.
+            bucket_cap_mb=None if self.options.bucket_cap_mb == 25 else self.options.bucket_cap_mb,
             gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             static_graph=self.options.static_graph,
         )
@@ -139,9 +140,10 @@ class Ddp(Single):
         return context
 
     def hidden_bytes(self, s: TrainState) -> int:
-        # The reducer's own: Python sees a bucket through the gradients that are views of it.
+        # The reducer's own: Python sees a bucket through gradients that are, or were, views of it.
         buckets = self.facts(s)["buckets"]
-        return 0 if buckets["gradient_as_bucket_view"] else sum(buckets["bytes"])
+        seen = buckets["gradient_as_bucket_view"] and self.train.mode != "forward"
+        return 0 if seen else sum(buckets["bytes"])
 
     def reduction(self, s: TrainState) -> str | None:
         hook = s.wrapped._get_ddp_logging_data().get("comm_hook")
