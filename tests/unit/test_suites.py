@@ -63,8 +63,8 @@ ON_A_LAPTOP: dict[str, tuple[list[str], list[str]]] = {
         ["world=2"],
     ),
     "attention": (
-        ["model=andromeda-tiny", "train.micro_batch_size=2"],
-        ["train.seq_len=256", "model.alibi_num_heads=0,2", "world=2"],
+        ["model=andromeda-tiny", "train.micro_batch_size=2", "model.alibi_num_heads=2"],
+        ["train.seq_len=256", "world=2"],
     ),
     "offload": (TINY, ["world=2"]),
     "drivers": ([*TINY, "train.micro_batch_size=2"], ["world=2"]),
