@@ -204,7 +204,9 @@ class Fsdp2(Native):
         groups = _parameter_groups(s.module)
         meshes = [p.sharded_param.device_mesh for _, g in groups for p in g.fsdp_params]
         assert all(mesh == meshes[0] for mesh in meshes), "units differ in their meshes"
-        names = meshes[0].mesh_dim_names or ()
+        # A mesh that another made, such as accelerate, may have no names: FSDP2 takes the last
+        # dimension to shard.
+        names = meshes[0].mesh_dim_names or ("replicate", "shard")[-meshes[0].ndim :]
         return {
             "world_size": meshes[0].size(),
             "mesh": dict(zip(names, meshes[0].shape, strict=True)),
