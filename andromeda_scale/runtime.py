@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from andromeda_scale.world import World
 
 # Left behind by launchers and by accelerate; they would silently configure another strategy.
-_SCRUBBED = ("ACCELERATE_", "FSDP_")
+_SCRUBBED = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 
 
 @dataclass(frozen=True)

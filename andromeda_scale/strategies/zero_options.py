@@ -42,25 +42,27 @@ _HANDED_ON = frozenset(
         "aio",
     }
 )
-_ZERO_HANDED_ON = frozenset(
-    {
-        "stage",
-        "contiguous_gradients",
-        "allgather_bucket_size",
-        "allgather_partitions",
-        "sub_group_size",
-        "elastic_checkpoint",
-        "load_from_fp32_weights",
-        "ignore_unused_parameters",
-        "stage3_model_persistence_threshold",
-        "stage3_gather_16bit_weights_on_model_save",
-        "stage3_gather_fp16_weights_on_model_save",
-        "log_trace_cache_warnings",
-    }
-)
-_OFFLOAD_HANDED_ON = frozenset(
-    {"pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "fast_init", "nvme_path"}
-)
+_ZERO_HANDED_ON = {  # and what each must be
+    "contiguous_gradients": bool,
+    "allgather_bucket_size": int,
+    "allgather_partitions": bool,
+    "sub_group_size": int,
+    "elastic_checkpoint": bool,
+    "load_from_fp32_weights": bool,
+    "memory_efficient_linear": bool,
+    "ignore_unused_parameters": bool,
+    "stage3_model_persistence_threshold": int,
+    "stage3_gather_16bit_weights_on_model_save": bool,
+    "stage3_gather_fp16_weights_on_model_save": bool,
+    "log_trace_cache_warnings": bool,
+}
+_OFFLOAD_HANDED_ON = {
+    "pin_memory": bool,
+    "buffer_count": int,
+    "buffer_size": int,
+    "max_in_cpu": int,
+    "fast_init": bool,
+}
 # Sections and switches of which only "off" can be described.
 _ONLY_OFF = frozenset(
     {
@@ -104,6 +106,10 @@ _OURS = frozenset({"reduce_dtype", "grad_accum_dtype", "offload_parameters", "co
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+def _or_a_name(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "string"})
+
+
 class ZeroOptions(Schema):
     """DeepSpeed's names and defaults; sizes count elements. `reduce_dtype` null: the policy's."""
 
@@ -115,7 +121,7 @@ class ZeroOptions(Schema):
     # Master weights and optimizer state in host memory, and the update on the host's cores.
     offload_optimizer: bool = False
     # A file of DeepSpeed's JSON (a path, or a name in configs/deepspeed); once read, its rest.
-    config: dict[str, Any] | None = Field(None, json_schema_extra={"anyOf": [{"type": "string"}]})
+    config: dict[str, Any] | None = Field(None, json_schema_extra=_or_a_name)
 
     @model_validator(mode="before")
     @classmethod
@@ -210,9 +216,12 @@ def _read_zero(
             if name not in known and said.pop(name, (at, False))[1]:
                 raise ValueError(f"config: {file}: {at} needs stage 3; use strategy zero3")
         elif name in known - _OURS:
-            said[name] = (f"{at}: {value!r}", _size_or_switch(value, options, name, at, file))
-        elif key in _ZERO_HANDED_ON:
+            kind = int if type(options.model_fields[name].default) is int else bool
+            said[name] = (f"{at}: {value!r}", _size_or_switch(value, kind, at, file))
+        elif key == "stage":
             rest[key] = value
+        elif key in _ZERO_HANDED_ON:
+            rest[key] = _size_or_switch(value, _ZERO_HANDED_ON[key], at, file)
         elif not (key in _ZERO_ONLY_OFF and _is_off(value)):
             neutral = {"zero_hpz_partition_size": 1, "compute_grad_norm": True}
             neutral |= {"reduce_scatter": True, "use_multi_rank_bucket_allreduce": True}
@@ -229,8 +238,8 @@ def _read_offload(
     for key, value in section.items():
         if key == "device" and value in ("cpu", "none"):
             said[name] = (f"{at}.device: {value!r}", value == "cpu")
-        elif key in _OFFLOAD_HANDED_ON:
-            rest[key] = value
+        elif key in _OFFLOAD_HANDED_ON and value not in ("auto", None):
+            rest[key] = _size_or_switch(value, _OFFLOAD_HANDED_ON[key], f"{at}.{key}", file)
         elif not (value in ("auto", None, False) or (key == "ratio" and value == 1)):
             _refuse(file, f"{at}.{key}", value)
     return rest
@@ -240,6 +249,20 @@ def _section(value: Any, key: str, file: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"config: {file}: {key}: {value!r} is no mapping; write {{key: value}}")
     return dict(value)
+
+
+def _is_off(value: Any) -> bool:
+    return not value or (isinstance(value, Mapping) and not value.get("enabled", False))
+
+
+def _size_or_switch(value: Any, kind: type[int], at: str, file: str) -> int | bool:
+    """A number of elements or true or false; JSON writes sizes as 5e8, which is no integer."""
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind or value < 0 or (at.endswith("allgather_bucket_size") and value % 2):
+        noun = "a number of elements" if kind is int else "true or false"
+        raise ValueError(f"config: {file}: {at}: {value!r} is not {noun}; write one")
+    return value
 
 
 def _is_off(value: Any) -> bool:

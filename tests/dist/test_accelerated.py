@@ -11,7 +11,6 @@ import pytest
 from group import Group, Line, end, of_kind, tiny_case
 from training_run import Trace, largest_difference, mean_losses, runner
 
-from andromeda_scale import parity
 from andromeda_scale.readback import unexpected
 from andromeda_scale.registry import STRATEGIES, load
 from andromeda_scale.strategies.accelerated import Accelerated
@@ -36,7 +35,7 @@ def run(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 def assert_alike(driven: list[Trace], native: list[Trace], precision: str) -> None:
     """Same start, same losses and norms as native's, and what was asked for."""
-    limit = parity.tolerance(precision)
+    limit = {"fp32": 1e-6, "bf16": 1e-5}[precision]  # of one arithmetic; parity's is wider
     assert mean_losses(driven) == pytest.approx(mean_losses(native), rel=limit)
     for rank, other in zip(driven, native, strict=True):
         assert largest_difference(rank["weights"], other["weights"]) == 0
@@ -83,11 +82,11 @@ def test_forward_and_backward_alone_leave_the_weights(run: Callable[..., list[Tr
 
 
 def test_options_reach_accelerates_wrapper(run: Callable[..., list[Trace]]) -> None:
-    options = (("bucket_cap_mb", 0.02), ("gradient_as_bucket_view", False), ("compression", "bf16"))
+    options = (("bucket_cap_mb", 0.02), ("gradient_as_bucket_view", False), ("compression", "fp16"))
     read = run("ddp", "fp32", driver="accelerate", options=options)[0]["after"]
     assert len(read["buckets"]["bytes"]) > 1
     assert read["buckets"]["gradient_as_bucket_view"] is False
-    assert read["dtypes"]["reduction"] == "bfloat16"
+    assert read["dtypes"]["reduction"] == "float16"
     offload = (("offload_optimizer", True), ("offload_parameters", True))
     driven = run("zero3", "fp32", 2, 2, driver="accelerate", options=offload)
     assert_alike(driven, run("zero3", "fp32", 2, 2, options=offload), "fp32")

@@ -151,6 +151,8 @@ UNREADABLE = {
     '{"zero_optimization": {"zero_quantized_weights": true}}': "zero_quantized_weights: True",
     '{"zero_optimization": {"reduce_bucket_size": "big"}}': "'big' is not a number of elements",
     '{"zero_optimization": {"reduce_bucket_size": -1}}': "-1 is not a number of elements",
+    '{"zero_optimization": {"sub_group_size": true}}': "True is not a number of elements",
+    '{"zero_optimization": {"contiguous_gradients": "yes"}}': "'yes' is not true or false",
     '{"zero_optimization": {"overlap_comm": 1}}': "1 is not true or false",
     '{"zero_optimization": {"offload_param": {"device": "cpu"}}}': "needs stage 3",
     '{"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}': "device: 'nvme'",
