@@ -265,23 +265,6 @@ def _size_or_switch(value: Any, kind: type[int], at: str, file: str) -> int | bo
     return value
 
 
-def _is_off(value: Any) -> bool:
-    return not value or (isinstance(value, Mapping) and not value.get("enabled", False))
-
-
-def _size_or_switch(
-    value: Any, options: type[ZeroOptions], name: str, at: str, file: str
-) -> int | bool:
-    """A number of elements or true or false; JSON writes sizes as 5e8, which is no integer."""
-    kind = int if type(options.model_fields[name].default) is int else bool
-    if kind is int and type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not kind or value < 0:
-        noun = "a number of elements" if kind is int else "true or false"
-        raise ValueError(f"config: {file}: {at}: {value!r} is not {noun}; write one")
-    return value
-
-
 def _refuse(file: str, key: str, value: Any) -> None:
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     raise ValueError(
