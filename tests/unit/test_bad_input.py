@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
+from refusals import GOOD, empty_folder_where_nothing_may_start, refuse, refuse_suite
 from typer.testing import CliRunner
 
 from andromeda_scale import resources
 from andromeda_scale.cli import app
-from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import Machine
-from andromeda_scale.plan import make_plan
 from andromeda_scale.suite_file import load_suite
 
-TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
-
-GOOD = """\
-question: Is this refused?
-model: andromeda-tiny
-data: {source: random}
-train: {seq_len: 32}
-strategy: ddp
-world: [1]
-"""
-
-
-@pytest.fixture(autouse=True)
-def _empty_folder_where_nothing_may_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def started(*_: Any, **__: Any) -> None:
-        raise AssertionError("a sweep was started")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("andromeda_scale.launch.driver.run", started)
-    monkeypatch.setattr("andromeda_scale.machine.detect_machine", lambda: TWO_CORES)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with the hash of what it holds."""
-    return {
-        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def refuse(*arguments: str) -> str:
-    """The paragraph `run` refuses with; checks status 2, one line, and an untouched folder."""
-    before = contents(Path.cwd())
-    done = CliRunner().invoke(app, ["run", *arguments])
-    assert done.exit_code == 2, (done.output, done.exception)
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert contents(Path.cwd()) == before
-    assert not Path("runs").exists()
-    return line.removeprefix("andromeda-scale: ")
-
-
-def refuse_suite(old: str, new: str) -> str:
-    """As `refuse`, for the good suite with one text changed."""
-    assert old in GOOD
-    Path("x.yaml").write_text(GOOD.replace(old, new), encoding="utf-8")
-    return refuse("x.yaml")
+__all__ = ["empty_folder_where_nothing_may_start"]
 
 
 def test_the_good_suite_gets_past_every_check() -> None:
@@ -329,74 +278,6 @@ def test_the_command_line_is_blamed_for_what_it_said() -> None:
         ["--set", "axes={limits: [{}]}"],
     ):
         assert f"({' '.join(option)}" in refuse("x.yaml", *option)
-
-
-@pytest.mark.parametrize("where", ["/proc/andromeda", "a-file", "a-file/below", "/dev/null"])
-def test_a_run_directory_that_cannot_be_written(where: str) -> None:
-    Path("x.yaml").write_text(GOOD, encoding="utf-8")
-    Path("a-file").write_text("mine", encoding="utf-8")
-    line = refuse("x.yaml", "--run-dir", where)
-    assert where.rpartition("/")[2] in line
-    assert line.endswith("choose a writable one with --run-dir")
-
-
-@pytest.fixture
-def _a_locked_folder() -> None:
-    Path("x.yaml").write_text(GOOD, encoding="utf-8")
-    Path("locked").mkdir(mode=0o500)
-
-
-@pytest.mark.usefixtures("_a_locked_folder", "unprivileged")
-def test_a_run_directory_without_permission() -> None:
-    assert "Permission denied" in refuse("x.yaml", "--run-dir", "locked/run")
-
-
-def test_a_folder_that_holds_something_else() -> None:
-    Path("x.yaml").write_text(GOOD, encoding="utf-8")
-    Path("thesis").mkdir()
-    Path("thesis/draft.txt").write_text("mine", encoding="utf-8")
-    line = refuse("x.yaml", "--run-dir", "thesis")
-    assert "thesis: is not empty and holds no run; choose another --run-dir" in line
-
-
-def test_a_run_directory_of_another_suite() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
-    RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
-    Path("x.yaml").write_text(GOOD, encoding="utf-8")
-    line = refuse("x.yaml", "--run-dir", "theirs")
-    assert "theirs: holds a run of other cases (suite 'quickstart')" in line
-    assert "choose another --run-dir, or resume that run with" in line
-
-
-def test_options_that_contradict_the_run_directory() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
-    RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
-    Path("x.yaml").write_text(GOOD, encoding="utf-8")
-    assert "holds a run already; leave out --new" in refuse(
-        "x.yaml", "--run-dir", "theirs", "--new"
-    )
-    assert "holds no run; leave out --only" in refuse(
-        "x.yaml", "--run-dir", "none", "--only", "failed"
-    )
-    assert "no run of x with these cases lies under runs/" in refuse("x.yaml", "--only", "failed")
-
-
-@pytest.mark.parametrize("command", ["status", "report", "resume"])
-def test_a_run_that_is_not_there(command: str) -> None:
-    done = CliRunner().invoke(app, [command, "nowhere"])
-    assert done.exit_code == 2
-    (line,) = done.stderr.splitlines()
-    assert "nowhere" in line
-    assert not Path("nowhere").exists()
-
-
-def test_a_damaged_plan() -> None:
-    Path("run").mkdir()
-    Path("run/plan.json").write_text('{"suite_name": 3', encoding="utf-8")
-    for command in ("status", "report", "resume"):
-        done = CliRunner().invoke(app, [command, "run"])
-        assert done.exit_code == 2, done.exception
-        assert "plan.json" in done.stderr
 
 
 @pytest.mark.parametrize("name", resources.names("suites"))

@@ -9,34 +9,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from merging import ENVIRONMENT, case_row, change_line, even_run, place_of
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale import environment
 from andromeda_scale.analysis.results import read
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import load_results, merge_run, write
 from andromeda_scale.planned import Plan
-
-ENVIRONMENT = environment.collect()
-
-
-def _run(directory: Path, *, world: int = 2, repeats: int = 3) -> tuple[Path, Any]:
-    """A run of one ddp case whose every rank and repeat takes 0.1 s a step for 4 steps."""
-    case = make_case("ddp", world)
-    write_plan(directory, [case], repeats)
-    for repeat in range(repeats):
-        lines = [line for rank in range(world) for line in rank_lines(rank, [0.1] * 4)]
-        write_repeat(directory, case, repeat, lines, environment=ENVIRONMENT)
-    return directory, case
-
-
-def _place(directory: Path, case: Any, repeat: int) -> Path:
-    return directory / "cases" / case.case_id / str(repeat)
-
-
-def _case(directory: Path) -> dict[str, Any]:
-    (row,) = merge_run(directory).cases.to_dict("records")
-    return row
 
 
 def _allocated(rank: int, num_bytes: int, device: dict[str, int] | None) -> list[dict[str, Any]]:
@@ -110,7 +89,7 @@ def test_launches_combine_by_geometric_mean_with_a_t_interval(tmp_path: Path) ->
     for repeat, step in enumerate((0.1, 0.2, 0.4)):
         lines = rank_lines(0, [step] * 4)
         write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
-    row = _case(tmp_path)
+    row = case_row(tmp_path)
     assert row["num_launches"] == 3
     assert row["tokens_per_s"] == pytest.approx(160.0)  # of 320, 160, 80
     half = 4.302652729911275 * math.log(2) / math.sqrt(3)
@@ -119,7 +98,7 @@ def test_launches_combine_by_geometric_mean_with_a_t_interval(tmp_path: Path) ->
 
 
 def test_one_failed_launch_of_three_is_counted_and_named(tmp_path: Path) -> None:
-    run, case = _run(tmp_path)
+    run, case = even_run(tmp_path)
     status = {
         "status": "oom",
         "rank": 1,
@@ -127,8 +106,8 @@ def test_one_failed_launch_of_three_is_counted_and_named(tmp_path: Path) -> None
         "phase": "measure",
         "cause": "tried to allocate\n2 GiB",
     }
-    (_place(run, case, 1) / "status.json").write_text(json.dumps(status))
-    row = _case(run)
+    (place_of(run, case, 1) / "status.json").write_text(json.dumps(status))
+    row = case_row(run)
     assert row["status"] == "ok"
     assert row["statuses"] == "ok x2, oom x1"
     assert (row["num_repeats_ok"], row["num_repeats_planned"]) == (2, 3)
@@ -139,22 +118,22 @@ def test_one_failed_launch_of_three_is_counted_and_named(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("status", ["diverged", "oom", "timeout", "crashed", "unavailable"])
 def test_a_case_that_is_never_ok_has_its_status_and_no_number(tmp_path: Path, status: str) -> None:
-    run, case = _run(tmp_path)
+    run, case = even_run(tmp_path)
     for repeat in range(3):  # the records themselves are complete
-        (_place(run, case, repeat) / "status.json").write_text(json.dumps({"status": status}))
-    row = _case(run)
+        (place_of(run, case, repeat) / "status.json").write_text(json.dumps({"status": status}))
+    row = case_row(run)
     assert row["status"] == status
     for name in ("tokens_per_s", "step_time_s", "efficiency", "peak_memory_bytes", "mfu"):
         assert math.isnan(row[name])
 
 
 def test_a_rank_that_says_diverged_outranks_a_status_of_ok(tmp_path: Path) -> None:
-    run, case = _run(tmp_path, repeats=1)
-    file = _place(run, case, 0) / "node-0.jsonl"
+    run, case = even_run(tmp_path, repeats=1)
+    file = place_of(run, case, 0) / "node-0.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[-1] |= {"status": "diverged", "phase": "warmup", "cause": "loss is nan"}
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    row = _case(run)
+    row = case_row(run)
     assert (row["status"], row["cause"]) == (
         "diverged",
         "rank 1 on node0 in warmup: loss is nan",
@@ -163,8 +142,8 @@ def test_a_rank_that_says_diverged_outranks_a_status_of_ok(tmp_path: Path) -> No
 
 
 def test_missing_ranks_are_named_and_leave_no_number(tmp_path: Path) -> None:
-    run, case = _run(tmp_path, world=6, repeats=1)
-    file = _place(run, case, 0) / "node-0.jsonl"
+    run, case = even_run(tmp_path, world=6, repeats=1)
+    file = place_of(run, case, 0) / "node-0.jsonl"
     kept = [line for line in file.read_text().splitlines() if json.loads(line)["rank"] in (0, 4)]
     file.write_text("\n".join(kept) + "\n")
     results = merge_run(run)
@@ -196,7 +175,7 @@ def test_step_times_that_are_no_numbers_are_never_used(tmp_path: Path, value: An
     measure = next(line for line in lines if line.get("phase") == "measure")
     measure["values"]["step_time"]["step_ns"] = value
     write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
-    row = _case(tmp_path)
+    row = case_row(tmp_path)
     assert row["status"] == "invalid"
     assert math.isnan(row["tokens_per_s"])
 
@@ -255,152 +234,21 @@ def test_skipped_pending_and_unfinished_repeats_are_rows(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "fine"}', '{"status": ["ok"]}'])
 def test_a_damaged_status_file_is_a_problem_not_a_crash(tmp_path: Path, text: str) -> None:
-    run, case = _run(tmp_path, repeats=1)
-    (_place(run, case, 0) / "status.json").write_text(text)
+    run, case = even_run(tmp_path, repeats=1)
+    (place_of(run, case, 0) / "status.json").write_text(text)
     results = merge_run(run)
     assert list(results.cases["status"]) == ["interrupted"]
     assert "status.json" in results.problems[0]
 
 
-def _with_reference(run: Path) -> Path:
-    """Plan a reference for every repeat; returns its directory, yet without a status."""
-    plan = json.loads((run / "plan.json").read_text())
-    reference = make_case("single", 1, parity="off")
-    plan["cases"][reference.case_id] = json.loads(reference.model_dump_json())
-    for item in plan["repeats"]:
-        item["reference_id"] = reference.case_id
-    plan["repeats"].append({"case_id": reference.case_id, "repeat": 0, "role": "reference"})
-    (run / "plan.json").write_text(json.dumps(plan))
-    place = run / "references" / reference.case_id / "0"
-    place.mkdir(parents=True)
-    return place
-
-
-def _compared(run: Path, case: Any, repeat: int, values: Any) -> None:
-    """Let rank 0 of a repeat say how its losses compared."""
-
-    def change(line: dict[str, Any]) -> dict[str, Any]:
-        line["values"]["parity"] = values
-        return line
-
-    _change(_place(run, case, repeat), 0, "warmup", change)
-
-
-def _change(place: Path, rank: int, phase: str, change: Any, keep: bool = False) -> None:
-    """Change a rank's line of a phase (or kind), or add the changed one after it."""
-    lines = []
-    for text in (place / "node-0.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if line["rank"] == rank and phase in (line.get("phase"), line["kind"]):
-            lines += [line] if keep else []
-            line = change(json.loads(text))
-        lines.append(line)
-    (place / "node-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def test_parity_is_ok_only_if_every_pooled_launch_compared_losses(tmp_path: Path) -> None:
-    run, case = _run(tmp_path)
-    place = _with_reference(run)
-    (place / "status.json").write_text('{"status": "ok"}')
-    for repeat, difference in enumerate((1e-7, 3e-7, 2e-7)):
-        row = _case(run)
-        assert row["parity"] == "unavailable"
-        assert row["parity_cause"].endswith("2 compared no losses: the reference is ok")
-        values = {"steps_compared": 5, "norms_compared": 5, "loss_difference": difference}
-        _compared(run, case, repeat, values)
-    row = _case(run)
-    assert (row["parity"], row["parity_cause"]) == ("ok", "")
-    assert row["parity_loss_difference"] == 3e-7
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        None,
-        {},
-        {"steps_compared": 0, "loss_difference": None},
-        {"steps_compared": "5"},
-        {"steps_compared": -5},
-    ],
-)
-def test_a_launch_that_compared_nothing_is_unverified_and_says_why(
-    tmp_path: Path, values: Any
-) -> None:
-    run, case = _run(tmp_path, repeats=1)
-    place = _with_reference(run)
-    _compared(run, case, 0, values)
-    assert "the reference did not finish" in _case(run)["parity_cause"]
-    (place / "status.json").write_text('{"status": "crashed", "cause": "killed\\nby SIGKILL"}')
-    row = _case(run)
-    assert row["parity"] == "unavailable"
-    assert row["parity_cause"].endswith("the reference is crashed: killed by SIGKILL")
-    assert math.isnan(row["parity_loss_difference"])
-
-
-def _measured(**values: Any) -> Any:
-    def change(line: dict[str, Any]) -> dict[str, Any]:
-        line["values"]["step_time"] |= values
-        return line
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("values", "cause"),
-    [
-        ({"window_ns": 1e308}, "rank 1: window_s 1e+299 is absurd"),
-        ({"step_ns": [2.5e307] * 4, "window_ns": 1e308}, "rank 1: "),
-        ({"window_ns": math.inf}, "missing on rank 1"),
-        ({"window_ns": math.nan}, "missing on rank 1"),
-        ({"tokens": 1e300}, "rank 1: tokens 1e+300 is absurd"),
-        ({"window_ns": 500_000_000}, "rank 1: its steps sum to 0.4 s, its window is 0.5 s"),
-        (
-            {"step_ns": [300_000_000] * 4, "window_ns": 1_200_000_000},
-            "the window of rank 1 is 1.2 s, that of rank 0 0.4 s",
-        ),
-        ({"tokens": 127}, "tokens of the window are 255, not 256: 128 on rank 0; 127 on rank 1"),
-    ],
-)
-def test_records_that_contradict_themselves_are_invalid(
-    tmp_path: Path, values: dict[str, Any], cause: str
-) -> None:
-    run, case = _run(tmp_path)
-    _change(_place(run, case, 1), 1, "measure", _measured(**values))
-    row = _case(run)
-    assert row["statuses"] == "ok x2, invalid x1"
-    assert cause in row["cause"]
-    assert row["tokens_per_s"] == pytest.approx(640)
-
-
-def test_windows_within_the_slack_of_clocks_are_no_contradiction(tmp_path: Path) -> None:
-    run, case = _run(tmp_path, repeats=1)
-    _change(_place(run, case, 0), 1, "measure", _measured(window_ns=404_000_000 + 900_000))
-    assert _case(run)["status"] == "ok"
-
-
-def test_ranks_that_do_not_wait_for_each_other_may_differ(tmp_path: Path) -> None:
-    case = make_case("ddp", 2, train={"mode": "forward"})
-    write_plan(tmp_path, [case], repeats=1)
-    write_repeat(tmp_path, case, 0, [*rank_lines(0, [0.1] * 4), *rank_lines(1, [0.5] * 4)])
-    assert _case(tmp_path)["status"] == "ok"
-
-
-def test_a_rank_that_started_in_another_world_is_invalid(tmp_path: Path) -> None:
-    run, case = _run(tmp_path, repeats=1)
-    _change(_place(run, case, 0), 1, "start", lambda line: line | {"world_size": 4})
-    row = _case(run)
-    assert row["status"] == "invalid"
-    assert row["cause"] == "rank 1: it started in a world of 4, planned are 2"
-
-
 def test_a_rank_without_memory_is_named_and_the_others_count(tmp_path: Path) -> None:
-    run, case = _run(tmp_path, repeats=1)
+    run, case = even_run(tmp_path, repeats=1)
 
     def silent(line: dict[str, Any]) -> dict[str, Any]:
         del line["values"]["memory"]
         return line
 
-    _change(_place(run, case, 0), 1, "measure", silent)
+    change_line(place_of(run, case, 0), 1, "measure", silent)
     results = merge_run(run)
     assert results.cases.iloc[0]["peak_memory_bytes"] == 1000
     (problem,) = results.problems
@@ -423,8 +271,8 @@ def test_graph_breaks_are_of_launches_that_compile(tmp_path: Path, compiled: boo
     lines = [*rank_lines(0, [0.1] * 4), *rank_lines(1, [0.1] * 4)]
     place = write_repeat(tmp_path, case, 0, lines)
     facts = {"values": {"compile": {"seconds": 1.5, "graph_breaks": 3}}}
-    _change(place, 1, "describe", lambda line: line | facts)
-    row = _case(tmp_path)
+    change_line(place, 1, "describe", lambda line: line | facts)
+    row = case_row(tmp_path)
     assert row["graph_breaks"] == 3 if compiled else pd.isna(row["graph_breaks"])
 
 
@@ -438,7 +286,7 @@ def test_rows_are_in_the_order_of_the_suite_not_of_the_launches(tmp_path: Path) 
 
 
 def test_parquet_files_give_back_the_results(tmp_path: Path) -> None:
-    run, _ = _run(tmp_path / "run")
+    run, _ = even_run(tmp_path / "run")
     results = merge_run(run)
     write(results, run)
     found = read(run)

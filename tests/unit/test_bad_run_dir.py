@@ -1,0 +1,84 @@
+"""Run directories that cannot be used: one paragraph, status 2, nothing started or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from refusals import GOOD, TWO_CORES, empty_folder_where_nothing_may_start, refuse
+from typer.testing import CliRunner
+
+from andromeda_scale.cli import app
+from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.plan import make_plan
+from andromeda_scale.suite_file import load_suite
+
+__all__ = ["empty_folder_where_nothing_may_start"]
+
+
+@pytest.mark.parametrize("where", ["/proc/andromeda", "a-file", "a-file/below", "/dev/null"])
+def test_a_run_directory_that_cannot_be_written(where: str) -> None:
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    Path("a-file").write_text("mine", encoding="utf-8")
+    line = refuse("x.yaml", "--run-dir", where)
+    assert where.rpartition("/")[2] in line
+    assert line.endswith("choose a writable one with --run-dir")
+
+
+@pytest.fixture
+def _a_locked_folder() -> None:
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    Path("locked").mkdir(mode=0o500)
+
+
+@pytest.mark.usefixtures("_a_locked_folder", "unprivileged")
+def test_a_run_directory_without_permission() -> None:
+    assert "Permission denied" in refuse("x.yaml", "--run-dir", "locked/run")
+
+
+def test_a_folder_that_holds_something_else() -> None:
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    Path("thesis").mkdir()
+    Path("thesis/draft.txt").write_text("mine", encoding="utf-8")
+    line = refuse("x.yaml", "--run-dir", "thesis")
+    assert "thesis: is not empty and holds no run; choose another --run-dir" in line
+
+
+def test_a_run_directory_of_another_suite() -> None:
+    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    line = refuse("x.yaml", "--run-dir", "theirs")
+    assert "theirs: holds a run of other cases (suite 'quickstart')" in line
+    assert "choose another --run-dir, or resume that run with" in line
+
+
+def test_options_that_contradict_the_run_directory() -> None:
+    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
+    Path("x.yaml").write_text(GOOD, encoding="utf-8")
+    assert "holds a run already; leave out --new" in refuse(
+        "x.yaml", "--run-dir", "theirs", "--new"
+    )
+    assert "holds no run; leave out --only" in refuse(
+        "x.yaml", "--run-dir", "none", "--only", "failed"
+    )
+    assert "no run of x with these cases lies under runs/" in refuse("x.yaml", "--only", "failed")
+
+
+@pytest.mark.parametrize("command", ["status", "report", "resume"])
+def test_a_run_that_is_not_there(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "nowhere"])
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert "nowhere" in line
+    assert not Path("nowhere").exists()
+
+
+def test_a_damaged_plan() -> None:
+    Path("run").mkdir()
+    Path("run/plan.json").write_text('{"suite_name": 3', encoding="utf-8")
+    for command in ("status", "report", "resume"):
+        done = CliRunner().invoke(app, [command, "run"])
+        assert done.exit_code == 2, done.exception
+        assert "plan.json" in done.stderr
