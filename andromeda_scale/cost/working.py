@@ -125,10 +125,15 @@ def sharded_units(
     gloo = device == "cpu" and shards > 1
     copies = 2 if gloo else 1
     if flat:
-        reducing = max(2 * gathered, gathered + (copies + 1 / shards) * reduced)
-        reducing += gathered  # the weights are freed after it
+        cast = reduced if reduced != gathered else 0
+        ways = (
+            3 * gathered,  # the weights, the parts of the gradient, the gradient
+            gathered + cast + (copies - 1 + 1 / shards) * reduced,  # it, its cast, what is sent
+        )
     else:
-        reducing = max(gathered + copies * reduced, (copies + 1 / shards) * reduced)
+        ways = (gathered + copies * reduced, (copies + 1 / shards) * reduced)
+    reducing = max(ways)
+    offloaded = offloaded and device == "cuda"
     shard = 0.0 if offloaded else _FP32 / shards
     ends = [shard * (s.parameters - s.root) + reducing * s.root + (block if gloo else 0)]
     if earlier:
