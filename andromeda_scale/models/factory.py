@@ -51,16 +51,14 @@ class ModelFactory:
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.empty(shape, device=device).normal_(0.0, std, generator=generator)
 
-    def fill_buffers(self, module: nn.Module, device: torch.device | str | None = None) -> None:
+    def fill_buffers(self, module: nn.Module, device: torch.device | str) -> None:
         """Give buffers that do not compute themselves the values and dtypes they were built with.
 
-        Wherever the module was moved or cast: rotary frequencies rounded to bf16 are other ones.
-        `device` None: where each lies.
+        to_empty() leaves garbage in them, and rotary frequencies cast to bf16 would be other ones.
         """
         for name, value in self._buffers.items():
             owner, _, leaf = name.rpartition(".")
-            buffers: Any = module.get_submodule(owner)._buffers
-            buffers[leaf] = value.to(device or buffers[leaf].device, copy=True)
+            module.get_submodule(owner)._buffers[leaf] = value.to(device, copy=True)
 
     @torch.no_grad()
     def materialise(

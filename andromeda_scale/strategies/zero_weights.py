@@ -37,13 +37,9 @@ def materialise_partitioned(
 
 
 def restore_masters(factory: ModelFactory, module: nn.Module) -> None:
-    """Give the float32 masters the seed's weights: DeepSpeed made them from rounded parameters.
-
-    Buffers get their own dtypes back, for DeepSpeed has cast them too.
-    """
+    """Give the float32 masters the seed's weights: DeepSpeed made them from rounded parameters."""
     from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in module.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         safe_set_full_fp32_param(parameter, factory.full_parameter(name, shape, parameter.device))
-    factory.fill_buffers(module)

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from group import Group, end, phase_values, tiny_case
-from training_run import Trace, largest_difference, mean_losses, train
+from training_run import Trace, largest_difference, make_strategy, mean_losses, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from adopted_models import CALLABLES, GPT2, LLAMA
 
+from andromeda_scale import runtime
 from andromeda_scale.config import Case
+from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.planned import RankSpec
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"family": "huggingface", "config": LLAMA},
@@ -46,13 +49,13 @@ def case_of(model: str, strategy: str, ranks: int, **settings: Any) -> Case:
 
 @pytest.fixture(scope="module")
 def traces(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Trace]]:
-    """traces(model, strategy, ...) -> what each rank saved of three steps; each run once."""
+    """traces(model, strategy) -> what each rank saved of three steps; each run once."""
     directory = tmp_path_factory.mktemp("traces")
 
     @cache
-    def run(model: str, strategy: str, precision: str = "fp32") -> list[Trace]:
+    def run(model: str, strategy: str) -> list[Trace]:
         ranks = 1 if strategy == "single" else 2
-        specs = group.specs(case_of(model, strategy, ranks, precision=precision), ranks)
+        specs = group.specs(case_of(model, strategy, ranks), ranks)
         out = directory / specs[0].store_prefix.replace("/", "-")
         group.run(train, [(spec, str(out)) for spec in specs])
         return [torch.load(f"{out}-{rank}") for rank in range(ranks)]
@@ -77,11 +80,24 @@ def test_weights_losses_and_training_are_singles(
         assert moved > 1e-3
 
 
-def test_positions_are_not_rounded_where_deepspeed_casts_the_model(
-    traces: Callable[..., list[Trace]],
+def save_frequencies(spec: RankSpec, out: str) -> None:
+    """Build in a rank and save the rotary frequencies of the model as it will run."""
+    rt = runtime.start(spec)
+    runtime.init_process_group(spec, rt)
+    strategy = make_strategy(spec.case)
+    state = strategy.build(ModelFactory(spec.case.model, spec.case.train, 0), rt)
+    torch.save(state.module.model.model.rotary_emb.inv_freq, f"{out}-{rt.rank}")
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_rotary_frequencies_are_not_rounded_where_deepspeed_casts_the_model(
+    group: Group, tmp_path: Path, strategy: str
 ) -> None:
-    single, ranks = traces("llama", "single", "bf16"), traces("llama", "zero3", "bf16")
-    assert mean_losses(ranks) == pytest.approx(mean_losses(single), rel=5e-4)
+    specs = group.specs(case_of("llama", strategy, 2, precision="bf16"), 2)
+    group.run(save_frequencies, [(spec, str(tmp_path / "frequencies")) for spec in specs])
+    for rank in range(2):
+        found = torch.load(tmp_path / f"frequencies-{rank}")
+        torch.testing.assert_close(found, 1e4 ** -(torch.arange(0, 8, 2) / 8))  # heads of width 8
 
 
 def test_a_rank_records_the_parameters_it_built_and_its_backend(group: Group) -> None:

@@ -99,7 +99,7 @@ def test_rotary_frequencies_have_their_values_after_meta_and_casts() -> None:
     torch.testing.assert_close(module.model.model.rotary_emb.inv_freq, expected)
     module.bfloat16()
     assert module.model.model.rotary_emb.inv_freq.dtype == torch.bfloat16
-    factory.fill_buffers(module)
+    factory.fill_buffers(module, "cpu")
     torch.testing.assert_close(module.model.model.rotary_emb.inv_freq, expected)
 
 
