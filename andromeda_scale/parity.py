@@ -5,7 +5,33 @@ strategy, so their mean losses and gradient norms differ by rounding alone. The 
 weights, data and forward, the first norm backward and the averaging over ranks and micro-batches,
 the later ones the update.
 
-TABLE
+The tolerance lies between rounding and faults. Largest relative differences of right strategies
+to the reference (ddp, fsdp1, fsdp2, hsdp, zero1, zero2, zero3 on two gloo ranks; Llama and
+Andromeda of 0.03 to 13 M parameters, up to 16 layers; up to three seeds), and the smallest of
+planted faults (ddp; two models, two seeds, fp32 and bf16 alike), at step 0 and over all steps:
+
+                                              step 0           all steps
+                                            loss    norm     loss    norm
+    rounding   fp32                        4.3e-8  2.9e-7   8.9e-8  3.2e-7
+               fp16                        9.8e-6  7.0e-5   4.7e-5  1.4e-4
+               bf16                        1.1e-4  1.3e-3   5.3e-4  3.7e-3
+    tolerance  fp32                          5e-6    5e-5     2e-5    1e-4
+               fp16, tf32                    1e-4    5e-4     3e-4    2e-3
+               bf16                          5e-4    3e-3   1.5e-3    1e-2
+    faults     gradients not reduced            0    0.11   1.9e-3    0.11
+               gradients twice as large         0     1.0        0     1.0
+               gradients 1 % too large          0  1.0e-2        0  1.0e-2
+               ranks read one rank's batch 1.4e-4  6.7e-3   4.0e-3  9.0e-2
+               one rank's weights: a seed  2.6e-3    0.15   6.3e-3    0.22
+               mask one token off          9.1e-5  6.4e-3   9.2e-4  1.3e-2
+               one rank never updates           0       0   2.3e-2  3.3e-2
+               learning rate 10 % off           0       0   4.2e-3  1.8e-2
+               one rank's q_proj reversed  1.5e-5  5.6e-4   3.1e-5  8.1e-4
+
+The last is found in fp32 and not in bf16, where it is smaller than rounding. The largest of bf16
+are zero3's on a model with biases: DeepSpeed's stage 3 rounds a product before it adds the bias.
+TF32 is a mode of GPUs; its products have fp16's mantissa. One H200, 0.97 B parameters, bf16: losses
+of ddp, fsdp2 and zero2 were within 1.7e-4.
 """
 
 from __future__ import annotations
@@ -42,7 +68,7 @@ _TOLERANCES = {
     "fp32": (Tolerance(5e-6, 5e-5), Tolerance(2e-5, 1e-4)),
     "tf32": (Tolerance(1e-4, 5e-4), Tolerance(3e-4, 2e-3)),
     "fp16": (Tolerance(1e-4, 5e-4), Tolerance(3e-4, 2e-3)),
-    "bf16": (Tolerance(5e-4, 2.5e-3), Tolerance(1.5e-3, 1e-2)),
+    "bf16": (Tolerance(5e-4, 3e-3), Tolerance(1.5e-3, 1e-2)),
 }
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

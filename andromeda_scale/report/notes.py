@@ -152,13 +152,9 @@ _COMPARED_WITH = {
 
 def _agreement(kind: str, rows: Sequence[Row]) -> str:
     """How near the first steps of all these rows were to what they were compared with."""
-    parts = []
-    for what, name in (
-        ("losses", "parity_loss_difference"),
-        ("gradient norms", "parity_norm_difference"),
-    ):
-        found = [row[name] for row in rows if has(row, name)]
-        parts += [f"{what} within {scientific(max(found))}"] if found else []
+    columns = {"losses": "parity_loss_difference", "gradient norms": "parity_norm_difference"}
+    worst = {what: [row[name] for row in rows if has(row, name)] for what, name in columns.items()}
+    parts = [f"{what} within {scientific(max(found))}" for what, found in worst.items() if found]
     steps = _span({int(row["parity_steps"]) for row in rows if has(row, "parity_steps")})
     return f"parity {kind}: {', '.join(parts)} {_COMPARED_WITH[kind]}, {steps} steps"
 
