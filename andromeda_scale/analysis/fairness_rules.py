@@ -50,8 +50,8 @@ RULES: dict[str, Rule] = {
     ),
     "dtypes.gradients": Rule(
         "differs",
-        "how gradients are stored: 16 bits save 2 bytes per parameter and round each gradient "
-        "once, before it is summed in the reduction's dtype",
+        "how gradients are stored: 16 bits save 2 bytes per parameter and round them, and the "
+        "sums of several micro-batches, before ranks are summed in the reduction's dtype",
         required=True,
     ),
     "dtypes.parameters": Rule(
