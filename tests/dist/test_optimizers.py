@@ -1,4 +1,4 @@
-"""Every optimizer under torch's own strategies: the same training, and the state the table says."""
+"""Every optimizer under torch's own strategies: the same update, clipping, and state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from andromeda_scale import runtime
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.optimizers import OPTIMIZERS
 from andromeda_scale.planned import RankSpec
-from andromeda_scale.training import OptimizerSpec
+from andromeda_scale.training import OptimizerSpec, Train
 
 # Every optimizer by itself, and those options that change what it keeps.
 SPECS = {name: {"name": name} for name in OPTIMIZERS} | {
@@ -24,17 +24,23 @@ SPECS = {name: {"name": name} for name in OPTIMIZERS} | {
     "adamw-betas": {"name": "adamw", "betas": (0.8, 0.95)},
 }
 STRATEGIES = ("ddp", "fsdp2", "fsdp1", "hsdp")
+# Clipping by SGD: Adam would hide a wrong factor, its step does not depend on the length.
+PLAIN = {"optimizer": {"name": "sgd"}, "learning_rate": 1.0, "weight_decay": 0.0}
+TRAINED: dict[str, dict[str, Any]] = {
+    **{name: {"optimizer": spec} for name, spec in SPECS.items()},
+    "clipped": PLAIN | {"grad_clip": 0.01},
+    "free": PLAIN | {"grad_clip": None},
+}
 GLOBAL_BATCH = 8
 
 
 def train_with_each(spec: RankSpec, out: str) -> None:
-    """In one process group: for each optimizer a fresh model, STEPS steps, what is left."""
+    """In one process group: for each of TRAINED a fresh model, STEPS steps, what is left."""
     rt = runtime.start(spec)
     runtime.init_process_group(spec, rt)
     traces = {}
-    for name, written in SPECS.items():
-        optimizer = OptimizerSpec.model_validate(written)
-        train = spec.case.train.model_copy(update={"optimizer": optimizer})
+    for name, changes in TRAINED.items():
+        train = Train.model_validate(spec.case.train.model_dump() | changes)
         strategy = make_strategy(spec.case.model_copy(update={"train": train}))
         state = strategy.build(ModelFactory(spec.case.model, train, spec.case.seed), rt)
         trace: Trace = {"weights": full_parameters(state)}
@@ -58,7 +64,7 @@ def train_with_each(spec: RankSpec, out: str) -> None:
 def trained(
     group: Group, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Trace]]:
-    """trained(strategy): rank 0's trace of each optimizer, in one launch."""
+    """trained(strategy): rank 0's trace of each of TRAINED, in one launch."""
     directory = tmp_path_factory.mktemp("optimizers")
 
     @cache
@@ -86,6 +92,17 @@ def test_an_optimizer_leaves_the_weights_it_leaves_under_single(
     apart = float(torch.cat([d.flatten() for d in differences]).mean())
     assert moved > 0
     assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_clipping_leaves_the_weights_that_singles_clipping_leaves(
+    trained: Callable[[str], dict[str, Trace]], strategy: str
+) -> None:
+    single, found = trained("single"), trained(strategy)["clipped"]
+    moved = largest_difference(single["clipped"]["trained"], single["clipped"]["weights"])
+    free = largest_difference(single["free"]["trained"], single["free"]["weights"])
+    assert free > 20 * moved > 0
+    assert largest_difference(found["trained"], single["clipped"]["trained"]) < 1e-3 * moved
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -30,9 +30,22 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero2": ("zero2", {}),
     "zero3": ("zero3", {}),
 }
-FP16 = pytest.param("fp16", marks=pytest.mark.skipif(not cpu_has_fp16(), reason="no float16 here"))
-PRECISIONS = ("fp32", "bf16", FP16)
-LOW = ("bf16", FP16)
+NO_FP16 = pytest.mark.skipif(not cpu_has_fp16(), reason="this CPU has no float16")
+
+
+def each(*ways: str, precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> Any:
+    """Parametrise (way, precision). Offloading and keeping weights gathered change no dtype."""
+    return pytest.mark.parametrize(
+        ("way", "precision"),
+        [
+            pytest.param(way, precision, marks=NO_FP16 if precision == "fp16" else ())
+            for way in ways
+            for precision in precisions
+            if precision == "fp32" or way not in ("fsdp2-offload", "fsdp1-kept")
+        ],
+    )
+
+
 # 2 blocks of q, k, v, o, three of the FFN, two norms; embedding, final norm, head (group.LLAMA).
 P = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 2 * 256 * 32 + 32
 
@@ -57,8 +70,7 @@ def read(traces: list[Trace]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("way", WAYS)
+@each(*WAYS)
 def test_full_weights_after_build_equal_singles_exactly(run: Run, way: str, precision: str) -> None:
     expected = run("single")[0]["weights"]
     for rank in run(way, precision):
@@ -85,18 +97,6 @@ def test_trained_weights_and_losses_are_singles(run: Run, way: str) -> None:
         assert moved > 1e-3
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp2", "fsdp2-offload", "hsdp", "fsdp1"])
-def test_clipping_leaves_the_weights_that_singles_clipping_leaves(run: Run, way: str) -> None:
-    # SGD: Adam would hide a wrong factor, its step does not depend on the gradient's length.
-    settings = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0, "grad_clip": 0.01}
-    single = run("single", **settings)[0]
-    moved = largest_difference(single["trained"], single["weights"])
-    free = run("single", **(settings | {"grad_clip": None}))[0]
-    assert largest_difference(free["trained"], free["weights"]) > 20 * moved
-    for rank in run(way, **settings):
-        assert largest_difference(rank["trained"], single["trained"]) < 1e-3 * moved
-
-
 @pytest.mark.parametrize("way", ["single", *WAYS])
 def test_two_micro_batches_are_one_of_double_size(run: Run, way: str) -> None:
     once, twice = run(way), run(way, grad_accum=2)
@@ -105,8 +105,7 @@ def test_two_micro_batches_are_one_of_double_size(run: Run, way: str) -> None:
 
 
 # The largest differences seen here: losses 1.6e-5 (bf16) and 9.5e-6 (fp16), norms 3e-3 and 2e-4.
-@pytest.mark.parametrize("precision", LOW)
-@pytest.mark.parametrize("way", WAYS)
+@each(*WAYS, precisions=("bf16", "fp16"))
 def test_low_precision_trains_like_singles(run: Run, way: str, precision: str) -> None:
     single, ranks = run("single", precision), run(way, precision)
     bounds = {"bf16": (5e-4, 2e-2), "fp16": (1e-4, 2e-3)}[precision]
@@ -114,8 +113,7 @@ def test_low_precision_trains_like_singles(run: Run, way: str, precision: str) -
     assert ranks[0]["norms"] == pytest.approx(single[0]["norms"], rel=bounds[1])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("way", ["single", *WAYS])
+@each("single", *WAYS)
 def test_dtypes_read_back_are_the_policys(run: Run, way: str, precision: str) -> None:
     low = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32")
     low = low if way.startswith("zero") else "float32"
@@ -134,33 +132,32 @@ def test_dtypes_read_back_are_the_policys(run: Run, way: str, precision: str) ->
 # METRICS, bytes per parameter with Adam; ZeRO-3 keeps parameters below its threshold whole too,
 # hsdp on two ranks has two replicas of one shard.
 STATE_BYTES = {
-    "single": {"fp32": 16, "bf16": 16, "fp16": 16},
-    "ddp": {"fp32": 16, "bf16": 16, "fp16": 16},
-    "fsdp2": {"fp32": 8, "bf16": 8, "fp16": 8},
-    "fsdp2-offload": {"fp32": 8, "bf16": 8, "fp16": 8},
-    "hsdp": {"fp32": 16, "bf16": 16, "fp16": 16},
-    "fsdp1": {"fp32": 8, "bf16": 8, "fp16": 8},
-    "fsdp1-kept": {"fp32": 8, "bf16": 8, "fp16": 8},
-    "zero1": {"fp32": 12, "bf16": 9, "fp16": 9},
-    "zero2": {"fp32": 12, "bf16": 9, "fp16": 9},
-    "zero3": {"fp32": 10 + 4, "bf16": 8 + 2, "fp16": 8 + 2},
+    "single": {"fp32": 16, "low": 16},
+    "ddp": {"fp32": 16, "low": 16},
+    "fsdp2": {"fp32": 8, "low": 8},
+    "fsdp2-offload": {"fp32": 8},
+    "hsdp": {"fp32": 16, "low": 16},
+    "fsdp1": {"fp32": 8, "low": 8},
+    "fsdp1-kept": {"fp32": 8},
+    "zero1": {"fp32": 12, "low": 9},
+    "zero2": {"fp32": 12, "low": 9},
+    "zero3": {"fp32": 10 + 4, "low": 8 + 2},
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("way", STATE_BYTES)
+@each(*STATE_BYTES)
 def test_state_bytes_read_back_are_the_layouts(run: Run, way: str, precision: str) -> None:
     # A parameter on the border of two ranks' parts has its whole gradient on both (stage 1, 2).
     border = 4 * 32 * 64 if way in ("zero1", "zero2") else 0
-    expected = STATE_BYTES[way][precision] * P
+    expected = STATE_BYTES[way]["fp32" if precision == "fp32" else "low"]
     for rank in run(way, precision):
-        assert expected <= sum(rank["read"][-1]["bytes"].values()) <= expected + border
+        assert 0 <= sum(rank["read"][-1]["bytes"].values()) - expected * P <= border
     name, options = WAYS.get(way, (way, {}))
     kind = registry.load("strategy", name)
     world = World(ranks_per_node=1 if way == "single" else 2)
     layout = kind.layout(kind.Options(**options), Train(precision=precision), world)
     small = {"fp32": 4, "bf16": 2, "fp16": 2}[precision] if way == "zero3" else 0
-    assert layout.bytes_per_parameter + small == STATE_BYTES[way][precision]
+    assert layout.bytes_per_parameter + small == expected
 
 
 def test_zero3_without_whole_small_parameters_holds_20_over_n_bytes(run: Run) -> None:
@@ -168,7 +165,9 @@ def test_zero3_without_whole_small_parameters_holds_20_over_n_bytes(run: Run) ->
     assert sum(found["bytes"].values()) == 20 // 2 * P
 
 
-@pytest.mark.parametrize("way", ["single", *WAYS])
+@pytest.mark.parametrize(
+    "way", ["single", "ddp", "fsdp2", "fsdp2-offload", "fsdp1", "zero1", "zero2", "zero3"]
+)
 def test_forward_backward_leaves_weights_and_drops_gradients(run: Run, way: str) -> None:
     for rank in run(way, grad_accum=2, mode="forward_backward"):
         assert largest_difference(rank["weights"], rank["trained"]) == 0
