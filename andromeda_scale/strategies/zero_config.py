@@ -48,6 +48,11 @@ def refusal(options: ZeroOptions, stage: int, train: Train, world: World) -> str
             "run another optimizer than ZeRO's or keep gradients twice; use zero2 without offload "
             "or zero3, or leave it out"
         )
+    if stage == 3 and train.compile and train.activation_checkpointing == "selective":
+        return (
+            "train.activation_checkpointing: selective in compiled blocks needs each block whole "
+            "in one graph, and DeepSpeed's hooks of stage 3 cut it; use block, or compile: false"
+        )
     return contradiction(options, stage, train, world)
 
 

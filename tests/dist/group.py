@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from andromeda_scale import worker
 from andromeda_scale.config import Case
+from andromeda_scale.launch import preload
 from andromeda_scale.planned import PlannedRepeat, RankSpec
 from andromeda_scale.world import World
-from andromeda_scale.launch import preload
 
 Line = dict[str, Any]
 
@@ -110,12 +110,17 @@ class Group:
         self.run(worker.main, [(spec, no_beat) for spec in specs])
         return [read_lines(Path(spec.record_path)) for spec in specs]
 
-    def run(self, target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
+    def run(
+        self,
+        target: Callable[..., Any],
+        arguments: Sequence[tuple[Any, ...]],
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         """Run `target` in one process per tuple of arguments; kill those that outlive a failure."""
         ranks = [self._context.Process(target=in_rank, args=(target, *a)) for a in arguments]
         for rank in ranks:
             rank.start()
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while any(r.is_alive() for r in ranks) and time.monotonic() < deadline:
             mp.connection.wait([r.sentinel for r in ranks if r.is_alive()], timeout=1.0)
             if any(not r.is_alive() for r in ranks):

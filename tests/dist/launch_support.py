@@ -17,6 +17,7 @@ from andromeda_scale.config import Case, Limits, StrategySpec
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.world import World
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.training import Train
 
 HERE = Path(__file__).parent
 WORKER = "launch_worker:main"
@@ -31,6 +32,7 @@ def make_case(
     *,
     limits: Limits = LIMITS,
     env: Mapping[str, str] | None = None,
+    compiled: bool = False,
 ) -> Case:
     """A case whose ranks act as in `acts`."""
     return Case(
@@ -41,6 +43,7 @@ def make_case(
         collect=(),
         limits=limits,
         env=dict(env or {}),
+        train=Train(compile=compiled),
     )
 
 
@@ -96,11 +99,11 @@ def start_driver(
     return subprocess.Popen(program, env=dict(environment), stderr=subprocess.DEVNULL)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> float:
-    """Seconds until it held. Fails after PATIENCE_S."""
+def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> float:
+    """Seconds until it held. Fails after `patience_s`."""
     start_s = time.monotonic()
     while not condition():
-        if time.monotonic() - start_s > PATIENCE_S:
+        if time.monotonic() - start_s > patience_s:
             raise AssertionError(f"in vain waited for: {what}")
         time.sleep(0.01)
     return time.monotonic() - start_s

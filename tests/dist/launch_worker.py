@@ -133,7 +133,30 @@ def _environment(spec: RankSpec, record: RecordWriter) -> None:
     print({name: os.environ.get(name) for name in names})
 
 
+def _compile(spec: RankSpec, record: RecordWriter) -> None:
+    """Start the workers that compile for Triton, and wait."""
+    from torch._inductor import config
+    from torch._inductor.async_compile import AsyncCompile
+
+    config.compile_threads = 2
+    AsyncCompile.process_pool().submit(os.getpid).result()
+    helpers = psutil.Process().children(recursive=True)
+    record.write("phase", phase="setup", values={"helpers": [p.pid for p in helpers]})
+    time.sleep(FOREVER_S)
+
+
+def _cache(spec: RankSpec, record: RecordWriter) -> None:
+    """Leave something in the compile cache, and tell what was there."""
+    assert spec.compile_cache is not None
+    there = os.listdir(spec.compile_cache)
+    open(f"{spec.compile_cache}/{spec.item.repeat}-{spec.rank}", "w").close()
+    values = {"cache": spec.compile_cache, "there": there}
+    record.write("phase", phase="setup", values=values, start_s=0.0, end_s=0.0)
+
+
 ACTS = {
+    "compile": _compile,
+    "cache": _cache,
     "segfault": _segfault,
     "raise": _raise,
     "leave": _leave,

@@ -1,0 +1,53 @@
+"""What kernels and recomputation cannot do is refused before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from model_shapes import SMALL_LLAMA
+
+from andromeda_scale.config import Case, StrategySpec
+from andromeda_scale.fits import refusal
+from andromeda_scale.registry import STRATEGIES
+from andromeda_scale.world import World
+
+FLEX = {"attention": "flex", "compile": True}
+WIDE = {**SMALL_LLAMA, "num_heads": 3, "num_kv_heads": 3}  # heads of 16
+
+
+def _refusal(strategy: str, device: Any, model: dict[str, Any] = WIDE, **train: Any) -> str:
+    case = Case.model_validate(
+        {
+            "model_name": "small",
+            "model": model,
+            "train": {"seq_len": 16, **train},
+            "strategy": StrategySpec(name=strategy),
+            "world": World(ranks_per_node=1 if strategy == "single" else 2),
+        }
+    )
+    return refusal(case, device) or ""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_flex_without_a_backward_is_refused_under_every_strategy(strategy: str) -> None:
+    for mode in ("train_step", "forward_backward"):
+        reason = _refusal(strategy, "cpu", mode=mode, **FLEX)
+        assert reason.startswith("train.attention: FlexAttention has no backward on a CPU")
+        assert "FlexAttention" not in _refusal(strategy, "cuda", mode=mode, **FLEX)
+    assert "FlexAttention" not in _refusal(strategy, "cpu", mode="forward", **FLEX)
+
+
+def test_flex_is_refused_for_narrow_heads() -> None:
+    reason = _refusal("single", "cuda", SMALL_LLAMA, **FLEX)
+    assert reason.startswith("train.attention: flex needs heads of 16 dimensions or more")
+    assert "have 8" in reason
+    assert not _refusal("single", "cuda", WIDE, **FLEX)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_selective_in_compiled_blocks_is_refused_where_hooks_cut_them(strategy: str) -> None:
+    for compiled in (False, True):
+        reason = _refusal(strategy, "cpu", activation_checkpointing="selective", compile=compiled)
+        cut = strategy == "zero3" and compiled
+        assert ("train.activation_checkpointing: selective in compiled" in reason) == cut
