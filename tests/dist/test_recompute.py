@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from group import Group, tiny_case
+from group import Group, end, no_beat, of_kind, read_lines, tiny_case
 from training_run import make_strategy
 
-from andromeda_scale import runtime
+from andromeda_scale import runtime, worker
 from andromeda_scale.config import Case
 from andromeda_scale.data import Batches
+from andromeda_scale.models.checkpointing import Recomputation
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.train_step import TrainStep
@@ -121,3 +123,26 @@ def test_compiled_blocks_train_as_eager_ones_do_whatever_is_recomputed(
         assert one["losses"] == pytest.approx(eager["losses"], rel=1e-5), name
         assert one["norms"] == pytest.approx(eager["norms"], rel=1e-4), name
         assert one["blocks_recomputed"] == (None if name == "selective" else RUN_AGAIN[name])
+
+
+def forgetful(spec: RankSpec) -> None:
+    """A worker whose model checkpoints nothing, and says so."""
+    Recomputation.__call__ = lambda self, blocks, x: reduce(lambda x, b: b(x), blocks, x)  # type: ignore[method-assign]
+    worker.main(spec, no_beat)
+
+
+def test_blocks_that_backward_did_not_run_again_are_invalid(group: Group) -> None:
+    case = tiny_case("single", train={"activation_checkpointing": "block"})
+    (spec,) = group.specs(case, 1)
+    group.run(forgetful, [(spec,)])
+    last = end(read_lines(Path(spec.record_path)))
+    assert last["status"] == "invalid"
+    assert last["cause"] == "checkpointing.blocks_recomputed is 0, asked for 2"
+
+
+def test_what_was_recomputed_is_recorded(run_case: Callable[..., Any]) -> None:
+    case = tiny_case("single", train={"activation_checkpointing": {"every": 2}})
+    (lines,) = run_case(case)
+    assert end(lines)["status"] == "ok"
+    found = of_kind(lines, "describe")[0]["values"]["checkpointing"]
+    assert found == {"kind": {"every": 2}, "blocks_recomputed": 1}
