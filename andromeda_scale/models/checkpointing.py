@@ -38,7 +38,7 @@ _KEPT = frozenset(
     }
 )
 
-# No layer draws random numbers: saving the generators would be for nothing.
+# No layer of ours draws random numbers: saving the generators would be for nothing.
 _again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -71,7 +71,12 @@ class Recomputation:
         return x
 
     def replace_calls(self, blocks: Sequence[nn.Module]) -> None:
-        """For a model that calls its blocks itself, one by one: calling a block checkpoints it."""
+        """For a model of others, which calls its blocks itself and one by one: a call checkpoints.
+
+        Such blocks may draw random numbers, which backward must draw again.
+        """
+        for block in blocks:
+            block.draws_numbers = True  # type: ignore[assignment]
         for group in self._groups:
             assert len(group) == 1, "blocks that are called one by one have no segments"
             block = blocks[group.start]
@@ -104,7 +109,7 @@ def _note(block: nn.Module) -> None:
 def _checkpointed_call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-    return _again(_noted_call, block, *args, **kwargs)
+    return _again(_noted_call, block, *args, **kwargs, preserve_rng_state=True)
 
 
 def _noted_call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +121,14 @@ def _selective_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a block's class, most of which backward runs again."""
     if not torch.is_grad_enabled():
         return type(block).forward(block, *args, **kwargs)
-    return _again(_noted_forward, block, *args, context_fn=_selective_contexts, **kwargs)
+    return _again(
+        _noted_forward,
+        block,
+        *args,
+        context_fn=_selective_contexts,
+        preserve_rng_state=getattr(block, "draws_numbers", False),
+        **kwargs,
+    )
 
 
 def _noted_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from model_shapes import SMALL_ANDROMEDA, SMALL_LLAMA, materialised
 from torch.autograd.profiler import profile
 
+from andromeda_scale.models.checkpointing import Recomputation
 from andromeda_scale.readback import num_to_recompute
 from andromeda_scale.training import Train, recomputed
 
@@ -140,3 +141,17 @@ def test_blocks_are_recomputed_in_these_groups(
     found = recomputed(train.activation_checkpointing, num_blocks)
     assert [list(group) for group in found] == groups
     assert num_to_recompute(train, num_blocks) == sum(map(len, groups))
+
+
+@pytest.mark.parametrize("kind", ["block", "selective"])
+def test_blocks_of_others_draw_the_same_numbers_again(kind: str) -> None:
+    gradients = []
+    for checkpointing in ("none", kind):
+        torch.manual_seed(0)
+        block = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5))
+        recomputation = Recomputation(Train(activation_checkpointing=checkpointing), [block])
+        recomputation.replace_calls([block])
+        block(torch.randn(4, 8)).square().sum().backward()
+        gradients.append(block[0].weight.grad)
+    assert torch.equal(*gradients)
+    assert recomputation.describe([block])["blocks_recomputed"] == 1
