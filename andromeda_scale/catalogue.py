@@ -40,7 +40,9 @@ def _models() -> list[tuple[str, str]]:
         count = f"{size / 1e9:.3f} B" if size >= 1e8 else f"{size / 1e6:.3f} M"
         text = f"{family}, {count} parameters, width {shape.d_model}, "
         rows.append((name, f"{text}{shape.num_layers} blocks, vocabulary {shape.vocab_size}"))
-    return rows
+    forms = {"FOLDER/config.json": "huggingface", "MODULE:CALLABLE": "custom"}
+    described = {form: _first_line(load("model family", name)) for form, name in forms.items()}
+    return [*rows, *described.items()]
 
 
 def _suites() -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def check(path: Path, vocab_size: int) -> None:
     if size > vocab_size:
         raise UserError(
             f"data.tokenizer: {path} has ids up to {size - 1}, outside 0..{vocab_size - 1}; raise "
-            f"model.vocab_size to {size} or more, or use the model's own tokenizer"
+            f"the model's vocab_size to {size} or more, or use its own tokenizer"
         )
 
 

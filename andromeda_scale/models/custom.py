@@ -27,13 +27,13 @@ BYTES = 256
 
 
 class CustomConfig(Family):
-    """`callable(**kwargs)` returns a module; forward(tokens, labels), both (B, T) int64, returns
+    """A module of yours: what `callable(**kwargs)` returns.
 
-    (sum of the float32 losses of all B * T tokens, B * T). Labels are the next tokens already.
-    Parameters are built on meta: the constructor may not need their values, which come from the
-    seed. Buffers are computed on the CPU, and keep value and dtype under every strategy.
-    `blocks`: the dotted path of the list of blocks in the module, which sharding, compilation and
-    checkpointing take one by one; without it the whole model is one unit.
+    Its forward(tokens, labels), both (B, T) int64, returns (the sum of the float32 losses of all
+    tokens, B * T); labels are the next tokens already. Parameters are built on meta, so the
+    constructor may not need their values; buffers are computed on the CPU, and keep value and
+    dtype under every strategy. `blocks`: the dotted path of the list of blocks in the module, which
+    sharding, compilation and checkpointing take one by one; without it the model is one unit.
     """
 
     callable: str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from andromeda_scale.cost.model import Shape
+from andromeda_scale.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.models.family import Family
 from andromeda_scale.models.huggingface_shapes import closed_form
 from andromeda_scale.training import Segment, Train
@@ -32,7 +33,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 class HuggingFaceConfig(Family):
-    """A config.json of transformers, the whole mapping; weights are random.
+    """Any causal language model of Hugging Face: its config.json, with random weights.
 
     What the class draws at random in training is switched off: every probability of dropout is 0,
     in the configuration and in the modules, which stay in training mode.
@@ -98,6 +99,12 @@ class HuggingFaceConfig(Family):
             return (
                 "train.attention: sdpa_bias is a kernel of this package's own models; "
                 f"use {', '.join(ATTENTION)}, or null for the model's default"
+            )
+        shape = self.shape()
+        if train.attention == "flex" and shape and shape.head_dim < MIN_FLEX_HEAD_DIM:
+            return (
+                f"train.attention: flex needs heads of {MIN_FLEX_HEAD_DIM} dimensions or more, and "
+                f"this model's have {shape.head_dim}; use another kernel, or wider heads"
             )
         if isinstance(train.activation_checkpointing, Segment):
             return (

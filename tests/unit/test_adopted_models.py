@@ -115,7 +115,7 @@ def test_a_tied_head_is_one_parameter_on_meta_and_filled() -> None:
 def test_weights_follow_the_stated_rule_whatever_module_holds_them() -> None:
     module = filled(hugging_face({**GPT2, "initializer_range": 0.05}))
     block = module.blocks[0]  # attention and FFN are transformers' Conv1D
-    assert float(block.mlp.c_fc.weight.std()) == pytest.approx(0.05, rel=0.05)
+    assert block.mlp.c_fc.weight.std().item() == pytest.approx(0.05, rel=0.05)
     assert torch.equal(block.ln_1.weight, torch.ones(32))
     assert not block.attn.c_attn.bias.any()
 
@@ -178,6 +178,7 @@ def test_without_transformers_the_case_is_unavailable_with_the_command(
     ("settings", "reason"),
     [
         ({"attention": "sdpa_bias"}, "train.attention: sdpa_bias"),
+        ({"attention": "flex"}, "train.attention: flex needs heads of 16 dimensions"),
         ({"activation_checkpointing": Segment(segment=2)}, "train.activation_checkpointing"),
         ({"seq_len": 65}, "train.seq_len: 65 is more than the model's max_position_embeddings 64"),
     ],
@@ -253,7 +254,7 @@ def test_a_forward_that_returns_anything_else_is_invalid_in_words(name: str, rea
     [
         ("not_there", {}, "own_models:not_there cannot be imported: AttributeError"),
         ("Model", {"kwargs": {"size": 3}}, r"failed when called with \(size=3\): TypeError"),
-        ("a_number", {}, "own_models:a_number returned a int; return a torch.nn.Module"),
+        ("a_number", {}, "own_models:a_number returned an int; return a torch.nn.Module"),
         ("empty", {}, "returned a module without parameters"),
         ("Model", {"blocks": "norms"}, "has no list of modules at norms"),
         ("Model", {"blocks": "table"}, "has no list of modules at table"),

@@ -107,7 +107,7 @@ def test_every_shape_of_tokenizer_that_does_not_fit_is_refused_by_name(tmp_path:
     Path("plain.json").write_text(json.dumps({"model_type": "llama"}))
     Path("s.model").write_bytes(b"\x0a\x0e")
     refusals = {
-        "has ids up to 4, outside 0..3; raise model.vocab_size to 5": (source(), 4),
+        "has ids up to 4, outside 0..3; raise the model's vocab_size to 5": (source(), 4),
         "s.model is a SentencePiece model; save it as tokenizer.json": (
             source(tokenizer="s.model"), 9,
         ),
