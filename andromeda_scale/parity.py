@@ -120,7 +120,7 @@ class Mismatch:
 # Other optimizers go other ways at that rate. These factors let their loss fall like Adam's; the
 # update of `_LINEAR` ones (radam: in its first 5 steps) is a multiple of the gradient, not of its
 # signs, and needs no root of the number of parameters.
-_FACTORS = {"rmsprop": 0.2, "adafactor": 50.0, "adadelta": 300.0}
+_FACTORS = {"rmsprop": 0.2, "adadelta": 300.0}
 _LINEAR = {"sgd": _MOVE / 3, "radam": _MOVE / 3}
 
 
