@@ -145,6 +145,13 @@ class Fsdp2(Native):
             raise UnavailableHere(
                 f"strategy.reshard_after_forward: {kept}: accelerate's plugin takes true or false"
             )
+        clips = self.train.grad_clip is not None and self.train.mode == "train_step"
+        if self.options.cpu_offload and clips and rt.world_size > 1:
+            # It sums the norm over shards where they lie, on the host, and NCCL serves no host.
+            raise UnavailableHere(
+                "strategy.cpu_offload: accelerate cannot clip gradients on the host over NCCL; "
+                "use driver: native, or train.grad_clip: null"
+            )
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             reshard_after_forward=kept,
