@@ -71,11 +71,12 @@ _NAMES = (
 )
 
 
-def collect() -> dict[str, Any]:
+def collect(variables: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Everything about this node and its software that explains a number; never a secret.
 
-    JSON values. GPUs are all that the driver shows; `cpu_cores` and `memory_bytes` are what
-    affinity and container leave to this process. What cannot be found is null.
+    `variables` are those that ranks see. JSON values. GPUs are all that the driver shows;
+    `cpu_cores` and `memory_bytes` are what affinity and container leave to this process. What
+    cannot be found is null.
     """
     machine = detect_machine()
     driver, gpus = _gpus()
@@ -98,7 +99,7 @@ def collect() -> dict[str, Any]:
             "job_id": os.environ.get("SLURM_JOB_ID"),
             "nodelist": os.environ.get("SLURM_JOB_NODELIST"),
         },
-        "variables": relevant_variables(os.environ),
+        "variables": relevant_variables(variables),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from andromeda_scale import environment, registry
 from andromeda_scale.launch.ranks import complete_lines
+from andromeda_scale.launch.rendezvous import without_guesses
 from andromeda_scale.records import SCHEMA_VERSION
 
 
@@ -87,7 +88,7 @@ class NodeSamplers:
         """This node's environment, collected once."""
         if self._environment is None:
             try:
-                self._environment = environment.collect()
+                self._environment = environment.collect(without_guesses(os.environ))
             except Exception as error:
                 self._environment = {"error": f"{type(error).__name__}: {error}"}
         return self._environment

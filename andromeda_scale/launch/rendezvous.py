@@ -202,21 +202,29 @@ _LAUNCHER_EXACT = frozenset(
 )
 
 
+def without_guesses(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables but for those that a launcher sets where its user had said nothing: threads, which
+    ranks set by torch, and how NCCL ends, for which torchrun writes 1 where nothing was set."""
+    torchrun = "TORCHELASTIC_RUN_ID" in env
+    guessed = set()
+    if torchrun or "ACCELERATE_MIXED_PRECISION" in env:
+        guessed.add("OMP_NUM_THREADS")
+    if torchrun and env.get("TORCH_NCCL_ASYNC_ERROR_HANDLING") == "1":
+        guessed.add("TORCH_NCCL_ASYNC_ERROR_HANDLING")
+    if env.get("ACCELERATE_USE_CPU") == "True":
+        guessed |= {"KMP_AFFINITY", "KMP_BLOCKTIME"}
+    return {name: value for name, value in env.items() if name not in guessed}
+
+
 def rank_environment(
     env: Mapping[str, str], device: str, extra: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment a forkserver imports in: the launcher's traces out, the case's added."""
     clean = {
         name: value
-        for name, value in env.items()
+        for name, value in without_guesses(env).items()
         if name not in _LAUNCHER_EXACT and not name.startswith(_LAUNCHER)
     }
-    # Ranks set their threads by torch; these are torchrun's 1 and accelerate's guesses.
-    if "TORCHELASTIC_RUN_ID" in env or "ACCELERATE_MIXED_PRECISION" in env:
-        clean.pop("OMP_NUM_THREADS", None)
-    if env.get("ACCELERATE_USE_CPU") == "True":
-        clean.pop("KMP_AFFINITY", None)
-        clean.pop("KMP_BLOCKTIME", None)
     clean["DS_ACCELERATOR"] = device
     if device == "cpu":
         clean["CUDA_VISIBLE_DEVICES"] = ""

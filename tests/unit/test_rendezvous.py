@@ -92,14 +92,17 @@ def test_a_rank_sees_nothing_of_the_launcher_that_started_its_agent() -> None:
     }
 
 
-def test_threads_that_a_launcher_guessed_do_not_reach_the_ranks() -> None:
+def test_what_a_launcher_guessed_does_not_reach_the_ranks() -> None:
     # accelerate 1.15 launch without torchrun, on a CPU (utils/launch.py).
     guessed = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
     guessed |= {"ACCELERATE_USE_CPU": "True", "KMP_AFFINITY": "granularity=fine,compact,1,0"}
     assert rank_environment({**guessed, "KMP_BLOCKTIME": "1"}, "cuda", {}) == {
         "DS_ACCELERATOR": "cuda"
     }
-    mine = {"KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "3"}
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "OMP_NUM_THREADS": "1"}  # elastic agent, torch 2.13
+    torchrun |= {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    assert rank_environment(torchrun, "cuda", {}) == {"DS_ACCELERATOR": "cuda"}
+    mine = {"KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "3", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     assert rank_environment(mine, "cuda", {}) == {**mine, "DS_ACCELERATOR": "cuda"}
 
 
