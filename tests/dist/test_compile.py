@@ -56,9 +56,9 @@ def test_compiled_flex_gives_the_losses_of_naive(launches: list[Any], run_case: 
     naive = tiny_case("single", model=MODEL, train={"mode": "forward", "attention": "naive"})
     (expected,) = run_case(naive)
     for lines in launches:
-        found = phase_values(lines, "warmup")["first"]["loss_sum"]
+        found = phase_values(lines, "warmup")["losses"]["loss_sum"]
         assert found == pytest.approx(
-            phase_values(expected, "warmup")["first"]["loss_sum"], rel=1e-6
+            phase_values(expected, "warmup")["losses"]["loss_sum"], rel=1e-6
         )
         ran = of_kind(lines, "describe")[0]["values"]["attention"]
         assert ran == {"kernel": "flex", "ops": ["cpp_flex_attention"]}
