@@ -22,8 +22,13 @@ Facts = dict[str, Any]
 _MEASURED = ("bytes", "world_size")
 _MEASURED_ENDINGS = ("seconds", "_s", "cache_hits", "cache_misses", "compile.cold")
 # Where a job runs, not how: these differ between jobs of one kind, and launchers set them.
-_PLACES = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS")
-_PLACES += ("CUDA_VISIBLE_DEVICES",)
+_PLACES = (
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+)
 _HARDWARE = ("machine", "cpu_model", "cpu_cores", "gpu_driver")
 MAX_SHOWN = 4  # values of a list
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from andromeda_scale import resources
 from andromeda_scale.cost.model import num_parameters
-from andromeda_scale.models.positions import PositionTables, alibi_slopes, rotate
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.models.positions import PositionTables, alibi_slopes, rotate
 from andromeda_scale.registry import load
 from andromeda_scale.training import Train
 
