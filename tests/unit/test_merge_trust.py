@@ -116,6 +116,13 @@ def test_windows_within_the_slack_of_clocks_are_no_contradiction(tmp_path: Path)
     assert case_row(run)["status"] == "ok"
 
 
+def test_one_step_in_which_a_late_rank_was_waited_for_is_no_contradiction(tmp_path: Path) -> None:
+    run, case = even_run(tmp_path, repeats=1)
+    late = _measured(step_ns=[900_000_000, *[100_000_000] * 3], window_ns=1_200_000_000)
+    change_line(place_of(run, case, 0), 1, "measure", late)
+    assert case_row(run)["status"] == "ok"
+
+
 def test_ranks_that_do_not_wait_for_each_other_may_differ(tmp_path: Path) -> None:
     case = make_case("ddp", 2, train={"mode": "forward"})
     write_plan(tmp_path, [case], repeats=1)
