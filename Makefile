@@ -1,18 +1,22 @@
 # make bench [SUITE=configs/suites/quickstart.yaml] [ARGS="--set measure.repeats=5"]
-# make test | test-fast | lint
+# make test | test-fast | test-thorough | lint
 
 SUITE ?= configs/suites/quickstart.yaml
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test test-fast lint
+.PHONY: bench test test-fast test-thorough lint
 
 bench: $(VENV)/.installed
 	$(BIN)/andromeda-scale run $(SUITE) $(ARGS)
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/pytest tests $(ARGS)
+
+# Every combination too: what is marked thorough is left out of `make test`, which has 15 minutes.
+test-thorough: $(VENV)/.installed-test
+	$(BIN)/pytest tests -m '' $(ARGS)
 
 # No process group, no sub-minute waits: run it after every edit.
 test-fast: $(VENV)/.installed-test

@@ -179,7 +179,9 @@ def test_other_modes_run_under_every_strategy(run_case: RunCase, strategy: str, 
         (described,) = of_kind(lines, "describe")
         values = described["values"]
         assert values["bytes"]["optimizer_state"] == 0
-        assert (values["bytes"]["gradients"] > 0) == (mode == "forward_backward")
+        # DeepSpeed's stage 3 allocates its gradients' buffer whether or not there will be any.
+        held = mode == "forward_backward" or strategy == "zero3"
+        assert (values["bytes"]["gradients"] > 0) == held
         assert values["dtypes"]["compute"] == "bfloat16"
 
 

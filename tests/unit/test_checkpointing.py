@@ -99,6 +99,7 @@ def test_selective_keeps_the_products_with_weights_and_what_attention_gives() ->
     assert floats == products + attention
 
 
+@pytest.mark.thorough
 def test_selective_saves_memory_in_compiled_blocks_too() -> None:
     loss, gradients, whole, _ = _step(SMALL_LLAMA, "none", compiled=True)
     own_loss, own, left, facts = _step(SMALL_LLAMA, "selective", compiled=True)

@@ -105,6 +105,7 @@ def _measured(model: dict[str, Any], train: Train) -> int:
     return watched.stop() - others
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("model", [ANDROMEDA, LLAMA], ids=["andromeda", "llama"])
 def test_the_estimate_is_within_10_percent_of_a_measured_step(
@@ -115,6 +116,7 @@ def test_the_estimate_is_within_10_percent_of_a_measured_step(
     assert estimated.total == pytest.approx(measured, rel=0.10), estimated
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_an_optimizer_makes_the_temporaries_it_says(name: str, decay: float) -> None:
