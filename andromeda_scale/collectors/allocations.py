@@ -42,8 +42,12 @@ class CpuAllocations:
     def stop(self, hidden: int = 0) -> int:
         """The most bytes that were held at once, those alive at the start included."""
         above = self._above()
+        change = int(above[-1]) if len(above) else 0
         kept = sum(size for storage, size in self._before if not storage.expired())
-        return hidden + kept + max(0, int(above.max(initial=0)))
+        freed = sum(size for _, size in self._before) - kept
+        # Of what was freed the profiler reports what came under a profiler before this one.
+        reported = min(max(self.alive_bytes() - kept - change, 0), freed)
+        return hidden + kept + reported + max(0, int(above.max(initial=0)))
 
     def _above(self) -> np.ndarray:
         """Bytes held above those alive at the start, after every allocation and release."""

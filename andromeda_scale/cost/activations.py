@@ -128,7 +128,8 @@ def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
 
     What products and attention give, and what products take in: both are in memory anyway. What
     lies between is fused and computed again. The partitioner decides by its own costs: this is
-    what it chose on a CPU (torch 2.13), fp32 to the byte.
+    what it chose for Llama's blocks on a CPU (torch 2.13). Of Andromeda's it saved some more,
+    around the norms of queries and keys: the peak was 8 % above the estimate.
     """
     inputs = 2 * shape.d_model + shape.d_ff
     return _selected_bytes(shape, train, w) + w.compute * inputs

@@ -1,4 +1,4 @@
-"""Estimated against allocated memory of real steps on two gloo ranks, one launch for all cases.
+"""Estimated against allocated memory of real steps on two gloo ranks, one launch a strategy.
 
 The measuring code is the memory collector's. Shapes are such that states, activations, logits and
 buffers each decide the peak of some case.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from group import Group, tiny_case
 from training_run import make_strategy
 
@@ -27,6 +30,7 @@ from andromeda_scale.train_step import TrainStep
 from andromeda_scale.world import World
 
 RANKS = 2
+STEPS = 2  # the least of them: how far gloo lags behind, holding copies, depends on the machine
 MODEL = {
     "family": "llama",
     "vocab_size": 2000,
@@ -37,10 +41,11 @@ MODEL = {
     "num_kv_heads": 2,
 }
 LONG = {"seq_len": 128, "micro_batch_size": 2}  # activations and logits decide
-SHORT = {"seq_len": 8, "micro_batch_size": 1}  # states and buffers do
+SHORT = {"seq_len": 8, "micro_batch_size": 1}  # states and buffers do, of a deeper model: what
+DEEP = MODEL | {"num_layers": 12, "vocab_size": 1000}  # gloo's threads keep for a while is a unit's
 BF16 = {"precision": "bf16"}
 TWICE = {"grad_accum": 2}
-# DeepSpeed's own bucket holds a small model whole, and gloo's threads keep a copy of one.
+# DeepSpeed's default holds a small model whole.
 BUCKET = {"reduce_bucket_size": 100_000}
 
 # name -> strategy, its options, settings of train
@@ -55,6 +60,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ddp, forward": ("ddp", {}, LONG | {"mode": "forward"}),
     "ddp, no update": ("ddp", {}, SHORT | {"mode": "forward_backward"}),
     "ddp, checkpointed": ("ddp", {}, LONG | {"activation_checkpointing": "block"}),
+    "ddp, compiled": ("ddp", {}, LONG | {"compile": True}),
     "fsdp2": ("fsdp2", {}, LONG),
     "fsdp2, short": ("fsdp2", {}, SHORT),
     "fsdp2, bf16": ("fsdp2", {}, LONG | BF16),
@@ -84,8 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "zero3": ("zero3", {}, LONG),
     "zero3, short": ("zero3", {}, SHORT),
     "zero3, bf16": ("zero3", {}, LONG | BF16),
-    "zero3, accumulating": ("zero3", {}, SHORT | TWICE),
-    "zero3, small bucket": ("zero3", BUCKET, SHORT),
+    "zero3, accumulating": ("zero3", BUCKET, LONG | TWICE),
     "zero3, all offloaded": (
         "zero3",
         {"offload_optimizer": True, "offload_parameters": True},
@@ -96,7 +101,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def _case(name: str) -> Case:
     strategy, options, train = CASES[name]
-    return tiny_case({"name": strategy, "options": options}, model=MODEL, train=train)
+    model = DEEP if train["seq_len"] == SHORT["seq_len"] else MODEL
+    return tiny_case({"name": strategy, "options": options}, model=model, train=train)
 
 
 def measure(specs: list[RankSpec], out: str) -> None:
@@ -109,9 +115,10 @@ def measure(specs: list[RankSpec], out: str) -> None:
         try:
             peaks.append(_peak(spec, rt) - others)
         except Exception:
-            traceback.print_exc()
+            traceback.print_exc()  # the process leaves without saying so
             raise
         Path(f"{out}-{rt.rank}").write_text(json.dumps(peaks))
+    dist.barrier()  # a rank that leaves ends the others
 
 
 def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
@@ -121,7 +128,7 @@ def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
     state = strategy.build(factory, rt)
     batches = Batches(
         case.data,
-        vocab_size=MODEL["vocab_size"],
+        vocab_size=factory.config.vocab_size,
         seq_len=case.train.seq_len,
         micro_batch_size=case.train.micro_batch_size,
         grad_accum=case.train.grad_accum,
@@ -132,32 +139,45 @@ def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
     step = TrainStep(strategy, state, batches, case.train, rt)
     step(0)
     step(1)  # DDP makes its buckets anew before the second step
-    watched = CpuAllocations()
-    watched.start()
-    step(2)
-    return watched.stop(strategy.hidden_bytes(state))
+    peaks = []
+    for index in range(2, 2 + STEPS):
+        watched = CpuAllocations()
+        watched.start()
+        step(index)
+        peaks.append(watched.stop(strategy.hidden_bytes(state)))
+    return min(peaks)
 
 
 @pytest.fixture(scope="module")
-def measured(group: Group, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """Name of a case -> bytes of its fullest rank."""
-    out = tmp_path_factory.mktemp("peaks") / "rank"
-    specs = [group.specs(_case(name), RANKS) for name in CASES]
-    group.run(measure, [([of_case[rank] for of_case in specs], str(out)) for rank in range(RANKS)])
-    ranks = [json.loads(Path(f"{out}-{rank}").read_text()) for rank in range(RANKS)]
-    return dict(zip(CASES, map(max, zip(*ranks, strict=False)), strict=False))
+def measured(
+    group: Group, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, int]]:
+    """measured(strategy) -> name of each of its cases -> bytes of its fullest rank."""
+
+    @cache
+    def of_strategy(strategy: str) -> dict[str, int]:
+        names = [name for name in CASES if CASES[name][0] == strategy]
+        out = tmp_path_factory.mktemp("peaks") / "rank"
+        specs = [group.specs(_case(name), RANKS) for name in names]
+        arguments = [([of_case[rank] for of_case in specs], str(out)) for rank in range(RANKS)]
+        group.run(measure, arguments)
+        ranks = [json.loads(Path(f"{out}-{rank}").read_text()) for rank in range(RANKS)]
+        return dict(zip(names, map(max, zip(*ranks, strict=False)), strict=False))
+
+    return of_strategy
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_within_15_percent_of_what_the_fullest_rank_allocates(
-    name: str, measured: dict[str, int]
+    name: str, measured: Callable[[str], dict[str, int]]
 ) -> None:
     case = _case(name).model_copy(update={"world": World(ranks_per_node=RANKS)})
     estimated = estimate_memory(case, "cpu")
     assert estimated is not None
-    assert name in measured, "a rank died in this case or in one before"
-    assert estimated.total == pytest.approx(measured[name], rel=0.15), (
-        f"{estimated.total / measured[name] - 1:+.1%}, {estimated}"
+    found = measured(CASES[name][0])
+    assert name in found, "a rank died in this case or in one before"
+    assert estimated.total == pytest.approx(found[name], rel=0.15), (
+        f"{estimated.total / found[name] - 1:+.1%}, {estimated}"
     )
 
 
