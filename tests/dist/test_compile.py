@@ -25,7 +25,8 @@ def _case(kernel: str) -> Any:
     return tiny_case("single", model=MODEL, train=train)
 
 
-pytestmark = pytest.mark.timeout(2 * COMPILE_S)
+# A compiler builds C++ here: minutes on two cores.
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(2 * COMPILE_S)]
 
 
 @pytest.fixture(scope="module")

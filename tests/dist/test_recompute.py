@@ -114,6 +114,7 @@ def test_every_kind_trains_as_none_does(run: Run, strategy: str) -> None:
         assert one["blocks_recomputed"] == RUN_AGAIN[name], name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_compiled_blocks_train_as_eager_ones_do_whatever_is_recomputed(
     run: Run, strategy: str

@@ -115,6 +115,7 @@ UPDATES = [(name, "zero3") for name in sorted(OPTIMIZERS)] + [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("optimizer", "strategy"), UPDATES)
 def test_every_optimizer_updates_flat_pieces_as_whole_parameters(
     run: Callable[..., list[Trace]], strategy: str, optimizer: str
