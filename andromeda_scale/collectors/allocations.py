@@ -63,12 +63,12 @@ class CpuAllocations:
 def _alive() -> list[tuple[Any, int]]:
     """(weak reference, bytes) of the storages of all tensors on the CPU, each once.
 
+    The collector of garbage knows all tensors but frozen ones.
     Storages that torch did not allocate (NumPy's) are counted too: batches are small.
     """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    gc.unfreeze()  # the worker froze what it built, and frozen objects are not listed
     gc.collect()
     found: dict[int, tuple[Any, int]] = {}
     for one in gc.get_objects():

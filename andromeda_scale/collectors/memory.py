@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,7 @@ class Memory:
         """The most a step holds. The step is run whatever fails: the other ranks run it too."""
         from andromeda_scale.collectors.allocations import CpuAllocations
 
+        gc.unfreeze()  # the worker froze what it built
         watched = CpuAllocations()
         try:
             watched.start()
