@@ -17,6 +17,8 @@ from andromeda_scale.strategies.accelerated import Accelerated
 from andromeda_scale.training import Train
 from andromeda_scale.world import World
 
+pytestmark = pytest.mark.thorough
+
 # strategy -> accelerate's name of what it made of it, on a CPU.
 TYPES = {
     "single": "NO",

@@ -22,6 +22,8 @@ from andromeda_scale.config import Case
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 
+pytestmark = pytest.mark.thorough
+
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"family": "huggingface", "config": LLAMA},
     "gpt2": {"family": "huggingface", "config": GPT2},  # its head is its table

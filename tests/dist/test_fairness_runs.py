@@ -15,6 +15,8 @@ from andromeda_scale.analysis.fairness import UNKNOWN, differences
 from andromeda_scale.analysis.fairness_rules import is_identity, rule_of
 from andromeda_scale.analysis.results import Results, read
 
+pytestmark = pytest.mark.thorough
+
 LIMIT_S = 240
 
 SUITE = """\

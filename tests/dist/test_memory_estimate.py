@@ -29,6 +29,8 @@ from andromeda_scale.planned import RankSpec
 from andromeda_scale.train_step import TrainStep
 from andromeda_scale.world import World
 
+pytestmark = pytest.mark.thorough
+
 RANKS = 2
 STEPS = 2  # the least of them: how far gloo lags behind, holding copies, depends on the machine
 MODEL = {

@@ -17,6 +17,8 @@ from andromeda_scale.optimizers import OPTIMIZERS
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.training import OptimizerSpec, Train
 
+pytestmark = pytest.mark.thorough
+
 # Every optimizer by itself, and those options that change what it keeps.
 SPECS = {name: {"name": name} for name in OPTIMIZERS} | {
     "sgd-nesterov": {"name": "sgd", "momentum": 0.9, "nesterov": True},

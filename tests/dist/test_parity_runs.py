@@ -18,6 +18,8 @@ from andromeda_scale.plan import make_plan
 from andromeda_scale.report.tables import scaling_table
 from andromeda_scale.validation import validate
 
+pytestmark = pytest.mark.thorough
+
 MODEL = {
     "family": "llama",
     "vocab_size": 256,

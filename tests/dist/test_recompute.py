@@ -21,6 +21,8 @@ from andromeda_scale.planned import RankSpec
 from andromeda_scale.train_step import TrainStep
 from andromeda_scale.training import Train
 
+pytestmark = pytest.mark.thorough
+
 MODEL = {
     "family": "andromeda",
     "vocab_size": 256,

@@ -18,6 +18,8 @@ from andromeda_scale.registry import load
 from andromeda_scale.training import Train
 from andromeda_scale.world import World
 
+pytestmark = pytest.mark.thorough
+
 STAGES = ("zero1", "zero2", "zero3")
 OFFLOAD = (("offload_optimizer", True),)
 BOTH = (*OFFLOAD, ("offload_parameters", True))
