@@ -16,6 +16,8 @@ from andromeda_scale.readback import unexpected
 from andromeda_scale.training import Train
 from andromeda_scale.world import World
 
+pytestmark = pytest.mark.thorough
+
 Run = Callable[..., list[Trace]]
 
 # A strategy and the options under which it is another program.
