@@ -79,6 +79,7 @@ def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
     run = RunDir.open(run_dir)
     found = environment.fingerprint(environment.collect())
     run.check_fingerprint(found, allow_mixed=allow_mixed)
+    run.calibrate(found)
     return run
 
 

@@ -1,6 +1,6 @@
 """The run directory: plan, lock, the repeats' directories, what is finished and what is not.
 
-    plan.json  suite.yaml  fingerprint.json  lock
+    plan.json  suite.yaml  fingerprint.json  calibration.json  lock
     cases/<case_id>/<repeat>/        a repeat that ended: complete, with status.json
     references/<case_id>/<repeat>/   the same for parity references, which have no row in results
     parity/<case_id>/<repeat>/       and for parity launches on a shallow model
@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from andromeda_scale import calibration
 from andromeda_scale.errors import UserError
 from andromeda_scale.planned import Plan, PlannedRepeat, Role
 
@@ -76,6 +77,7 @@ class RunDir:
             with run.lock():
                 run.check_fingerprint(fingerprint, allow_mixed=allow_mixed)
                 write_atomic(path / "suite.yaml", suite_text)
+                run.calibrate(fingerprint)
                 write_atomic(path / "plan.json", plan.model_dump_json(indent=1))
         except OSError as error:
             if not is_full(error):
@@ -148,6 +150,14 @@ class RunDir:
                 f"{self.path}: was measured with other code or hardware ({changes}); start a new "
                 "run, or mix them in one table on purpose with --allow-mixed"
             )
+
+    def calibrate(self, hardware: Mapping[str, Any]) -> None:
+        """Copy here what is known of this hardware; an older copy stays where nothing is newer."""
+        file = self.path / calibration.FILE
+        if known := calibration.load(hardware):
+            old = calibration.read(file)
+            old.pop("problem", None)  # mended by what is written now
+            write_atomic(file, json.dumps({**old, **known}, indent=1))
 
     @contextmanager
     def lock(self) -> Iterator[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from andromeda_scale import calibration
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
@@ -40,7 +41,8 @@ def merge_run(run_dir: Path) -> Results:
     for item in plan.repeats:
         if item.role == "measure":
             items[item.case_id].append(item)
-    problems: list[str] = []
+    known = calibration.read(Path(run_dir) / calibration.FILE)
+    problems: list[str] = [known["problem"]] if "problem" in known else []
     repeat_rows, case_rows, rank_frames, launches = [], [], [], {}
     merged = {
         case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
