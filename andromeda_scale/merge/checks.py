@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from andromeda_scale.config import Case
-from andromeda_scale.merge.ranks import RankTable, of_ranks
+from andromeda_scale.merge.ranks import RankTable
+from andromeda_scale.merge.values import of_ranks
 
 MAX_SECONDS = 1e9  # 30 years
 MAX_BYTES = 2.0**60

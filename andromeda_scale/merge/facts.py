@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from andromeda_scale.config import Case
-from andromeda_scale.merge.ranks import of_ranks
 from andromeda_scale.merge.system import flatten
+from andromeda_scale.merge.values import of_ranks
 from andromeda_scale.records import RankRecord, RepeatRecord
 
 Facts = dict[str, Any]

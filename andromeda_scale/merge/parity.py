@@ -13,7 +13,7 @@ from typing import Any
 
 from andromeda_scale import parity
 from andromeda_scale.config import Case
-from andromeda_scale.merge.ranks import integer, number, text
+from andromeda_scale.merge.values import integer, number, text
 from andromeda_scale.planned import PlannedRepeat
 from andromeda_scale.records import RankRecord, RepeatRecord
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 
 from andromeda_scale.analysis.breakdown import PARTS, SERIES
 from andromeda_scale.analysis.results import typed
+from andromeda_scale.merge.values import integer, number, of_ranks, series_of, text
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
 COLUMNS: dict[str, str] = {
@@ -136,7 +136,7 @@ def _matrix(
     ranks: list[RankRecord], phase: Phase, collector: str, key: str, problems: list[str]
 ) -> np.ndarray | None:
     """(ranks, steps) of one series; None if no rank wrote it, or if not all wrote alike."""
-    rows = [_series(rank.values(phase, collector).get(key)) for rank in ranks]
+    rows = [series_of(rank.values(phase, collector).get(key)) for rank in ranks]
     lengths: dict[int, list[int]] = {}
     for rank, row in zip(ranks, rows, strict=True):
         lengths.setdefault(0 if row is None else len(row), []).append(rank.rank)
@@ -148,21 +148,10 @@ def _matrix(
     return None
 
 
-def _series(value: Any) -> np.ndarray | None:
-    """A list of finite numbers that are not negative, or None."""
-    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
-        return None
-    try:
-        series = np.asarray(value, dtype=float)
-    except OverflowError:
-        return None
-    return series if 0 <= series.min() and series.max() < math.inf else None  # NaN is neither
-
-
 def _part(rank: RankRecord, name: str) -> float:
     """Mean over the steps of one part of a step; NaN where it could not be timed apart."""
     parts = rank.values("profile", "communication").get("parts")
-    series = _series(parts.get(name)) if isinstance(parts, dict) else None
+    series = series_of(parts.get(name)) if isinstance(parts, dict) else None
     return math.nan if series is None else float(series.mean())
 
 
@@ -210,37 +199,3 @@ def _first_step_s(rank: RankRecord) -> float:
 def _seconds(rank: RankRecord, phase: Phase) -> float:
     line = rank.phases.get(phase)
     return number(line, "end_s") - number(line, "start_s")
-
-
-def number(values: Any, key: str) -> float:
-    """A finite number that is not negative, or NaN."""
-    value: Any = values.get(key) if isinstance(values, dict) else None
-    if type(value) not in (int, float):
-        return math.nan
-    try:
-        found = float(value)
-    except OverflowError:
-        return math.nan
-    return found if math.isfinite(found) and found >= 0 else math.nan
-
-
-def text(values: dict[str, Any], key: str) -> str:
-    value = values.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def integer(values: Any, key: str) -> int | None:
-    value = values.get(key) if isinstance(values, dict) else None
-    return value if type(value) is int and abs(value) < 2**31 else None
-
-
-def of_ranks(ranks: Iterable[int]) -> str:
-    """Ranks in ascending order as 'rank 3' or 'ranks 0-2, 7'."""
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
-    return f"{'rank' if text.isdecimal() else 'ranks'} {text}"

@@ -18,8 +18,9 @@ from andromeda_scale.config import Case
 from andromeda_scale.merge import parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.facts import repeat_facts
-from andromeda_scale.merge.ranks import RankTable, integer, number, of_ranks, rank_table, text
+from andromeda_scale.merge.ranks import RankTable, rank_table
 from andromeda_scale.merge.system import read_system
+from andromeda_scale.merge.values import integer, number, of_ranks, text
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.parity import First
 from andromeda_scale.planned import PlannedRepeat

@@ -1,0 +1,54 @@
+"""Single values out of records, which may hold anything: what is not sound is absent. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def series_of(value: Any) -> np.ndarray | None:
+    """A list of finite numbers that are not negative, or None."""
+    if not isinstance(value, list) or not value or not set(map(type, value)) <= {int, float}:
+        return None
+    try:
+        series = np.asarray(value, dtype=float)
+    except OverflowError:
+        return None
+    return series if 0 <= series.min() and series.max() < math.inf else None  # NaN is neither
+
+
+def number(values: Any, key: str) -> float:
+    """A finite number that is not negative, or NaN."""
+    value: Any = values.get(key) if isinstance(values, dict) else None
+    if type(value) not in (int, float):
+        return math.nan
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) and found >= 0 else math.nan
+
+
+def text(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def integer(values: Any, key: str) -> int | None:
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if type(value) is int and abs(value) < 2**31 else None
+
+
+def of_ranks(ranks: Iterable[int]) -> str:
+    """Ranks in ascending order as 'rank 3' or 'ranks 0-2, 7'."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    return f"{'rank' if text.isdecimal() else 'ranks'} {text}"
