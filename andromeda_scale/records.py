@@ -9,17 +9,19 @@ A repeat's directory `cases/<case_id>/<repeat>/` holds
 Every line is one JSON object with "v" (SCHEMA_VERSION), "kind", "case_id", "repeat", "rank"
 (null on a node's own line):
 
-    start     host, local_rank, node_rank, world_size, device, pid, unix_time_s
+    start     host, local_rank, node_rank, world_size, device, device_uuid (null: a CPU), pid,
+              unix_time_s
     describe  values: what Strategy.describe() read back from live objects
     phase     phase, values: {collector name: mapping of raw values}, "start_s"/"end_s" on the
-              rank's monotonic clock
+              node's monotonic clock, which its ranks and agents share
     node      values of the agent's samplers: {"environment": {...}, "system": {...}}
     end       status, and for a failure: phase, cause, detail. A record without it is not ok.
 
 History of the format
     1  first
        Added since, which no reader needs: `losses` of a phase have `gradient_norm` beside loss_sum
-       and tokens; `parity` stands where losses do, with the differences of both.
+       and tokens; `parity` stands where losses do, with the differences of both; `device_uuid`,
+       and `start_s` of every window and of the system's samples, which relate them.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class Worker:
             node_rank=spec.node_rank,
             world_size=spec.world_size,
             device=_device_name(self._runtime.device),
+            device_uuid=_device_uuid(self._runtime.device),
             threads=self._runtime.threads,
             pid=os.getpid(),
             unix_time_s=time.time(),
@@ -273,6 +274,14 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return device.type
+
+
+def _device_uuid(device: torch.device) -> str | None:
+    """The GPU by the name the driver's counters have for it; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    found = str(torch.cuda.get_device_properties(device).uuid)
+    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
 
 
 def _footprint(device: torch.device) -> tuple[int, ...]:

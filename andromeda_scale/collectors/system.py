@@ -19,7 +19,8 @@ _INFINIBAND_WORD = 4  # port_xmit_data and port_rcv_data count words of 4 bytes
 class System:
     """Samples one node about once a second in a thread of the agent; one sample costs < 1 ms.
 
-    Values, each list one number per sample:
+    Values: start_s, the first sample on the node's monotonic clock, and, each list one number per
+    sample:
         t_s                       seconds since the first sample
         cpu_share                 busy share of all cores since the sample before; null first
         load_1m                   run queue, averaged over a minute by the kernel
@@ -58,6 +59,7 @@ class System:
         self._sample()
         totals = _totals()
         return {
+            "start_s": self._started,
             **self._samples,
             "gpus": self._gpus.close(),
             **{name: _grown(self._totals[name], totals[name]) for name in totals},

@@ -70,6 +70,7 @@ COLUMNS: dict[str, str] = {
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
     "peak_allocated_rank": "Int64",
+    "throttled": "str",  # of every pooled launch in which a GPU was, by rank
     "estimate_error": "float64",
     "estimated_memory_bytes": "Int64",  # of a rank, by the plan; empty: no estimate
     "num_parameters": "Int64",
@@ -237,6 +238,9 @@ def _numbers(pooled: list[Row], world_size: int) -> Row:
     row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
     fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))
     row["peak_allocated_rank"] = fullest.get("peak_allocated_rank")
+    row["throttled"] = "; ".join(
+        dict.fromkeys(launch["throttled"] for launch in pooled if launch["throttled"])
+    )
     return row | _slow_rank(pooled, world_size)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from andromeda_scale.analysis.breakdown import PARTS, SERIES
 from andromeda_scale.analysis.results import typed
+from andromeda_scale.merge import devices
 from andromeda_scale.merge.values import integer, number, of_ranks, series_of, text
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
@@ -40,6 +41,7 @@ COLUMNS: dict[str, str] = {
     "compile_cold_s": "float64",  # torch.compile, if some graph was not in its cache
     "compile_warm_s": "float64",  # torch.compile, if all were
     "graph_breaks": "Int64",  # of torch.compile; empty without it
+    **devices.COLUMNS,
 }
 
 
@@ -68,6 +70,7 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
         "rank": range(world_size),
         **_identity(ranks),
         **_scalars(ranks),
+        **devices.device_columns(ranks, record.nodes),
     }
     if step_s is not None:
         columns["step_time_s"] = np.median(step_s, axis=1)

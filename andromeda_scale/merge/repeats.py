@@ -15,7 +15,7 @@ from andromeda_scale.analysis.balance import imbalance, slowest
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
-from andromeda_scale.merge import parity
+from andromeda_scale.merge import devices, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.ranks import RankTable, rank_table
@@ -64,6 +64,7 @@ COLUMNS: dict[str, str] = {
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
     "peak_allocated_rank": "Int64",
+    "throttled": "str",  # ranks whose GPU was held below its clocks in the measured window, and why
     "facts": "str",  # what ranks read back, canonical JSON; empty unless the repeat is ok
 }
 
@@ -237,6 +238,7 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
         **{name: _max(frame[name]) for name in ("setup_s", "first_step_s", "state_bytes")},
         **_memory(frame, table.problems),
         **_allocated(frame),
+        "throttled": devices.throttled_ranks(frame),
     }
     # One rank that had to compile makes the launch a cold one: the others wait for it.
     compiled = "compile_cold_s" if frame["compile_cold_s"].notna().any() else "compile_warm_s"

@@ -121,6 +121,9 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
         notes += _estimates(rows)
+    throttled = [f"{_name(row, axes)}: {row['throttled']}" for row in rows if has(row, "throttled")]
+    if throttled:
+        notes.append(f"throttled within the timed window: {'; '.join(throttled)}")
     notes += _parity(rows, axes)
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:
