@@ -46,16 +46,17 @@ class Run:
         scaling: a row a case, the columns of table.csv; fairness: what differs between compared
         rows; cases, repeats, ranks: results.parquet, repeats.parquet, ranks.parquet.
         """
-        from andromeda_scale.report.tables import scaling_table
+        from andromeda_scale.report.catalogue import make_table
+        from andromeda_scale.report.fairness import Fairness
 
         if name not in TABLES:
             raise UserError(f"{name!r} is no table; use one of {', '.join(TABLES)}")
-        if name == "scaling":
-            return scaling_table(self.results).to_frame()
+        if name in ("cases", "repeats", "ranks"):
+            frame: pd.DataFrame = getattr(self.results, name)
+            return frame.copy()
         if name == "fairness":
-            return scaling_table(self.results).fairness.frame
-        frame: pd.DataFrame = getattr(self.results, name)
-        return frame.copy()
+            return Fairness.of(self.results).frame
+        return make_table(self.results, name).to_frame()
 
     def __repr__(self) -> str:
         said = ", ".join(f"{number} {word}" for word, number in self.status.items())

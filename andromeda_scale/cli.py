@@ -141,18 +141,27 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class Shown(StrEnum):
+    """The tables that `report` can print."""
+
+    scaling = "scaling"
+
+
 @app.command()
 def report(
     run_dir: RunPath,
+    table: Annotated[
+        Shown, typer.Option("--table", help="Which table of the run.")
+    ] = Shown.scaling,
     format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
     fairness: Annotated[
         bool, typer.Option("--fairness", help="Show every difference between the rows compared.")
     ] = False,
 ) -> None:
-    """Merge a run's records again and print the scaling table; needs the files alone."""
+    """Merge a run's records again and print one of its tables; needs the files alone."""
     from andromeda_scale import sweep
 
-    sweep.print_report(run_dir, format_.value, fairness=fairness)
+    sweep.print_report(run_dir, format_.value, table.value, fairness=fairness)
 
 
 class Kind(StrEnum):

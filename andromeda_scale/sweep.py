@@ -134,18 +134,18 @@ def tables(run_dir: Path) -> tuple[Results, str | None]:
     return results, None
 
 
-def print_report(run_dir: Path, form: str, *, fairness: bool = False) -> None:
-    """The scaling table of a run on stdout: terminal, md or csv; `fairness`: with, or for md and
-    csv instead, every difference between the rows compared."""
+def print_report(run_dir: Path, form: str, name: str, *, fairness: bool = False) -> None:
+    """A table of a run on stdout: terminal, md or csv; `fairness`: with, or for md and csv instead,
+    every difference between the rows compared."""
     from andromeda_scale.merge import load_results
-    from andromeda_scale.report.tables import scaling_table
+    from andromeda_scale.report.catalogue import make_table
+    from andromeda_scale.report.fairness import Fairness
 
     results = load_results(run_dir)
     if form == "terminal":
-        _print_table(results, fairness)
+        _print_table(results, name, fairness=fairness)
         return
-    table = scaling_table(results)
-    shown = table.fairness if fairness else table
+    shown = Fairness.of(results) if fairness else make_table(results, name)
     typer.echo((shown.to_markdown() if form == "md" else shown.to_csv()).rstrip("\n"))
 
 
@@ -242,13 +242,14 @@ def _seconds(status: Mapping[str, Any] | None) -> float | None:
 
 def _write_tables(results: Results, run_dir: Path) -> None:
     from andromeda_scale.merge import write
+    from andromeda_scale.report.fairness import Fairness
     from andromeda_scale.report.tables import scaling_table
 
     write(results, run_dir)
     table = scaling_table(results)
     (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
     (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
-    (run_dir / "fairness.csv").write_text(table.fairness.to_csv(), encoding="utf-8")
+    (run_dir / "fairness.csv").write_text(Fairness.of(results).to_csv(), encoding="utf-8")
 
 
 def _complain(what: str) -> None:
@@ -280,14 +281,15 @@ def _deaf_to_hangup() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-def _print_table(results: Results, fairness: bool = False) -> None:
+def _print_table(results: Results, name: str = "scaling", *, fairness: bool = False) -> None:
     from rich.console import Console, Group
 
-    from andromeda_scale.report.tables import as_text, scaling_table
+    from andromeda_scale.report.catalogue import make_table
+    from andromeda_scale.report.fairness import Fairness
+    from andromeda_scale.report.tables import as_text
 
-    table = scaling_table(results)
-    full = [table.fairness.to_rich_in_full()] if fairness else []
-    shown = Group(table.to_rich(), *full)
+    full = [Fairness.of(results).to_rich_in_full()] if fairness else []
+    shown = Group(make_table(results, name).to_rich(), *full)
     if sys.stdout.isatty():
         Console().print(shown)
     else:

@@ -1,8 +1,9 @@
-"""The scaling table: one definition of its columns for terminal, Markdown and CSV. No torch."""
+"""Tables of a run: one definition of their columns for terminal, Markdown and CSV. No torch."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -49,13 +50,17 @@ MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bu
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes."""
+    """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes.
+
+    `beside`: columns that are not shown and stand in the frame and in CSV.
+    """
 
     title: str
     columns: tuple[Column, ...]
     rows: list[dict[str, Any]]
     notes: list[str]
-    fairness: Fairness
+    fairness: Fairness | None = None
+    beside: tuple[Column, ...] = ()
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -131,7 +136,8 @@ class Table:
         )
         said = self.fairness.notes() if self.fairness else []
         notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
-        parts = [f"## {clean(self.title)}\n", f"{grid}\n", notes, self.fairness.to_markdown()]
+        differences = self.fairness.to_markdown() if self.fairness is not None else ""
+        parts = [f"## {clean(self.title)}\n", f"{grid}\n", notes, differences]
         return "\n".join(part for part in parts if part)
 
     def to_html(self) -> str:
@@ -150,7 +156,7 @@ class Table:
 
     def to_frame(self) -> pd.DataFrame:
         """Values with full precision of every column, shown or not."""
-        shown = dict.fromkeys((*self.columns, *COLUMNS))
+        shown = dict.fromkeys((*self.columns, *self.beside))
         names = dict.fromkeys(name for column in shown for name in column.names)
         return pd.DataFrame(self.rows, columns=["case_id", *names])
 
@@ -173,10 +179,7 @@ def _head(column: Column) -> str:
 def scaling_table(results: Results) -> Table:
     """The table of a run: a row a case, grouped by what was varied, smaller worlds first."""
     rows, axes = arrange(results.cases)
-    columns = [Column("strategy", ("strategy", "options"), label, left=True, folds=True)]
-    columns += [
-        Column(axis.rpartition(".")[2], (axis,), setting(axis), folds=True) for axis in axes
-    ]
+    columns = identity(axes)
     compared = any(has_base(row) for row in rows)
     compiled = any(has(row, name) for row in rows for name in COMPILE)
     left_out = () if compared else AGAINST_BASE
@@ -190,4 +193,13 @@ def scaling_table(results: Results) -> Table:
     if any(has(row, "mfu") for row in rows):
         columns.append(MFU)
     notes = footnotes(rows, axes, results.problems)
-    return Table(results.question, tuple(columns), rows, notes, fairness)
+    return Table(results.question, tuple(columns), rows, notes, fairness, COLUMNS)
+
+
+def identity(axes: Sequence[str]) -> list[Column]:
+    """The columns that say which case a row is, its world left out."""
+    strategy = Column("strategy", ("strategy", "options"), label, left=True, folds=True)
+    return [
+        strategy,
+        *(Column(axis.rpartition(".")[2], (axis,), setting(axis), folds=True) for axis in axes),
+    ]

@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
+from andromeda_scale import api, cli
 from andromeda_scale.config import Case
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS, binary, percent, significant
+from andromeda_scale.report import catalogue
 from andromeda_scale.report.tables import PLAIN_WIDTH, Table, scaling_table
 
 
@@ -321,3 +323,8 @@ def test_rows_without_parity_are_a_footnote_with_the_reason(tmp_path: Path) -> N
         "parity unverified: ddp at world 2; fsdp2 at world 2: repeat 0, 1, 2 compared no losses: "
         "the reference did not finish"
     ]
+
+
+def test_every_table_can_be_asked_for_on_the_command_line_and_from_python() -> None:
+    assert [one.value for one in cli.Shown] == list(catalogue.TABLES)
+    assert set(catalogue.TABLES) <= set(api.TABLES)

@@ -1,0 +1,21 @@
+"""The tables of a run by name: `report RUN --table NAME`, `Run.table(NAME)`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.errors import UserError
+from andromeda_scale.report.tables import Table, scaling_table
+
+# A new table is one line here, and its name in the command line's `Shown`.
+TABLES: dict[str, Callable[[Results], Table]] = {
+    "scaling": scaling_table,
+}
+
+
+def make_table(results: Results, name: str = "scaling") -> Table:
+    """One of TABLES. Raises UserError for another name."""
+    if name not in TABLES:
+        raise UserError(f"{name!r} is no table; use one of {', '.join(TABLES)}")
+    return TABLES[name](results)
