@@ -216,7 +216,7 @@ def _unavailable(name: str, driver: str, device: str, broken: Mapping[str, str])
     world = World(ranks_per_node=2 if strategy.distributed else 1)
     packages = list(strategy.requires)
     if driver != "native":
-        packages += ["accelerate", *(["transformers"] if "deepspeed" in packages else [])]
+        packages += load("driver", driver).requires_for(strategy)
     lacking = [package for package in packages if package in broken]
     if lacking:
         return f"{', '.join(lacking)} cannot be imported"

@@ -25,6 +25,7 @@ from andromeda_scale.launch.messages import (
 from andromeda_scale.launch.node_files import unpack
 from andromeda_scale.launch.parity import foregone, reference_of
 from andromeda_scale.launch.placement import place
+from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir, write_atomic
@@ -85,12 +86,12 @@ class Coordinator:
             run_dir=str(self._run_dir.path),
             token=secrets.token_hex(16),
             environments=environments(self._run_dir.plan, items),
+            modules=modules_of(self._run_dir.plan.cases.values()),
         )
         self._member.shared_dir = self._run_dir.path
-        self._member.caches.token = sweep.token
         write_atomic(self._run_dir.path / "token", sweep.token)
         self._control.set("sweep", sweep)
-        self._member.warm_up(sweep.environments)
+        self._member.use(sweep)
         self._member.wait_for_imports(self._stop, IMPORTS_S)
         wait_for_agents(self._control, "warm", self._stop, IMPORTS_S)
 

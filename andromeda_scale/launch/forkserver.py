@@ -31,15 +31,18 @@ from andromeda_scale.planned import RankSpec
 class Forkserver:
     """Forks ranks on command and says how each left."""
 
-    def __init__(self, commands: int, events: int, beats: BeatTable, worker: str) -> None:
-        self._commands, self._events, self._beats, self._worker = commands, events, beats, worker
+    def __init__(
+        self, commands: int, events: int, beats: BeatTable, worker: str, modules: list[str]
+    ) -> None:
+        self._commands, self._events, self._beats = commands, events, beats
+        self._worker, self._modules = worker, modules
         self._pids: dict[int, int] = {}  # pid -> id, of ranks not yet reaped
 
     def serve(self) -> None:
         """Run until the agent closes its end of the commands."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the agent decides; it ends ranks by SIGKILL
-        self._send({"ready": preload.import_all(self._worker)})
+        self._send({"ready": preload.import_all(self._worker, self._modules)})
         child_read, child_write = os.pipe()
         os.set_blocking(child_write, False)  # as set_wakeup_fd demands
         signal.set_wakeup_fd(child_write, warn_on_full_buffer=False)
@@ -70,7 +73,6 @@ class Forkserver:
                 signal_group(pid, command["signal"])
 
     def _fork(self, command: dict[str, Any]) -> None:
-        preload.import_for(str(command["spec"]["case"]["model"].get("family")))
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -116,12 +118,13 @@ class Forkserver:
 
 
 def main() -> None:
-    """Arguments: the agent's pid, three inherited descriptors, the number of slots, the worker."""
+    """Arguments: the agent's pid, three inherited descriptors, number of slots, worker, modules."""
     parent, commands, events, beats, num_slots = map(int, sys.argv[1:6])
     die_with_parent(parent)
     for fd in (commands, events, beats):
         os.set_inheritable(fd, False)
-    Forkserver(commands, events, BeatTable(num_slots, beats), sys.argv[6]).serve()
+    table = BeatTable(num_slots, beats)
+    Forkserver(commands, events, table, sys.argv[6], sys.argv[7:]).serve()
 
 
 if __name__ == "__main__":

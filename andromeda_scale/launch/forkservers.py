@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from andromeda_scale.launch.beats import BeatTable
@@ -20,13 +20,15 @@ MAX_FORKSERVERS = 4  # each keeps the imports in memory
 class ForkserverClient:
     """A forkserver of this agent, and its pipes."""
 
-    def __init__(self, environment: Mapping[str, str], worker: str, num_slots: int) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], worker: str, modules: Sequence[str], num_slots: int
+    ) -> None:
         self.beats = BeatTable(num_slots)
         command_read, self._commands = os.pipe()
         self.events, event_write = os.pipe()
         inherited = (command_read, event_write, self.beats.fd)
         program = [sys.executable, "-m", "andromeda_scale.launch.forkserver"]
-        arguments = [os.getpid(), *inherited, num_slots, worker]
+        arguments = [os.getpid(), *inherited, num_slots, worker, *modules]
         self._process = subprocess.Popen(
             [*program, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -81,11 +83,15 @@ class ForkserverClient:
 
 
 class Forkservers:
-    """Forkservers by device kind and variables, started when first needed."""
+    """Forkservers by device kind and variables, started when first needed.
+
+    `modules` is what all of them import beyond the common: set it before the first is started.
+    """
 
     def __init__(self, environment: Mapping[str, str], worker: str, num_slots: int) -> None:
         self._environment, self._worker = dict(environment), worker
         self.num_slots = num_slots
+        self.modules: tuple[str, ...] = ()
         self._servers: dict[str, ForkserverClient] = {}
 
     def get(self, wanted: RankEnvironment) -> ForkserverClient:
@@ -99,7 +105,7 @@ class Forkservers:
             while len(self._servers) >= MAX_FORKSERVERS:
                 self._servers.pop(next(iter(self._servers))).close()
             environment = rank_environment(self._environment, wanted.device, wanted.variables)
-            server = ForkserverClient(environment, self._worker, self.num_slots)
+            server = ForkserverClient(environment, self._worker, self.modules, self.num_slots)
         self._servers[key] = server  # the last used is last
         return server
 

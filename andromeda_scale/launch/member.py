@@ -45,6 +45,12 @@ class Member:
         self.shared_dir: Path | None = None  # the run directory, where this agent sees it
         remove_stale()
 
+    def use(self, sweep: Sweep) -> None:
+        """Start what a sweep needs; it imports meanwhile."""
+        self.caches.token = sweep.token
+        self._forkservers.modules = sweep.modules
+        self.warm_up(sweep.environments)
+
     def warm_up(self, environments: Iterable[RankEnvironment]) -> None:
         """Start the forkservers of these environments, and collect this node's meanwhile."""
         for wanted in environments:
@@ -211,8 +217,7 @@ def follow(member: Member, stop: StopRequest) -> None:
     while sweep is None:
         member.tick()
         sweep = control.get("sweep", Sweep)
-    member.caches.token = sweep.token
-    member.warm_up(sweep.environments)
+    member.use(sweep)
     member.shared_dir = sees_same_disk(sweep)
     member.wait_for_imports(stop, IMPORTS_S)
     control.store.set(f"warm/{control.agent}", "")

@@ -21,6 +21,7 @@ from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.local_files import CompileCaches
 from andromeda_scale.launch.member import Member, follow
 from andromeda_scale.launch.messages import Event, Hello
+from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
@@ -41,6 +42,7 @@ def serve_driver(arguments: Namespace) -> int:
     caches = CompileCaches(num_agents=1)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
+        forkservers.modules = modules_of(run_dir.plan.cases.values())
         for wanted in environments(run_dir.plan, items):  # they import while torch loads here
             forkservers.get(wanted)
         control = connect(find_place({}), stop)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-# Each is imported where it is installed; without one, the cases that need it say `unavailable`.
+from andromeda_scale import registry
+from andromeda_scale.config import Case
+from andromeda_scale.registry import MODELS
+
+# What every rank needs; strategies, drivers and model families name theirs as `preload`.
 MODULES = (
     "torch",
     "torch.distributed",
@@ -20,46 +24,42 @@ MODULES = (
     "torch.nn.parallel",
     "torch.profiler",
     "torch._dynamo",
-    "deepspeed",
-    "deepspeed.runtime.zero.stage3",  # these two are imported by every rank that builds an engine
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # seconds: it compiles at import
-    "accelerate",
-    "transformers",  # accelerate's DeepSpeed plugin asks it for its own; models may be its
-    "transformers.integrations.deepspeed",
 )
 
 
-# Seconds too, and only for cases of this family: imported before its first rank is forked.
-FOR_FAMILY = {
-    "huggingface": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
-}
+def modules_of(cases: Iterable[Case]) -> tuple[str, ...]:
+    """What ranks of any of these cases need beyond MODULES.
+
+    All ranks of a sweep fork from the same imports, whichever case they run: what is imported is
+    resident in each, and would otherwise differ from case to case.
+    """
+    needed: list[str] = []
+    for case in cases:
+        strategy = registry.load("strategy", case.strategy.name)
+        needed += strategy.preload
+        if case.driver != "native":
+            needed += registry.load("driver", case.driver).preload_for(strategy)
+        family = case.model.get("family")
+        needed += registry.load("model family", family).preload if family in MODELS else ()
+    return tuple(dict.fromkeys(needed))
 
 
-def import_all(worker: str) -> dict[str, str]:
-    """Import the module of `worker` ("module:function") and MODULES; returns module -> error.
+def import_all(worker: str, modules: Sequence[str] = ()) -> dict[str, str]:
+    """Import the module of `worker` ("module:function"), MODULES and `modules`; module -> error.
 
-    A worker that needs other modules names them as PRELOAD in its own.
+    Each is imported where it is installed; without one, the cases that need it say `unavailable`.
+    A worker that needs other modules names them as PRELOAD in its own, and gets no others.
     """
     # DeepSpeed asks at import whether there is a GPU; torch would start the CUDA driver to answer,
     # which a fork does not survive by right, unless it may ask NVML instead.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     failed: dict[str, str] = {}
     program = _import(worker.partition(":")[0], failed)
-    for name in getattr(program, "PRELOAD", MODULES):
+    for name in getattr(program, "PRELOAD", (*MODULES, *modules)):
         _import(name, failed)
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy the pages that all ranks share
     return failed
-
-
-def import_for(family: str) -> None:
-    """Import what ranks with a model of this family need beyond MODULES."""
-    missing = [name for name in FOR_FAMILY.get(family, ()) if name not in sys.modules]
-    for name in missing:
-        _import(name, {})
-    if missing:
-        gc.collect()
-        gc.freeze()
 
 
 def _import(name: str, failed: dict[str, str]) -> ModuleType | None:

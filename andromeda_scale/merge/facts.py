@@ -21,9 +21,11 @@ Facts = dict[str, Any]
 # Sizes differ from rank to rank, times and cache hits from launch to launch; the world is the row.
 _MEASURED = ("bytes", "world_size")
 _MEASURED_ENDINGS = ("seconds", "_s", "cache_hits", "cache_misses", "compile.cold")
-# Where a job runs, not how: these differ between jobs of one kind, and launchers set them.
+# Where a job runs, not how, and what no rank minds: launchers set these as they like.
 _PLACES = (
     "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS",  # ranks set their number of threads themselves: the fact `threads`
+    "OMP_NUM_THREADS",
     "SLURM_JOB_ID",
     "SLURM_JOB_NODELIST",
     "SLURM_NNODES",

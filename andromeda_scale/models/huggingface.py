@@ -40,6 +40,10 @@ class HuggingFaceConfig(Family):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("transformers",)
+    preload: ClassVar[tuple[str, ...]] = (
+        "transformers.modeling_utils",
+        "transformers.models.auto.modeling_auto",
+    )
     extra: ClassVar[str] = "transformers"
 
     config: dict[str, Any]

@@ -41,12 +41,22 @@ class Accelerated(Strategy):
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]
         self._world_size = 1
-        packages = ["accelerate", *(["transformers"] if "deepspeed" in inner.requires else [])]
-        for package in packages:
+        for package in self.requires_for(type(inner)):
             if importlib.util.find_spec(package) is None:
                 raise UnavailableHere(
                     f"{inner.name} by accelerate needs {package}; pip install {package}"
                 )
+
+    @classmethod
+    def requires_for(cls, strategy: type[Strategy]) -> tuple[str, ...]:
+        """Packages beyond the strategy's own: accelerate's DeepSpeed plugin asks transformers."""
+        return ("accelerate", "transformers") if _by_deepspeed(strategy) else ("accelerate",)
+
+    @classmethod
+    def preload_for(cls, strategy: type[Strategy]) -> tuple[str, ...]:
+        """Modules that are imported before ranks of this strategy are forked."""
+        plugin = ("transformers", "transformers.integrations.deepspeed")
+        return ("accelerate", *plugin) if _by_deepspeed(strategy) else ("accelerate",)
 
     @classmethod
     def refuses(
@@ -61,7 +71,7 @@ class Accelerated(Strategy):
                 f"driver: accelerate on a CPU ignores {name}'s plugin and trains plain DDP; "
                 "use driver: native, or a GPU"
             )
-        if train.precision == "fp16" and device == "cpu" and "deepspeed" not in strategy.requires:
+        if train.precision == "fp16" and device == "cpu" and not _by_deepspeed(strategy):
             return "train.precision: accelerate on a CPU ignores fp16 and trains in fp32; use bf16"
         if name == "ddp" and world.size == 1 and device == "cuda":
             return "driver: accelerate leaves the model of one GPU bare; use strategy single"
@@ -253,3 +263,7 @@ def _sharded_over(wrapped: Any, module: Any) -> ProcessGroup | None:
     if isinstance(wrapped, FullyShardedDataParallel):
         return wrapped.process_group
     return None
+
+
+def _by_deepspeed(strategy: type[Strategy]) -> bool:
+    return "deepspeed" in strategy.requires

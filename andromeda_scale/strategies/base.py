@@ -52,6 +52,7 @@ class Strategy(ABC):
     Options: ClassVar[type[Schema]] = NoOptions
     distributed: ClassVar[bool] = True  # False: one rank only (single)
     requires: ClassVar[tuple[str, ...]] = ()  # packages; a missing one: the case is `unavailable`
+    preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported before ranks are forked
     fused: ClassVar[frozenset[str]] = frozenset()  # parts that cannot be timed apart: "update", ...
     # The kinds of device on which driver `accelerate` can wrap this strategy.
     accelerate_on: ClassVar[frozenset[str]] = frozenset()

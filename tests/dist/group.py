@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from andromeda_scale import worker
+from andromeda_scale import registry, worker
 from andromeda_scale.config import Case
 from andromeda_scale.launch import preload
 from andromeda_scale.planned import PlannedRepeat, RankSpec
@@ -74,7 +74,12 @@ class Group:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
         self._context.set_forkserver_preload(
-            [*preload.MODULES, *preload.FOR_FAMILY["huggingface"], "andromeda_scale.worker"]
+            [
+                *preload.MODULES,
+                *preload.modules_of([tiny_case("zero3", driver="accelerate")]),
+                *registry.load("model family", "huggingface").preload,
+                "andromeda_scale.worker",
+            ]
         )
         self._directory = directory
         self._runs = 0

@@ -247,38 +247,3 @@ def test_two_nodes_without_a_shared_disk_and_then_without_one_of_them(tmp_path: 
     assert found["w2x1", 1]["cause"] == "agent 1 on node1 fell silent"
     assert found["w2x1", 2]["status"] == "skipped"
     assert "present are node0: 1" in found["w2x1", 2]["cause"]
-
-
-def test_torchrun_starts_agents_that_make_one_sweep(tmp_path: Path) -> None:
-    with tagged() as (environment, survivors):
-        suite = [str(agent_options(tmp_path)[0]), "--run-dir", str(tmp_path / "run")]
-        options = ["--axis", "world=2", "--axis", "strategy=ddp", "--set", "measure.steps=2"]
-        options += [
-            "--set",
-            "measure.repeats=1",
-            "--set",
-            "measure.profile_steps=0",
-            "--set",
-            "measure.warmup={min_steps: 0, max_steps: 0}",
-        ]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-        torchrun += ["--standalone"]
-        started = subprocess.run(
-            [*torchrun, "-m", "andromeda_scale.agent", *suite, *options],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-        assert started.returncode == 0, started.stderr
-        run_dir = RunDir.open(tmp_path / "run")
-        assert list(ended(run_dir).values()) == ["ok"], started.stderr
-        directory = run_dir.case_dir(run_dir.plan.repeats[0])
-        ranks = [
-            json.loads((directory / f"node-{i}.jsonl").read_text().splitlines()[-1])["rank"]
-            for i in (0, 1)
-        ]
-        assert ranks == [0, 1]
-        assert (tmp_path / "run" / "table.md").exists()
-        assert survivors() == []

@@ -9,6 +9,11 @@ import sys
 from typing import Any
 
 import pytest
+from planning import measured, plan
+
+from andromeda_scale import registry
+from andromeda_scale.config import Case
+from andromeda_scale.launch import preload
 
 # Imports torch, notes what that alone leaves, then does the forkserver's imports under a mode that
 # sees every operator; then forks as the forkserver does.
@@ -33,7 +38,7 @@ def os_threads():
 
 before = os_threads()
 with Seen():
-    failed = preload.import_all("andromeda_scale.worker:main")
+    failed = preload.import_all("andromeda_scale.worker:main", json.loads(sys.argv[1]))
 found = {
     "failed": failed,
     "operators": Seen.operators,
@@ -41,7 +46,7 @@ found = {
     "os_threads": [before, os_threads()],
     "cuda": torch.cuda.is_initialized(),
     "group": torch.distributed.is_initialized(),
-    "imported": sorted(m for m in preload.MODULES if m in sys.modules),
+    "imported": sorted(sys.modules),
 }
 read, write = os.pipe()
 pid = os.fork()
@@ -64,11 +69,21 @@ print("FOUND", json.dumps(found))
 """
 
 
+def every_module() -> list[str]:
+    """What ranks of any strategy, driver or model family need beyond MODULES."""
+    strategies = [registry.load("strategy", name) for name in registry.STRATEGIES]
+    drivers = [registry.load("driver", name) for name in registry.DRIVERS]
+    families = [registry.load("model family", name) for name in registry.MODELS]
+    named = [one.preload for one in (*strategies, *families)]
+    named += [driver.preload_for(strategy) for driver in drivers for strategy in strategies]
+    return list(dict.fromkeys(module for modules in named for module in modules))
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What a process that did the forkserver's imports saw of them."""
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, json.dumps(every_module())],
         capture_output=True,
         text=True,
         timeout=120,
@@ -83,7 +98,20 @@ def found() -> dict[str, Any]:
 
 def test_preloads_import_what_a_rank_needs(found: dict[str, Any]) -> None:
     assert found["failed"] == {}
-    assert {"torch", "deepspeed", "accelerate", "torch.distributed.fsdp"} <= set(found["imported"])
+    assert {*preload.MODULES, *every_module()} <= set(found["imported"])
+    assert {"deepspeed", "accelerate", "transformers.modeling_utils"} <= set(every_module())
+
+
+def test_a_sweep_imports_what_its_cases_need_and_no_more() -> None:
+    def case(**keys: str) -> Case:
+        return measured(plan(**keys))[0][0]
+
+    plain, zero = case(), case(strategy="zero3")
+    assert preload.modules_of([plain]) == ()
+    by_accelerate = preload.modules_of([plain, case(driver="accelerate")])
+    assert by_accelerate == ("accelerate",)
+    assert set(registry.load("strategy", "zero3").preload) == set(preload.modules_of([plain, zero]))
+    assert "transformers" in preload.modules_of([case(strategy="zero3", driver="accelerate")])
 
 
 def test_preloads_compute_nothing(found: dict[str, Any]) -> None:
