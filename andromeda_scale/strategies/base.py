@@ -56,6 +56,7 @@ class Strategy(ABC):
     fused: ClassVar[frozenset[str]] = frozenset()  # parts that cannot be timed apart: "update", ...
     # The kinds of device on which driver `accelerate` can wrap this strategy.
     accelerate_on: ClassVar[frozenset[str]] = frozenset()
+    prepared_on: ClassVar[str | None] = None  # where it takes the whole model; None: on the device
 
     def __init__(self, options: Any, train: Train) -> None:
         self.options = options
@@ -96,7 +97,7 @@ class Strategy(ABC):
         from andromeda_scale.strategies import common
 
         module = factory.build()
-        factory.materialise(module, rt.device)
+        factory.materialise(module, rt.device, parameters_on=self.prepared_on)
         if self.train.compile:
             common.compile_blocks(module)
         return module

@@ -55,6 +55,7 @@ class Fsdp1(Native):
     name: ClassVar[str] = "fsdp1"
     Options: ClassVar[type[Schema]] = Fsdp1Options
     accelerate_on: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    prepared_on: ClassVar[str | None] = "cpu"  # FSDP takes unit after unit to the device
 
     @classmethod
     def refuses(cls, options: Fsdp1Options, train: Train, world: World, device: str) -> str | None:
@@ -150,14 +151,6 @@ class Fsdp1(Native):
         )
         factory.fill_buffers(module, rt.device)
         return self.state(wrapped, module, rt.device, sharded_over=wrapped.process_group)
-
-    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
-        """Whole on the host: FSDP takes unit after unit to the device."""
-        module = factory.build()
-        factory.materialise(module, rt.device, parameters_on="cpu")
-        if self.train.compile:
-            common.compile_blocks(module)
-        return module
 
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """The plugin of torch's defaults; accelerate puts its autocast around the wrapped model."""

@@ -49,6 +49,7 @@ class Fsdp2(Native):
     name: ClassVar[str] = "fsdp2"
     Options: ClassVar[type[Schema]] = Fsdp2Options
     accelerate_on: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    prepared_on: ClassVar[str | None] = "cpu"  # fully_shard takes unit after unit to the device
 
     @classmethod
     def num_shards(cls, options: Any, world: World) -> int:
@@ -127,14 +128,6 @@ class Fsdp2(Native):
         factory.materialise(module, rt.device, parameters_on=host)
         shards = mesh.get_group("shard")
         return self.state(module, module, rt.device, sharded_over=shards)
-
-    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
-        """Whole on the host: accelerate's fully_shard takes unit after unit to the device."""
-        module = factory.build()
-        factory.materialise(module, rt.device, parameters_on="cpu")
-        if self.train.compile:
-            common.compile_blocks(module)
-        return module
 
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """The plugin of the same policies; accelerate itself keeps the root gathered."""
