@@ -166,11 +166,38 @@ METRICS: dict[str, Metric] = {
         percent,
         "imbalance - imbalance_persistent",
     ),
-    "slow_rank_excess": Metric(
-        "1", "lower", "slowest against the median of the others",
-        "says how far the slowest rank stands out", "mean", "profile", percent,
-        "median over steps of (compute of the slowest rank - median compute of the others) / "
-        "median step time",
+    "charged_s": Metric(
+        "s", "lower", "max", "the rank that others wait for most", "mean", "profile", milliseconds,
+        "seconds per step of others' exposed waiting for this rank: of the time between two "
+        "arrivals at a collective, each rank still missing has an equal share",
+    ),
+    "late_s": Metric(
+        "s", "lower", "max", "the rank that others wait for most", "mean", "profile", milliseconds,
+        "max of median and mean over steps of charged_s - exposed_wait_s, blamed or not: in runs "
+        "without a slow rank it is the null floor",
+    ),
+    "blame_s": Metric(
+        "s", "lower", "the blamed rank", "the one that others wait for most", "mean", "profile",
+        milliseconds,
+        "charged_s - exposed_wait_s of blamed_rank, median over steps (persistent) or mean "
+        "(transient); empty: nobody is blamed",
+    ),
+    "blame_floor_s": Metric(
+        "s", "none", "as stored", "of this machine, kind of device and world", "max", "selftest",
+        milliseconds,
+        "the null floor of blame_s in calibration.json; empty: none stored",
+    ),
+    "blamed_clock_mhz": Metric(
+        "MHz", "none", "the blamed rank", "its device", "mean", "measure", significant,
+        "median over the samples of the measured window of the blamed rank's GPU clock",
+    ),
+    "blamed_temperature_c": Metric(
+        "C", "none", "the blamed rank", "its device", "mean", "measure", significant,
+        "highest temperature of the blamed rank's GPU in the samples of the measured window",
+    ),
+    "blamed_power_w": Metric(
+        "W", "none", "the blamed rank", "its device", "mean", "measure", significant,
+        "mean over the samples of the measured window of the blamed rank's GPU power",
     ),
     "profile_slowdown": Metric(
         "1", "lower", _PER_STEP, _SLOWEST, "mean", "profile", times,

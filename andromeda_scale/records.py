@@ -21,7 +21,8 @@ History of the format
     1  first
        Added since, which no reader needs: `losses` of a phase have `gradient_norm` beside loss_sum
        and tokens; `parity` stands where losses do, with the differences of both; `device_uuid`,
-       and `start_s` of every window and of the system's samples, which relate them.
+       and `start_s` of every window and of the system's samples, which relate them; `charged_s` of
+       `communication`.
 """
 
 from __future__ import annotations

@@ -67,6 +67,17 @@ def sign_test(num_positive: int, num: int) -> float:
     return float(sum(math.comb(num, k) for k in range(num_positive, num + 1)) / 2**num)
 
 
+def holm(chances: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several tests pass together at level `alpha` (Holm 1979): the smallest of m chances
+    below alpha / m, the next below alpha / (m - 1), and so on to the first that is not."""
+    passed = [False] * len(chances)
+    for rank, index in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        if chances[index] > alpha / (len(chances) - rank):
+            break
+        passed[index] = True
+    return passed
+
+
 def _mean(values: np.ndarray) -> tuple[float, float, int]:
     """Mean, its squared standard error (0 for one value) and degrees of freedom."""
     num = len(values)

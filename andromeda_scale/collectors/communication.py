@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.charges import Durations, Group, charges
 from andromeda_scale.collectors.executions import (
     Execution,
     canonical_op,
@@ -19,12 +20,16 @@ from andromeda_scale.collectors.executions import (
     join,
     sizes_needed,
 )
-from andromeda_scale.collectors.intervals import covers, intervals, length_within, minus, union
+from andromeda_scale.collectors.intervals import (
+    Intervals,
+    covers,
+    intervals,
+    length_within,
+    minus,
+    union,
+)
 from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
 from andromeda_scale.records import Phase
-
-# (name, ranks) of a group -> (sequence numbers, nanoseconds) of its collectives on one rank.
-_Durations = dict[tuple[str, tuple[int, ...]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 class Communication:
@@ -38,6 +43,7 @@ class Communication:
         data_s                 D: the batch, outside C and communication
         host_s                 H: the rest
         comm_total_s, comm_exposed_s, comm_overlapped_s
+        charged_s              exposed waiting of others for this rank (see charges.py)
         parts                  {forward_s, backward_s, optimizer_s, data_s}: each [seconds]
     and per kind of collective, as means over the steps,
         collectives: [{op, c10d_op, backend_op, dtype, ranks, scalar, count_per_step,
@@ -77,7 +83,7 @@ class Communication:
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         try:
             timeline, executions = self._read()
-            mine: _Durations | str = _durations(executions)
+            mine: Durations | str = _durations(executions)
         except TraceError as error:
             mine = str(error)
         except Exception as error:
@@ -91,8 +97,16 @@ class Communication:
             transfers = _transfers(executions, everyone)
         except TraceError as error:  # every rank sees the same tables, so every rank says so
             return {"error": str(error)}
+        comm, exposed_wait = _communication(timeline, executions, transfers)
+        waited_for = charges(
+            executions, everyone, transfers, exposed_wait, timeline.host, timeline.steps
+        )
+        charged = sum(
+            theirs[self._context.runtime.rank] for theirs in self._context.gather(waited_for)
+        )
         return {
-            **_classes(timeline, executions, transfers),
+            **_classes(timeline, comm, exposed_wait),
+            "charged_s": (charged / 1e9).tolist(),
             "collectives": _kinds(executions, transfers, len(timeline.steps)),
         }
 
@@ -121,7 +135,7 @@ class Communication:
         return bool(self._context.runtime.world_size > 1 and not forward_only)
 
 
-def _durations(executions: list[Execution]) -> _Durations:
+def _durations(executions: list[Execution]) -> Durations:
     """What one rank tells the others: how long each of its collectives executed."""
     rows = defaultdict(list)
     for e in executions:
@@ -130,12 +144,12 @@ def _durations(executions: list[Execution]) -> _Durations:
     return {group: (table[0], table[1]) for group, table in tables.items()}
 
 
-def _transfers(executions: list[Execution], everyone: list[_Durations]) -> NDArray[np.int64]:
+def _transfers(executions: list[Execution], everyone: list[Durations]) -> NDArray[np.int64]:
     """transfer[k] of METRICS for each execution: the shortest duration over the group's ranks.
 
     Raises TraceError where two ranks of any group saw other collectives.
     """
-    shortest: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
+    shortest: dict[Group, dict[int, int]] = {}
     for group in sorted({group for table in everyone for group in table}):
         name, ranks = group
         tables = [everyone[rank].get(group) for rank in ranks]
@@ -148,15 +162,19 @@ def _transfers(executions: list[Execution], everyone: list[_Durations]) -> NDArr
     return np.array([shortest[e.group, e.ranks][e.seq] for e in executions], np.int64)
 
 
-def _classes(
+def _communication(
     timeline: Timeline, executions: list[Execution], transfers: NDArray[np.int64]
-) -> dict[str, Any]:
-    """The disjoint classes of every step, in seconds, from unions alone."""
+) -> tuple[Intervals, Intervals]:
+    """(when any collective executes, when one waits and nothing computes), as unions."""
     starts = np.array([e.start_ns for e in executions], np.int64)
     ends = np.array([e.end_ns for e in executions], np.int64)
-    compute, steps = timeline.compute, timeline.steps
-    comm = union(intervals(starts, ends))
     waiting = union(intervals(starts, ends - transfers))
+    return union(intervals(starts, ends)), minus(waiting, timeline.compute)
+
+
+def _classes(timeline: Timeline, comm: Intervals, exposed_wait: Intervals) -> dict[str, Any]:
+    """The disjoint classes of every step, in seconds, from unions alone."""
+    compute, steps = timeline.compute, timeline.steps
     data = minus(minus(timeline.data, compute), comm)
 
     total = length_within(comm, steps)
@@ -164,7 +182,7 @@ def _classes(
     values = {
         "step_s": steps[:, 1] - steps[:, 0],
         "compute_s": length_within(compute, steps),
-        "exposed_wait_s": length_within(minus(waiting, compute), steps),
+        "exposed_wait_s": length_within(exposed_wait, steps),
         "data_s": length_within(data, steps),
         "comm_total_s": total,
         "comm_exposed_s": exposed,

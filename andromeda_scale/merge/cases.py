@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale import registry, settings
-from andromeda_scale.analysis.balance import Slowest, slow_rank
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import log_interval
 from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import parity
+from andromeda_scale.merge import blame, parity
 from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
@@ -65,8 +64,7 @@ COLUMNS: dict[str, str] = {
     "tokens_per_s_high": "float64",
     "tokens_per_s_per_gpu_low": "float64",
     "tokens_per_s_per_gpu_high": "float64",
-    "slow_rank": "Int64",
-    "slow_rank_host": "str",
+    **blame.COLUMNS,
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
     "peak_allocated_rank": "Int64",
@@ -130,7 +128,7 @@ def case_row(
         "device_name": _first(pooled or repeats, "device_name"),
         "software": _first(pooled or repeats, "software"),
         "warmup_ended_by": ", ".join(dict.fromkeys(one["warmup_ended_by"] for one in pooled)),
-        **_numbers(pooled, case.world.size),
+        **_numbers(pooled),
     }
     threads = _first(pooled, "threads")
     if threads is not None:  # what the ranks had, before what the plan gave them
@@ -215,7 +213,7 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
     }
 
 
-def _numbers(pooled: list[Row], world_size: int) -> Row:
+def _numbers(pooled: list[Row]) -> Row:
     """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
     if not pooled:
         return {}
@@ -241,26 +239,8 @@ def _numbers(pooled: list[Row], world_size: int) -> Row:
     row["throttled"] = "; ".join(
         dict.fromkeys(launch["throttled"] for launch in pooled if launch["throttled"])
     )
-    return row | _slow_rank(pooled, world_size)
-
-
-def _slow_rank(pooled: list[Row], world_size: int) -> Row:
-    if not all("slowest_rank" in launch for launch in pooled):
-        return {}
-    launches = [
-        Slowest(
-            launch["slowest_rank"],
-            launch["slow_rank_excess"],
-            launch["steps_slower"],
-            launch["num_profile_steps"],
-        )
-        for launch in pooled
-    ]
-    rank = slow_rank(launches, world_size)
-    if rank is None:
-        return {}
-    hosts = dict.fromkeys(launch["slowest_host"] for launch in pooled)
-    return {"slow_rank": rank, "slow_rank_host": ", ".join(host for host in hosts if host)}
+    judged = [launch["blame"] for launch in pooled if "blame" in launch]
+    return row | (blame.case_columns(judged) if judged else {})
 
 
 def _flops(case: Case, row: Row, built: int | None) -> Row:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from andromeda_scale.analysis.blame import late_s, lateness
 from andromeda_scale.analysis.breakdown import PARTS, SERIES
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.merge import devices
@@ -30,6 +31,8 @@ COLUMNS: dict[str, str] = {
     "window_s": "float64",
     "tokens": "float64",
     **{name: "float64" for name in SERIES if name != "step_s"},  # means over the steps
+    "charged_s": "float64",  # mean over the steps of what others waited for this rank
+    "late_s": "float64",  # max(median, mean) over the steps of charged_s - exposed_wait_s
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
     **dict.fromkeys(PARTS, "float64"),  # means over the steps
     "comm_wire_bytes": "float64",
@@ -51,7 +54,7 @@ class RankTable:
 
     frame: pd.DataFrame  # a row a rank of the world, also for ranks without a record
     step_s: np.ndarray | None  # phase measure
-    profile: dict[str, np.ndarray]  # by name of SERIES; empty if there is none to trust
+    profile: dict[str, np.ndarray]  # SERIES, charged_s if known; empty: none to trust
     unfinished: list[int]  # ranks without an end record
     problems: list[str] = field(default_factory=list)
 
@@ -76,6 +79,8 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
         columns["step_time_s"] = np.median(step_s, axis=1)
     for name, series in profile.items():
         columns["profile_step_s" if name == "step_s" else name] = series.mean(axis=1)
+    if "charged_s" in profile:
+        columns["late_s"] = late_s(lateness(profile))
     frame = typed(pd.DataFrame(columns), COLUMNS)
     unfinished = [rank.rank for rank in ranks if rank.end is None]
     return RankTable(frame, step_s, profile, unfinished, problems)
@@ -132,6 +137,9 @@ def _profile(ranks: list[RankRecord], problems: list[str]) -> dict[str, np.ndarr
         if series is None or (profile and series.shape != profile["step_s"].shape):
             return {}
         profile[name] = series
+    charged = _matrix(ranks, "profile", "communication", "charged_s", problems)
+    if charged is not None and charged.shape == profile["step_s"].shape:  # newer than the others
+        profile["charged_s"] = charged
     return profile
 
 

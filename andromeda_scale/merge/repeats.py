@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.analysis.balance import imbalance, slowest
+from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
-from andromeda_scale.merge import devices, parity
+from andromeda_scale.merge import blame, devices, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.ranks import RankTable, rank_table
@@ -58,9 +58,7 @@ COLUMNS: dict[str, str] = {
     "tokens": "float64",
     "window_s": "float64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
-    "slowest_rank": "Int64",
-    "slowest_host": "str",
-    "steps_slower": "Int64",  # in which slowest_rank computed longer than the others' median
+    **blame.COLUMNS,
     "peak_memory_rank": "Int64",
     "peak_memory_host": "str",
     "peak_allocated_rank": "Int64",
@@ -120,6 +118,8 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         numbers, why = _numbers(table, case)
         if why:
             ending = Ending("invalid", why)
+        if numbers and table.profile:
+            numbers |= blame.of_launch(run_dir, item.device, table)
         if numbers:
             facts = repeat_facts(record, table.problems)
             numbers["facts"] = json.dumps(facts, sort_keys=True)
@@ -288,14 +288,9 @@ def _profile(table: RankTable, step_time_s: float) -> dict[str, Any]:
         **additive(profile),
         **{name: float(table.frame[name].mean()) for name in (*PARTS, "comm_wire_bytes")},
     }
-    found = slowest(profile["compute_s"], profile["step_s"])
-    if found is not None:  # more than one rank: there is something to balance
-        row |= imbalance(profile["compute_s"]) | {
-            "slow_rank_excess": found.excess,
-            "slowest_rank": found.rank,
-            "slowest_host": table.frame["host"].iloc[found.rank],
-            "steps_slower": found.steps_slower,
-        }
+    if len(table.frame) > 1:  # there is something to balance
+        row |= imbalance(profile["compute_s"])
+        row |= {name: _max(table.frame[name]) for name in ("charged_s", "late_s")}
     return row
 
 

@@ -60,8 +60,11 @@ def _exposed(row: Row) -> str:
 
 
 def _imbalance(row: Row) -> str:
-    rank = f" r{row['slow_rank']}" if has(row, "slow_rank") else ""
-    return metric("imbalance")(row) + rank
+    """With the rank that the others wait for most, and how many more are blamed."""
+    if not has(row, "blamed_rank"):
+        return metric("imbalance")(row)
+    more = row["blamed_ranks"].count(",")
+    return f"{metric('imbalance')(row)} r{row['blamed_rank']}{f'+{more}' if more else ''}"
 
 
 def _compile(row: Row) -> str:
@@ -113,6 +116,16 @@ MEMORY = (
     "estimated_memory_bytes",
     "estimate_error",
 )
+BLAME = (
+    "blamed_ranks",
+    "blame_s",
+    "blame_floor_s",
+    "blame_kind",
+    "blame_cause",
+    "blamed_host",
+    "blamed_device",
+    "nobody_blamed",
+)
 COLUMNS = (
     Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
     Column(
@@ -131,7 +144,7 @@ COLUMNS = (
         ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
         _exposed,
     ),
-    Column("imbalance", ("imbalance", "slow_rank", "slow_rank_host"), _imbalance),
+    Column("imbalance", ("imbalance", *BLAME), _imbalance),
     Column("peak memory", MEMORY, _memory),
 )
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from andromeda_scale.analysis.balance import MIN_EXCESS, MIN_STEPS
+from andromeda_scale.analysis.blame import MIN_SHARE, MIN_STEPS, NO_MAJORITY, NOBODY
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
-from andromeda_scale.metrics import rate, scientific
+from andromeda_scale.metrics import milliseconds, rate, scientific
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base, label
 
 MAX_PROBLEMS = 8
@@ -117,7 +117,7 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     ]
     if breaks:
         notes.append(f"torch.compile broke the graph, times a rank: {'; '.join(breaks)}")
-    notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")])
+    notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")], axes)
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
         notes += _estimates(rows)
@@ -162,26 +162,62 @@ def _agreement(kind: str, rows: Sequence[Row]) -> str:
     return f"parity {kind}: {', '.join(parts)} {_COMPARED_WITH[kind]}, {steps} steps"
 
 
-def _of_profile(rows: Sequence[Row]) -> list[str]:
-    """What the columns measured in phase profile mean, and who is slow."""
+def _of_profile(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """What the columns measured in phase profile mean, and who is waited for."""
     if not rows:
         return []
     steps = dict.fromkeys(int(row["num_profile_steps"]) for row in rows)
     slowdowns = {f"{row['profile_slowdown']:.2f}" for row in rows}
-    slow = "".join(
-        f"; {label(row)} at world {row['world_size']}: rank {row['slow_rank']} on "
-        f"{row['slow_rank_host']}"
-        for row in rows
-        if has(row, "slow_rank")
-    )
     return [
         f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
         f"separate profiled steps a launch, {_span(slowdowns)} times as long as timed ones; in "
         "brackets the share of the profiled step",
-        "imbalance: max / mean - 1 of compute over ranks; rN: the slow rank, named only where it "
-        f"is slowest in every launch by over {MIN_EXCESS:.0%} of a step, over {MIN_STEPS} steps "
-        f"or more, beyond chance{slow}",
+        *_blame(rows, axes),
     ]
+
+
+def _blame(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """Whom the others wait for, why, and where that could not be judged."""
+    shared = [row for row in rows if has(row, "imbalance")]
+    if not shared:
+        return []
+    blamed = "".join(f"; {_name(row, axes)}: {_blamed(row)}" for row in shared if _is_blamed(row))
+    notes = [
+        "imbalance: max / mean - 1 of compute over ranks; rN: the rank that the others wait for, "
+        f"named where more than half of the launches find it late by over {MIN_SHARE:.0%} of the "
+        f"step and the null floor in the median or mean of at least {MIN_STEPS} steps, beyond "
+        f"chance{blamed}"
+    ]
+    unjudged: dict[str, list[str]] = {}
+    for row in shared:
+        if not _is_blamed(row) and row["nobody_blamed"] not in ("", NOBODY, NO_MAJORITY):
+            unjudged.setdefault(str(row["nobody_blamed"]), []).append(_name(row, axes))
+    notes += [f"nobody can be blamed: {'; '.join(who)}: {why}" for why, who in unjudged.items()]
+    if not all(has(row, "blame_floor_s") for row in shared):
+        notes.append(
+            "no null floor stored for these ranks: a delay of this machine's own may be blamed "
+            "on a rank; `andromeda-scale selftest` measures and stores it"
+        )
+    return notes
+
+
+def _is_blamed(row: Row) -> bool:
+    return has(row, "blamed_rank")
+
+
+def _blamed(row: Row) -> str:
+    more = f" (all: {row['blamed_ranks']})" if "," in row["blamed_ranks"] else ""
+    state = {
+        "blamed_clock_mhz": "{:.0f} MHz",
+        "blamed_temperature_c": "{:.0f} C",
+        "blamed_power_w": "{:.0f} W",
+    }
+    known = [text.format(row[name]) for name, text in state.items() if has(row, name)]
+    device = ", ".join(part for part in (row["blamed_device"], *known) if part)
+    return (
+        f"rank {row['blamed_rank']} on {row['blamed_host']} ({device}){more}, "
+        f"{milliseconds(row['blame_s'])} ms a step, {row['blame_kind']}, {row['blame_cause']}"
+    )
 
 
 def _memory(rows: Sequence[Row]) -> str:

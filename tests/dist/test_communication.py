@@ -13,6 +13,8 @@ import pytest
 from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import registry
+from andromeda_scale.analysis.blame import MIN_STEPS, blame, lateness
+from andromeda_scale.analysis.breakdown import SERIES
 from andromeda_scale.cost.comm import CommunicationBytes, bytes_per_step
 from andromeda_scale.training import Train
 from andromeda_scale.world import World
@@ -165,11 +167,16 @@ def test_what_was_asked_and_what_gloo_ran_are_both_named(
 def test_the_classes_of_a_step_are_disjoint_and_complete(
     strategy: str, profiled: Callable[[str], list[list[Line]]]
 ) -> None:
+    of_ranks = [communication(lines) for lines in profiled(strategy)]
+    charged, waited = (
+        [np.array(found[name]) for found in of_ranks] for name in ("charged_s", "exposed_wait_s")
+    )
     for lines in profiled(strategy):
         found = {k: np.array(v) for k, v in communication(lines).items() if k.endswith("_s")}
         assert {len(series) for series in found.values()} == {4}
         assert all((series >= 0).all() for series in found.values())
         assert sum(found[name] for name in CLASSES) == pytest.approx(found["step_s"])
+        assert sum(charged) == pytest.approx(sum(waited))
         exposed = found["exposed_wait_s"] + found["exposed_transfer_s"]
         assert found["comm_exposed_s"] == pytest.approx(exposed)
         overlapped = found["comm_total_s"] - found["comm_exposed_s"]
@@ -209,10 +216,18 @@ def test_one_rank_communicates_nothing(run_case: RunCase) -> None:
 
 
 def run_planted(group: Group, target: Callable[..., None], *args: Any) -> list[dict[str, Any]]:
-    settings = PROFILED | {"measure": {"steps": 1, "profile_steps": 9}}
+    settings = PROFILED | {"measure": {"steps": 1, "profile_steps": MIN_STEPS}}
     specs = group.specs(tiny_case("ddp", **settings), 2)
     group.run(target, [(spec, *args) for spec in specs])
     return [communication(read_lines(Path(spec.record_path))) for spec in specs]
+
+
+def blamed(*ranks: dict[str, Any]) -> tuple[int, str, str]:
+    """The one rank that the records of all ranks blame."""
+    series = {name: np.array([found[name] for found in ranks]) for name in (*SERIES, "charged_s")}
+    (one,) = blame(series, None).blamed
+    assert one.late_s == pytest.approx(np.median(lateness(series)[one.rank]))
+    return one.rank, one.kind, one.cause
 
 
 def test_planted_compute_is_compute_there_and_waiting_elsewhere(group: Group) -> None:
@@ -221,6 +236,7 @@ def test_planted_compute_is_compute_there_and_waiting_elsewhere(group: Group) ->
     assert 0.6 * planted.PLANTED_S < median["compute_s"] < 1.6 * planted.PLANTED_S
     assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
     assert np.median(slow["exposed_wait_s"]) < 0.3 * planted.PLANTED_S
+    assert blamed(fast, slow) == (planted.SLOW_RANK, "persistent", "compute")
 
 
 def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(group: Group) -> None:
@@ -229,6 +245,7 @@ def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(group: Group) 
     assert abs(median["compute_s"]) < 0.3 * planted.PLANTED_S
     assert 0.6 * planted.PLANTED_S < median["host_s"] < 1.6 * planted.PLANTED_S
     assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
+    assert blamed(fast, slow) == (planted.SLOW_RANK, "persistent", "host")
 
 
 def test_ranks_that_never_communicate_are_an_error_not_a_zero(group: Group) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from launch_support import tagged
+from andromeda_scale.merge.blame import COLUMNS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "launch"
 LAUNCHERS = {"torchrun": "torchrun", "accelerate": "accelerate", "deepspeed": "deepspeed"}
@@ -55,9 +56,9 @@ def rows(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(what does not depend on the clock, where there is a value) of results.parquet."""
     table = pd.read_parquet(run_dir / "results.parquet")
     timeless = table.select_dtypes(exclude="float64").drop(
-        columns=["software", "slow_rank", "slow_rank_host", "peak_memory_rank"]
+        columns=["software", *COLUMNS, "peak_memory_rank"]
     )
-    return timeless, table.notna().drop(columns=["slow_rank"])
+    return timeless, table.notna().drop(columns=[*COLUMNS, "blame_s"])
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

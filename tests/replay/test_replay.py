@@ -57,7 +57,7 @@ def test_communication_and_balance_are_of_the_profiled_steps(cases: pd.DataFrame
     assert row["comm_exposed_s"] == pytest.approx(0.04)  # 0.01 waiting + 0.03 transfer
     assert row["comm_exposed_share"] == pytest.approx(0.04 / 0.2)
     assert row["imbalance"] == pytest.approx(0.14 / 0.12 - 1)  # compute of 0.10 and 0.14 s
-    assert (row["slow_rank"], row["slow_rank_host"]) == (1, "node0")  # 24 steps, 20 % of a step
+    assert row["nobody_blamed"] == "no charges recorded"  # its format was older
 
 
 def test_peak_memory_is_the_fullest_ranks(cases: pd.DataFrame) -> None:

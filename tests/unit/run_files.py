@@ -78,6 +78,7 @@ def rank_lines(
     *,
     tokens: int = 128,
     compute_s: list[float] | None = None,
+    charged_s: list[float] | None = None,
     peak_memory_bytes: int = 1000,
     host: str = "node0",
     describe: dict[str, Any] | None = None,
@@ -107,6 +108,8 @@ def rank_lines(
             "comm_exposed_s": [0.04] * num,
             "comm_overlapped_s": [0.01] * num,
         }
+        if charged_s is not None:
+            series["charged_s"] = charged_s
         phases["profile"] = {"communication": series}
     start = {"host": host, "local_rank": rank, "node_rank": 0, "device": "cpu", "threads": 1}
     return [

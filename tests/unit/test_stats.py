@@ -1,4 +1,4 @@
-"""Intervals over launches, imbalance, and when a rank may be called slow."""
+"""Intervals over launches, and imbalance."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from andromeda_scale.analysis.balance import Slowest, imbalance, slow_rank, slowest
+from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import SERIES, additive
 from andromeda_scale.analysis.stats import (
+    holm,
     log_interval,
     log_ratio_interval,
-    mean_interval,
     sign_test,
 )
 from andromeda_scale.analysis.throughput import step_times, throughput
@@ -111,46 +111,10 @@ def test_the_classes_of_a_step_add_up_to_the_longest_rank() -> None:
     assert found["comm_exposed_share"] == pytest.approx(0.875 / 3.75)
 
 
-def _launches(rng: np.random.Generator, num_ranks: int, excess: float = 0.0) -> list[Slowest]:
-    """Three launches of 10 steps whose ranks compute alike but for noise and placement."""
-    found = []
-    for _ in range(3):
-        placement = rng.normal(1.0, 0.03, (num_ranks, 1))
-        compute_s = placement * rng.normal(1.0, 0.02, (num_ranks, 10))
-        compute_s[1] *= 1 + excess
-        result = slowest(compute_s, np.full((num_ranks, 10), 1.5))
-        assert result is not None
-        found.append(result)
-    return found
-
-
-@pytest.mark.parametrize("num_ranks", [2, 8])
-def test_equal_ranks_are_called_slow_in_under_5_percent_of_runs(num_ranks: int) -> None:
-    rng = np.random.default_rng(2)
-    named = sum(slow_rank(_launches(rng, num_ranks), num_ranks) is not None for _ in range(400))
-    assert named <= 0.05 * 400
-
-
-def test_a_rank_half_as_fast_again_is_called_slow() -> None:
-    rng = np.random.default_rng(3)
-    assert [slow_rank(_launches(rng, 4, excess=0.5), 4) for _ in range(20)] == [1] * 20
-
-
-def test_no_rank_is_called_slow_without_evidence() -> None:
-    slow = Slowest(rank=1, excess=0.3, steps_slower=10, num_steps=10)
-    assert slow_rank([slow] * 3, 2) == 1
-    assert slow_rank([slow], 2) is None  # 10 steps
-    assert slow_rank([slow, slow, slow._replace(rank=0)], 2) is None  # another launch, another rank
-    assert slow_rank([slow, slow, slow._replace(excess=0.01)], 2) is None  # too little to matter
-    assert slow_rank([slow._replace(steps_slower=5)] * 3, 2) is None  # half of the steps
-    wide = [slow._replace(excess=excess) for excess in (0.03, 0.9, 0.03)]
-    assert mean_interval([one.excess for one in wide]).low < 0
-    assert slow_rank(wide, 2) is None  # not reproduced between launches
-    assert slow_rank([], 2) is None
-
-
-def test_one_rank_has_nobody_to_be_slower_than() -> None:
-    assert slowest(np.ones((1, 30)), np.ones((1, 30))) is None
+def test_holm_passes_the_smallest_chances_until_one_is_too_large() -> None:
+    # 0.01 < 0.05 / 4, 0.016 < 0.05 / 3, 0.03 > 0.05 / 2: the fourth is not asked
+    assert holm([0.04, 0.01, 0.03, 0.016], 0.05) == [False, True, False, True]
+    assert holm([], 0.05) == []
 
 
 def test_an_interval_too_wide_for_a_float_is_infinite_not_an_error() -> None:

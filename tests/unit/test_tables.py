@@ -32,7 +32,8 @@ def _table(directory: Path, *cases: Case, repeats: int = 3, **status: Any) -> Ta
                     rank,
                     [0.1] * 4,
                     tokens=4 * case.train.micro_batch_size * case.train.seq_len,
-                    compute_s=[0.1 + 0.02 * rank] * 8,
+                    compute_s=[0.1 + 0.02 * rank] * 20,
+                    charged_s=[0.03 * rank] * 20,
                     peak_memory_bytes=2**30,
                 )
             ]
@@ -67,7 +68,8 @@ def test_a_row_shows_every_number_with_its_unit(tmp_path: Path) -> None:
     assert "3 launches a row" in notes
     assert "95 % t interval" in notes
     assert "threads per rank 1" in notes
-    assert "ddp at world 2: rank 1 on node0" in notes
+    assert "ddp at world 2: rank 1 on node0 (cpu), 20.00 ms a step, persistent, compute" in notes
+    assert "no null floor stored" in notes
     assert "MFU" not in notes
 
 

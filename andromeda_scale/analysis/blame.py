@@ -1,0 +1,140 @@
+"""Which ranks the others waited for, beyond chance, and why those were late. No torch.
+
+A step is one piece of evidence. In it a rank is late by what others waited for it less what it
+waited itself: `charged_s - exposed_wait_s`. Everything here is of one launch but `of_launches`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from andromeda_scale.analysis.stats import holm, sign_test
+
+MIN_STEPS = 20  # fewer steps allow no verdict on a rank
+MIN_SHARE = 0.02  # of the step: a smaller delay is not worth naming
+ALPHA = 0.05
+
+# Why nobody is blamed, where there was enough to judge by.
+NOBODY, NO_MAJORITY = "nobody beyond chance", "nobody in most launches"
+ONE_RANK = "one rank"
+
+# The classes of a step in which a rank can be late by its own doing.
+CAUSES = {"compute": "compute_s", "host": "host_s", "data": "data_s"}
+
+Kind = Literal["persistent", "transient"]
+
+
+class Blamed(NamedTuple):
+    """A rank that the others wait for."""
+
+    rank: int
+    late_s: float  # seconds per step, see METRICS["blame_s"]
+    kind: Kind  # late in most steps, or in some
+    cause: str  # a key of CAUSES, or "unexplained"
+
+
+class Verdict(NamedTuple):
+    """Whom one launch blames, the latest first; `why` says why nobody, where that is so."""
+
+    blamed: tuple[Blamed, ...]
+    why: str
+
+
+def lateness(series: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(ranks, steps) seconds by which each rank was late: what it is charged - its own waiting."""
+    late: np.ndarray = series["charged_s"] - series["exposed_wait_s"]
+    return late
+
+
+def late_s(late: np.ndarray) -> np.ndarray:
+    """Per rank, the larger of median (late in most steps) and mean (late in some)."""
+    larger: np.ndarray = np.maximum(np.median(late, axis=1), late.mean(axis=1))
+    return larger
+
+
+def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
+    """Judge a launch from (ranks, steps) seconds by name, and the null floor stored for it.
+
+    A rank is blamed if the median of its lateness (persistent), or else the mean (transient), is
+    above max(MIN_SHARE of the step, floor) and a sign test over the steps in which it is off by
+    more than that passes Holm over the ranks.
+    """
+    num_ranks, num_steps = series["step_s"].shape
+    if num_ranks < 2:
+        return Verdict((), ONE_RANK)
+    if "charged_s" not in series:
+        return Verdict((), "no charges recorded")
+    if num_steps < MIN_STEPS:
+        return Verdict((), f"too few steps: {num_steps}, {MIN_STEPS} are needed")
+    late = lateness(series)
+    limit = limit_s(series, floor_s)
+    medians, means = np.median(late, axis=1), late.mean(axis=1)
+    chances = [
+        sign_test(int((one > limit).sum()), int((np.abs(one) > limit).sum())) for one in late
+    ]
+    beyond = np.array(holm(chances, ALPHA)) & (np.maximum(medians, means) > limit)
+    ranks = np.flatnonzero(beyond).tolist()
+    others = np.flatnonzero(~beyond)
+    found = [
+        Blamed(
+            rank,
+            float(medians[rank] if medians[rank] > limit else means[rank]),
+            "persistent" if medians[rank] > limit else "transient",
+            _cause(series, rank, others, late[rank] > limit),
+        )
+        for rank in ranks
+    ]
+    why = "" if found else NOBODY
+    return Verdict(tuple(sorted(found, key=lambda one: -one.late_s)), why)
+
+
+def limit_s(series: Mapping[str, np.ndarray], floor_s: float | None) -> float:
+    """Seconds per step by which a rank must be late to be worth naming."""
+    return max(MIN_SHARE * float(series["step_s"].max(axis=0).mean()), floor_s or 0.0)
+
+
+def _cause(series: Mapping[str, np.ndarray], rank: int, others: np.ndarray, at: np.ndarray) -> str:
+    """The class of its own step by which it exceeds the others' median most, where it was late."""
+    excess = {
+        cause: float(
+            np.mean(series[name][rank, at] - np.median(series[name][others][:, at], axis=0))
+        )
+        for cause, name in CAUSES.items()
+    }
+    most = max(excess, key=lambda cause: excess[cause])
+    return most if excess[most] > 0 else "unexplained"
+
+
+def of_launches(verdicts: Sequence[Verdict]) -> Verdict:
+    """What most launches say: a rank is blamed if more than half of them blame it.
+
+    Each launch places its processes anew, so one launch's rank may be an accident. Seconds are the
+    mean over the launches that blame it, kind and cause what most of these say.
+    """
+    found: dict[int, list[Blamed]] = {}
+    for one in (one for verdict in verdicts for one in verdict.blamed):
+        found.setdefault(one.rank, []).append(one)
+    agreed = [
+        Blamed(
+            rank,
+            float(np.mean([one.late_s for one in those])),
+            Counter(one.kind for one in those).most_common(1)[0][0],
+            Counter(one.cause for one in those).most_common(1)[0][0],
+        )
+        for rank, those in found.items()
+        if 2 * len(those) > len(verdicts)
+    ]
+    return Verdict(tuple(sorted(agreed, key=lambda one: -one.late_s)), _why(verdicts, agreed))
+
+
+def _why(verdicts: Sequence[Verdict], agreed: Sequence[Blamed]) -> str:
+    if agreed:
+        return ""
+    reasons = dict.fromkeys(verdict.why for verdict in verdicts if not verdict.blamed)
+    if len(reasons) == 1 and not any(verdict.blamed for verdict in verdicts):
+        return next(iter(reasons))
+    return NO_MAJORITY

@@ -1,0 +1,99 @@
+"""Whom the others waited for: the verdict of each launch, with place and state of the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from andromeda_scale import calibration
+from andromeda_scale.analysis.blame import Verdict, blame, of_launches
+from andromeda_scale.merge.ranks import RankTable
+from andromeda_scale.merge.values import number
+
+Row = dict[str, Any]
+
+# Of the blamed rank's GPU: column -> the rank's, from the samples of its measured window.
+READINGS = {
+    "blamed_clock_mhz": "sm_clock_mhz",
+    "blamed_temperature_c": "temperature_c",
+    "blamed_power_w": "sampled_power_w",
+}
+COLUMNS: dict[str, str] = {
+    "blamed_rank": "Int64",  # the one that the others wait for most; empty: nobody
+    "blamed_ranks": "str",  # all of them, the latest first
+    "blame_kind": "str",  # persistent: late in most steps; transient: in some
+    "blame_cause": "str",  # compute, host, data: what took longer than on ranks not blamed
+    "blamed_host": "str",
+    "blamed_device": "str",  # CUDA: its UUID
+    "nobody_blamed": "str",  # why
+}
+
+
+@dataclass(frozen=True)
+class LaunchBlame:
+    """The verdict of a launch, and host, device and READINGS of each rank it blames."""
+
+    verdict: Verdict
+    places: Mapping[int, Row]
+
+
+def floor_s(calibration: Mapping[str, Any], device: str, world_size: int) -> float | None:
+    """The null floor stored for this kind of device and world; None without one."""
+    floors = calibration.get("floors")
+    entry = floors.get(f"{device}/{world_size}") if isinstance(floors, dict) else None
+    found = number(entry, "blame_s")
+    return None if math.isnan(found) else found
+
+
+def of_launch(run_dir: Path, device: str, table: RankTable) -> Row:
+    """COLUMNS and metrics of one launch with profiled steps, and `blame`: its LaunchBlame."""
+    floor = floor_s(calibration.read(run_dir / calibration.FILE), device, len(table.frame))
+    verdict = blame(table.profile, floor)
+    places = {one.rank: _place(table.frame, one.rank) for one in verdict.blamed}
+    found = LaunchBlame(verdict, places)
+    return {"blame": found, "blame_floor_s": floor, **_columns(verdict, [found])}
+
+
+def case_columns(launches: Sequence[LaunchBlame]) -> Row:
+    """COLUMNS and metrics of a case: what most of its launches say."""
+    return _columns(of_launches([one.verdict for one in launches]), launches)
+
+
+def _columns(verdict: Verdict, launches: Sequence[LaunchBlame]) -> Row:
+    if not verdict.blamed:
+        return {"nobody_blamed": verdict.why, **dict.fromkeys(("blame_s", *READINGS))}
+    first = verdict.blamed[0]
+    places = [one.places[first.rank] for one in launches if first.rank in one.places]
+    readings = {name: [place[name] for place in places] for name in READINGS}
+    return {
+        "blamed_rank": first.rank,
+        "blamed_ranks": ", ".join(str(one.rank) for one in verdict.blamed),
+        "blame_s": first.late_s,
+        "blame_kind": first.kind,
+        "blame_cause": first.cause,
+        **{
+            name: ", ".join(dict.fromkeys(place[name] for place in places if place[name]))
+            for name in ("blamed_host", "blamed_device")
+        },
+        **{name: _mean(values) for name, values in readings.items()},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _place(frame: pd.DataFrame, rank: int) -> Row:
+    row = frame.iloc[rank]
+    return {
+        "blamed_host": row["host"],
+        "blamed_device": row["device_uuid"] or row["device"],
+        **{name: None if pd.isna(row[of]) else float(row[of]) for name, of in READINGS.items()},
+    }
