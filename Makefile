@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 bench: $(VENV)/.installed
 	$(BIN)/andromeda-scale run $(SUITE) $(ARGS)
 
-test: $(VENV)/.installed-test lint
-	$(BIN)/pytest tests $(ARGS)
+test: test-fast lint
+	$(BIN)/pytest tests --ignore tests/unit --ignore tests/replay $(ARGS)
 
 # Every combination too: what is marked thorough is left out of `make test`, which has 15 minutes.
 test-thorough: $(VENV)/.installed-test
@@ -20,7 +20,7 @@ test-thorough: $(VENV)/.installed-test
 
 # No process group, no sub-minute waits: run it after every edit.
 test-fast: $(VENV)/.installed-test
-	$(BIN)/pytest tests/unit tests/replay $(ARGS)
+	$(BIN)/pytest -n 2 tests/unit tests/replay $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

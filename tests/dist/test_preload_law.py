@@ -9,10 +9,8 @@ import sys
 from typing import Any
 
 import pytest
-from planning import measured, plan
 
 from andromeda_scale import registry
-from andromeda_scale.config import Case
 from andromeda_scale.launch import preload
 
 # Imports torch, notes what that alone leaves, then does the forkserver's imports under a mode that
@@ -100,18 +98,6 @@ def test_preloads_import_what_a_rank_needs(found: dict[str, Any]) -> None:
     assert found["failed"] == {}
     assert {*preload.MODULES, *every_module()} <= set(found["imported"])
     assert {"deepspeed", "accelerate", "transformers.modeling_utils"} <= set(every_module())
-
-
-def test_a_sweep_imports_what_its_cases_need_and_no_more() -> None:
-    def case(**keys: str) -> Case:
-        return measured(plan(**keys))[0][0]
-
-    plain, zero = case(), case(strategy="zero3")
-    assert preload.modules_of([plain]) == ()
-    by_accelerate = preload.modules_of([plain, case(driver="accelerate")])
-    assert by_accelerate == ("accelerate",)
-    assert set(registry.load("strategy", "zero3").preload) == set(preload.modules_of([plain, zero]))
-    assert "transformers" in preload.modules_of([case(strategy="zero3", driver="accelerate")])
 
 
 def test_preloads_compute_nothing(found: dict[str, Any]) -> None:
