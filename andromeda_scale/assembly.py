@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from andromeda_scale import registry
-from andromeda_scale.data import Batches
+from andromeda_scale import faults, planting, registry
+from andromeda_scale.data import Batches, Source
 from andromeda_scale.failures import Invalid, UnavailableHere
 from andromeda_scale.planned import RankSpec
+from andromeda_scale.prefetch import Prefetched
 
 
 def make_strategy(spec: RankSpec) -> Any:
@@ -49,4 +50,11 @@ def make_batches(spec: RankSpec, vocab_size: int) -> Batches:
         rank=spec.rank,
         world_size=spec.world_size,
         seed=spec.case.seed,
+        uneven=faults.uneven(spec.case.faults, train.micro_batch_size),
     )
+
+
+def make_source(spec: RankSpec, batches: Batches) -> Source:
+    """Where the training step finds them: read when asked for, or ahead by a thread."""
+    source, ahead = planting.slowed(batches, spec), spec.case.data.prefetch
+    return Prefetched(source, ahead, spec.case.train.grad_accum) if ahead else source

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from andromeda_scale import faults as planted
+from andromeda_scale.faults import Fault
 from andromeda_scale.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Steps
 from andromeda_scale.secret import is_secret
 from andromeda_scale.training import Train
@@ -68,6 +70,7 @@ class Data(Schema):
     # Text (read as bytes), or token shards: .npy, .bin (uint16). One path need be no list.
     files: Files = ()
     tokenizer: str | None = None  # a tokenizer.json: text is cut into its tokens, not into bytes
+    prefetch: Annotated[int, Field(ge=0, le=10**4)] = 0  # micro-batches that a thread reads ahead
 
     @model_validator(mode="after")
     def _files_are_the_source(self) -> Data:
@@ -161,6 +164,14 @@ class Settings(Schema):
     # CPU; null: cores / largest world
     threads_per_rank: Annotated[int, Field(gt=0, le=10**4)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    faults: tuple[Fault, ...] = ()  # planted truths
+
+    @model_validator(mode="after")
+    def _faults_can_be_planted(self) -> Settings:
+        steps = self.measure.warmup.min_steps + self.measure.steps + self.measure.profile_steps
+        if wrong := planted.conflict(self.faults, self.parity, steps):
+            raise ValueError(wrong)
+        return self
 
 
 class Suite(Settings):
@@ -259,7 +270,11 @@ class Case(Settings):
     @property
     def global_batch_size(self) -> int:
         """Sequences per step over all ranks."""
-        return self.train.micro_batch_size * self.train.grad_accum * self.world.size
+        size = self.train.micro_batch_size
+        uneven = planted.uneven(self.faults, size)
+        return (sum(uneven.values()) + (self.world.size - len(uneven)) * size) * (
+            self.train.grad_accum
+        )
 
     @property
     def case_id(self) -> str:

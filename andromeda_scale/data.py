@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import math
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +81,21 @@ def _check_length(num_tokens: int, seq_len: int) -> None:
         )
 
 
+class Source(Protocol):
+    """Where a training step finds its batches."""
+
+    global_tokens: int  # of a step, over all ranks
+
+    def micro_batch(self, step: int, index: int) -> tuple[Ids, Ids]:
+        """(tokens, labels), each (micro_batch_size, seq_len) int64, of micro-batch `index`."""
+        ...
+
+
 class Batches:
     """The micro-batches of one rank.
 
-    micro_batch_size: sequences per rank and micro-batch; grad_accum: micro-batches per step.
+    micro_batch_size: sequences per rank and micro-batch; grad_accum: micro-batches per step;
+    uneven: the sequences of ranks that have others.
     """
 
     def __init__(
@@ -97,13 +109,15 @@ class Batches:
         rank: int,
         world_size: int,
         seed: int,
+        uneven: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        self.global_batch_size = micro_batch_size * grad_accum * world_size
-        self.local_tokens = micro_batch_size * grad_accum * seq_len
+        sizes = [uneven.get(one, micro_batch_size) for one in range(world_size)]
+        self._over_ranks = sum(sizes)  # sequences of a micro-batch
+        self._before = sum(sizes[:rank])  # of these, on the ranks before this one
+        self._size = sizes[rank]
+        self.global_batch_size = self._over_ranks * grad_accum
+        self.local_tokens = self._size * grad_accum * seq_len
         self.global_tokens = self.global_batch_size * seq_len
-        self._micro_batch_size = micro_batch_size
-        self._rank = rank
-        self._world_size = world_size
         self._sequences: _RandomIds | _Windows
         if data.source == "random":
             self._sequences = _RandomIds(vocab_size, seq_len, seed)
@@ -111,10 +125,8 @@ class Batches:
             self._sequences = _Windows(_parts(data), seq_len, seed)
 
     def micro_batch(self, step: int, index: int) -> tuple[Ids, Ids]:
-        """(tokens, labels), each (micro_batch_size, seq_len) int64, of micro-batch `index`."""
-        size = self._micro_batch_size
-        first = step * self.global_batch_size + (index * self._world_size + self._rank) * size
-        rows = np.stack([self._sequences[k] for k in range(first, first + size)])
+        first = step * self.global_batch_size + index * self._over_ranks + self._before
+        rows = np.stack([self._sequences[k] for k in range(first, first + self._size)])
         return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
     def fingerprint(self, num_steps: int) -> str:

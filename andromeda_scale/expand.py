@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from andromeda_scale import faults
 from andromeda_scale.config import Case, Settings, Strong, Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.model_file import resolve_model, short
@@ -99,7 +100,7 @@ def _points(
                 regime="strong" if isinstance(point.scaling, Strong) else "weak",
                 env={k: v for k, v in point.env.items() if isinstance(v, str)},
             )
-            yield Point(case, skip or strategy_skip(case))
+            yield Point(case, skip or strategy_skip(case) or faults.world_skip(case.faults, world))
 
 
 def _at_point(where: Where, at: str, key: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,7 @@ class FirstSteps:
         self._taken: list[Tensor] = []  # norms of the window under way, on the device
         self._losses: list[float] = []  # of the global batch, from step 0
         self._norms: list[float | None] = []
+        self._odd: list[int] = []  # ranks whose own loss is not finite in the first such step
         if self._compared:
             rate = parity.learning_rate(num_parameters, self._train.optimizer.name)
             self._set_learning_rate(rate)
@@ -65,6 +67,7 @@ class FirstSteps:
         }
         self._taken.clear()
         everyone = self._gather(mine)
+        self._odd = self._odd or parity.not_finite(everyone)
         left = max(parity.PARITY_STEPS - len(self._losses), 0)
         self._losses += parity.mean_losses(everyone)
         self._norms += parity.norms(everyone)
@@ -76,7 +79,7 @@ class FirstSteps:
 
     def mismatch(self) -> parity.Mismatch | None:
         """The first step that is not the reference's, or not finite; the same on every rank."""
-        return parity.compare(
+        found = parity.compare(
             parity.Seen(self._losses, self._norms),
             self._spec.reference,
             self._train.precision,
@@ -84,6 +87,9 @@ class FirstSteps:
             world_size=self._spec.world_size,
             grad_accum=self._train.grad_accum,
         )
+        if found is not None and not found.remark and 0 < len(self._odd) < self._spec.world_size:
+            return replace(found, remark=f"that of rank {', '.join(map(str, self._odd))}")
+        return found
 
     def _difference(self) -> dict[str, Any]:
         """How far the steps up to now are from the reference's, and by what they are judged."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from andromeda_scale import faults
 from andromeda_scale.config import Case, StrategySpec
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
@@ -113,7 +114,7 @@ def refusal(case: Case, device: Device) -> str | None:
         reason = strategy.refuses(options, case.train, case.world, device)
     if reason is None and case.driver != "native":
         reason = load("driver", case.driver).refuses(strategy, case.train, case.world, device)
-    return reason
+    return reason or faults.refusal(case.faults, device)
 
 
 def _device(case: Case, machine: Machine) -> tuple[Device, str | None]:

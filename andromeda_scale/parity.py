@@ -160,6 +160,14 @@ def mean_losses(per_rank: Sequence[dict[str, Any]]) -> tuple[float, ...]:
     )
 
 
+def not_finite(per_rank: Sequence[dict[str, Any]]) -> list[int]:
+    """The ranks whose own loss is not finite in the first step that has one; empty without."""
+    for sums in zip(*(r["loss_sum"] for r in per_rank), strict=True):
+        if ranks := [rank for rank, one in enumerate(sums) if not math.isfinite(one)]:
+            return ranks
+    return []
+
+
 def norms(per_rank: Sequence[dict[str, Any]]) -> tuple[float | None, ...]:
     """The gradient norm at each step, None where it is not finite on some rank.
 

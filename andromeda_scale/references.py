@@ -26,7 +26,7 @@ def reference_of(case: Case, device: Device) -> Case:
     return Case(
         model_name=case.model_name,
         model=case.model,
-        data=case.data,
+        data=case.data.model_copy(update={"prefetch": 0}),
         train=case.train.model_copy(update={"grad_accum": grad_accum}),
         seed=case.seed,
         env=case.env,
@@ -63,5 +63,7 @@ def shallow_of(case: Case, device: Device) -> Case:
         "fallback": "none",
         "regime": "weak",
         "parity": "off",
+        "data": case.data.model_copy(update={"prefetch": 0}),
+        "faults": (),
     }
     return case.model_copy(update=changes)

@@ -48,10 +48,13 @@ def text(value: Any) -> str:
     """A value as one writes it in a suite; {name: sgd, momentum: 0.9} as sgd momentum=0.9."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        return ", ".join(map(text, value))
     if isinstance(value, Mapping):
         given = {key: text(inner) for key, inner in value.items() if inner is not None}
-        if "name" in given:
-            return " ".join((given.pop("name"), options(given))).strip()
+        for named in ("name", "kind"):
+            if named in given:
+                return " ".join((given.pop(named), options(given))).strip()
         return f"{{{', '.join(f'{key}: {inner}' for key, inner in given.items())}}}"
     return json.dumps(value)
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from andromeda_scale.data import Batches
+    from andromeda_scale.data import Source
+    from andromeda_scale.planting import Planted
     from andromeda_scale.runtime import Runtime
     from andromeda_scale.strategies.base import Strategy, TrainState
     from andromeda_scale.training import Train
@@ -36,11 +37,17 @@ class TrainStep:
 
     The gradient of a step is that of the mean loss per token of the global batch. Strategies
     average over ranks, so each micro-batch's summed loss is scaled by ranks / global tokens.
-    Nothing here waits for the device.
+    Nothing here waits for the device. `planted`: what the suite's faults do to this rank.
     """
 
     def __init__(
-        self, strategy: Strategy, state: TrainState, batches: Batches, train: Train, rt: Runtime
+        self,
+        strategy: Strategy,
+        state: TrainState,
+        batches: Source,
+        train: Train,
+        rt: Runtime,
+        planted: Planted | None = None,
     ) -> None:
         self._strategy = strategy
         self._state = state
@@ -48,6 +55,7 @@ class TrainStep:
         self._train = train
         self._device = rt.device
         self._scale = rt.world_size / batches.global_tokens
+        self._planted = planted
 
     def __call__(
         self,
@@ -80,6 +88,8 @@ class TrainStep:
                 )
             last = index == self._train.grad_accum - 1
             with mark("forward"), torch.set_grad_enabled(self._train.mode != "forward"):
+                if self._planted is not None and index == 0:
+                    self._planted.before_forward(step)
                 loss_sum, count = self._strategy.forward(
                     self._state, tokens, labels, last_micro_batch=last
                 )

@@ -97,7 +97,7 @@ def _paragraph(
     key = ".".join(part for part in (prefix, inner) if part)
     problem, remedy = _problem_and_remedy(schema, details, inner)
     # Our own validators look at several keys at once and name the one to change: "key: problem".
-    own_key = re.match(r"([\w.]+): ", problem) if details["type"] == "value_error" else None
+    own_key = re.match(r"([\w.\[\]]+): ", problem) if details["type"] == "value_error" else None
     if own_key:
         key = f"{key}.{own_key[1]}" if key else own_key[1]
         problem = problem.removeprefix(own_key[0])
@@ -161,6 +161,12 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "")
         return f"{shown} is not known", f"use {allowed}"
+    if kind == "union_tag_invalid":
+        allowed = context["expected_tags"].replace("'", "")
+        return f"{context['tag']!r} is not known", f"use {allowed}"
+    if kind == "union_tag_not_found":
+        discriminator = context["discriminator"].strip("'")
+        return f"{shown} has no {discriminator}", f"add {discriminator}: ..."
     if kind in ("too_short", "string_too_short"):
         return "is empty", "give at least one" if kind == "too_short" else "write one"
     if kind == "value_error":

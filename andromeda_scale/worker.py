@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from andromeda_scale import parity, runtime, warmup
-from andromeda_scale.assembly import make_batches, make_strategy
+from andromeda_scale.assembly import make_batches, make_source, make_strategy
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
@@ -23,6 +23,7 @@ from andromeda_scale.failures import Diverged, Invalid, end_of
 from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
+from andromeda_scale.planting import Planted
 from andromeda_scale.precision import POLICIES
 from andromeda_scale.readback import (
     attention_ops,
@@ -116,15 +117,26 @@ class Worker:
             values["setup"] = seconds
             values["model"] = {"num_parameters": factory.num_parameters}
             values["data"] = self._fingerprint(batches)
+            planted = self._plant() if case.faults else None
             gc.collect()
             gc.freeze()
-        self._step = TrainStep(self._strategy, self._state, batches, case.train, self._runtime)
+        source = make_source(spec, batches)
+        self._step = TrainStep(
+            self._strategy, self._state, source, case.train, self._runtime, planted
+        )
         self._clock = StepTime(self._runtime.device)
         self._first = FirstSteps(
             spec, self._strategy, self._state, factory.num_parameters, self._control.gather
         )
         self._read_back()
         self._verify()
+
+    def _plant(self) -> Planted:
+        def parameters() -> list[torch.Tensor]:
+            found: list[torch.Tensor] = self._strategy.states(self._state)["parameters"]
+            return found
+
+        return Planted(self._spec, self._runtime, parameters, self._control.gather)
 
     def _fingerprint(self, batches: Batches) -> dict[str, Any]:
         """Hash of the first global batches: equal for every strategy; rank 0 is enough."""

@@ -32,6 +32,9 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
         for row in rows
         if row["mixed"]
     ]
+    planted = dict.fromkeys(row["faults"] for row in rows if has(row, "faults"))
+    if planted and "faults" not in axes:
+        notes.append(f"planted in every row: {'; '.join(planted)}")
     notes += [f"problem: {problem}" for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         notes.append(f"and {len(problems) - MAX_PROBLEMS} more problems, in results.parquet")

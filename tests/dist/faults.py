@@ -13,7 +13,6 @@ from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 from andromeda_scale.strategies.native import Native
-from andromeda_scale.train_step import TrainStep
 
 WRONG_RANK = 1
 
@@ -66,19 +65,6 @@ def mask_shifted(by: int) -> Callable[[RankSpec], None]:
     return plant
 
 
-def not_a_number(spec: RankSpec) -> None:
-    """The gradients of step 2 are NaN on one rank, and with them every weight."""
-    step = TrainStep.__call__
-
-    def broken(self: Any, number: int, *args: Any) -> Any:
-        result = step(self, number, *args)
-        if number == 1 and spec.rank == WRONG_RANK:
-            next(iter(self._state.module.parameters())).data.fill_(float("nan"))
-        return result
-
-    TrainStep.__call__ = broken  # type: ignore[method-assign]
-
-
 FAULTS: dict[str, Callable[[RankSpec], None]] = {
     "not reduced": gradients_not_reduced,
     "twice": gradients_times(2.0),
@@ -89,7 +75,6 @@ FAULTS: dict[str, Callable[[RankSpec], None]] = {
     "other weights": weights_of_another_seed,
     "mask + 1": mask_shifted(1),
     "mask - 1": mask_shifted(-1),
-    "nan": not_a_number,
 }
 
 

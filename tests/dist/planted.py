@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,24 +12,7 @@ from andromeda_scale import worker
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
-PLANTED_S = 0.06
 PLANTED_BYTES = 256 * 2**20  # far above what first steps leave behind
-SLOW_RANK = 1
-
-
-def compute() -> None:
-    """Real matrix products for PLANTED_S."""
-    import torch
-
-    a = torch.ones(128, 128)
-    end = time.perf_counter() + PLANTED_S
-    while time.perf_counter() < end:
-        torch.mm(a, a)
-
-
-def sleep() -> None:
-    """A host that is late without computing."""
-    time.sleep(PLANTED_S)
 
 
 def memory() -> None:
@@ -38,17 +20,6 @@ def memory() -> None:
     import torch
 
     torch.ones(PLANTED_BYTES, dtype=torch.uint8)
-
-
-def slow_rank(spec: RankSpec, plant: Callable[[], None]) -> None:
-    """The worker; SLOW_RANK does `plant` in every forward."""
-
-    def before_forward(_: Any) -> AbstractContextManager[None]:
-        if spec.rank == SLOW_RANK:
-            plant()
-        return nullcontext()
-
-    _run(spec, before_forward)
 
 
 def first_step(spec: RankSpec, plant: Callable[[], None]) -> None:

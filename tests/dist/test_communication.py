@@ -43,6 +43,7 @@ BLOCK = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
 ROOT = 2 * 256 * 32 + 32
 P = 2 * BLOCK + ROOT
 NUM_PARAMETER_TENSORS = 2 * 9 + 3
+LATE_S = 0.06
 
 
 def communication(lines: list[Line]) -> dict[str, Any]:
@@ -215,11 +216,11 @@ def test_one_rank_communicates_nothing(run_case: RunCase) -> None:
     assert found["comm_total_s"] == [0.0] * 4
 
 
-def run_planted(group: Group, target: Callable[..., None], *args: Any) -> list[dict[str, Any]]:
+def run_slow(run_case: RunCase, kind: str) -> list[dict[str, Any]]:
+    """What two ranks of ddp found when rank 1 was late by LATE_S in every step."""
+    planted = [{"kind": kind, "rank": 1, "delay_s": LATE_S}]
     settings = PROFILED | {"measure": {"steps": 1, "profile_steps": MIN_STEPS}}
-    specs = group.specs(tiny_case("ddp", **settings), 2)
-    group.run(target, [(spec, *args) for spec in specs])
-    return [communication(read_lines(Path(spec.record_path))) for spec in specs]
+    return [communication(lines) for lines in run_case(tiny_case("ddp", faults=planted, **settings), 2)]
 
 
 def blamed(*ranks: dict[str, Any]) -> tuple[int, str, str]:
@@ -230,27 +231,29 @@ def blamed(*ranks: dict[str, Any]) -> tuple[int, str, str]:
     return one.rank, one.kind, one.cause
 
 
-def test_planted_compute_is_compute_there_and_waiting_elsewhere(group: Group) -> None:
-    fast, slow = run_planted(group, planted.slow_rank, planted.compute)
+def test_planted_compute_is_compute_there_and_waiting_elsewhere(run_case: RunCase) -> None:
+    fast, slow = run_slow(run_case, "compute")
     median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
-    assert 0.6 * planted.PLANTED_S < median["compute_s"] < 1.6 * planted.PLANTED_S
-    assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
-    assert np.median(slow["exposed_wait_s"]) < 0.3 * planted.PLANTED_S
-    assert blamed(fast, slow) == (planted.SLOW_RANK, "persistent", "compute")
+    assert 0.6 * LATE_S < median["compute_s"] < 1.6 * LATE_S
+    assert 0.6 * LATE_S < np.median(fast["exposed_wait_s"]) < 1.6 * LATE_S
+    assert np.median(slow["exposed_wait_s"]) < 0.3 * LATE_S
+    assert blamed(fast, slow) == (1, "persistent", "compute")
 
 
-def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(group: Group) -> None:
-    fast, slow = run_planted(group, planted.slow_rank, planted.sleep)
+def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(run_case: RunCase) -> None:
+    fast, slow = run_slow(run_case, "host")
     median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
-    assert abs(median["compute_s"]) < 0.3 * planted.PLANTED_S
-    assert 0.6 * planted.PLANTED_S < median["host_s"] < 1.6 * planted.PLANTED_S
-    assert 0.6 * planted.PLANTED_S < np.median(fast["exposed_wait_s"]) < 1.6 * planted.PLANTED_S
-    assert blamed(fast, slow) == (planted.SLOW_RANK, "persistent", "host")
+    assert abs(median["compute_s"]) < 0.3 * LATE_S
+    assert 0.6 * LATE_S < median["host_s"] < 1.6 * LATE_S
+    assert 0.6 * LATE_S < np.median(fast["exposed_wait_s"]) < 1.6 * LATE_S
+    assert blamed(fast, slow) == (1, "persistent", "host")
 
 
 def test_ranks_that_never_communicate_are_an_error_not_a_zero(group: Group) -> None:
-    for found in run_planted(group, planted.silent):
-        assert "no collective" in found["error"]
+    specs = group.specs(tiny_case("ddp", **PROFILED), 2)
+    group.run(planted.silent, [(spec,) for spec in specs])
+    for spec in specs:
+        assert "no collective" in communication(read_lines(Path(spec.record_path)))["error"]
 
 
 def test_forward_alone_of_replicas_needs_no_collective(run_case: RunCase) -> None:

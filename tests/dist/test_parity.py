@@ -12,6 +12,7 @@ import pytest
 from group import LLAMA, Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import parity
+from andromeda_scale.faults import NotANumber
 from andromeda_scale.config import Measure
 from andromeda_scale.precision import refusal
 
@@ -139,11 +140,14 @@ def test_a_factor_on_gradients_is_named(
 
 
 def test_a_norm_that_is_not_finite_at_step_2_is_diverged_by_its_loss(
-    group: Group, reference: Reference
+    run_case: RunCase, reference: Reference
 ) -> None:
-    for lines in run_fault(group, "nan", "ddp", reference("fp32"), "fp32"):
+    case, world_size = spread_case("ddp", "fp32")
+    planted = (NotANumber(kind="nan", rank=1, step=2),)
+    case = case.model_copy(update={"faults": planted})
+    for lines in run_case(case, world_size, reference=reference("fp32")):
         assert end(lines)["status"] == "diverged"
-        assert end(lines)["cause"] == "loss nan at step 2 is not finite"
+        assert end(lines)["cause"] == "loss nan at step 2 is not finite: that of rank 1"
 
 
 def run_fault(
