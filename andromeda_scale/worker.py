@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,8 +221,8 @@ class Worker:
             self.description["attention"]["ops"] = ran()
         self._verify()
 
-    def _one_more_step(self) -> None:
-        self._step(self._next_step)
+    def _one_more_step(self, mark: Mark) -> None:
+        self._step(self._next_step, mark)
         self._next_step += 1
 
     def _read_back(self) -> None:
@@ -265,6 +266,7 @@ class Worker:
             state=self._state,
             gather=lambda value: self._control.gather(value),
             step=self._one_more_step,
+            directory=Path(self._spec.record_path).parent,
         )
         values: dict[str, Any] = {}
         started = time.monotonic() if started is None else started

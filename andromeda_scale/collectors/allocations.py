@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 _MEMORY = "[memory]"  # the name of the profiler's events that are allocations
+_MARK = "andromeda::"  # of the worker's ranges, and then the part
+
+
+class Allocated(NamedTuple):
+    """Bytes of torch's allocator while it was watched."""
+
+    peak: int
+    at_start: int
+    parts: dict[str, int]  # the peak within each of the worker's ranges, by name
 
 
 class CpuAllocations:
@@ -39,25 +48,44 @@ class CpuAllocations:
         self._profiler = profile(use_kineto=True, profile_memory=True)
         self._profiler.__enter__()  # type: ignore[no-untyped-call]
 
-    def stop(self, hidden: int = 0) -> int:
+    def stop(self, hidden: int = 0) -> Allocated:
         """The most bytes that were held at once, those alive at the start included."""
-        above = self._above()
+        times, above, ranges = self._trace()
         change = int(above[-1]) if len(above) else 0
         kept = sum(size for storage, size in self._before if not storage.expired())
         freed = sum(size for _, size in self._before) - kept
         # Of what was freed the profiler reports what came under a profiler before this one.
         reported = min(max(self.alive_bytes() - kept - change, 0), freed)
-        return hidden + kept + reported + max(0, int(above.max(initial=0)))
+        always = hidden + kept + reported
+        parts: dict[str, int] = {}
+        for name, start, end in ranges:
+            first, last = np.searchsorted(times, (start, end))
+            within = above[max(first - 1, 0) : last]  # what was held when it began is in it
+            most = always + max(0, int(within.max(initial=0)))
+            parts[name] = max(parts.get(name, 0), most)
+        return Allocated(
+            peak=always + max(0, int(above.max(initial=0))),
+            at_start=hidden + kept + freed,
+            parts=parts,
+        )
 
-    def _above(self) -> np.ndarray:
-        """Bytes held above those alive at the start, after every allocation and release."""
+    def _trace(self) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, int]]]:
+        """Times of every allocation and release, bytes held after each above those at the start,
+        and the worker's ranges: (part, start, end) in the same nanoseconds."""
         self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         result: Any = self._profiler.kineto_results
         del self._profiler
-        found = [event for event in result.events() if event.name() == _MEMORY]
+        events = result.events()
+        found = [event for event in events if event.name() == _MEMORY]
+        ranges = [
+            (event.name().removeprefix(_MARK), event.start_ns(), event.end_ns())
+            for event in events
+            if event.name().startswith(_MARK)
+        ]
         times = np.array([event.start_ns() for event in found], np.int64)
         sizes = np.array([event.nbytes() for event in found], np.int64)
-        return np.cumsum(sizes[np.argsort(times, kind="stable")])
+        order = np.argsort(times, kind="stable")
+        return times[order], np.cumsum(sizes[order]), ranges
 
 
 def _alive() -> list[tuple[Any, int]]:

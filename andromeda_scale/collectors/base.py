@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from andromeda_scale.config import Case
@@ -27,9 +29,10 @@ class Context:
     strategy: Any  # the Strategy
     state: Any | None  # TrainState; None while phase "setup" starts
     gather: Callable[[Any], list[Any]]
-    # Runs one more complete step, its update included: only in `stop` of phase "inspect", on every
-    # rank alike.
-    step: Callable[[], None]
+    # Runs one more complete step, its update included, under the mark it is given (`train_step`):
+    # only in `stop` of phase "inspect", on every rank alike.
+    step: Callable[[Callable[[str], AbstractContextManager[object]]], None]
+    directory: Path  # of the repeat: for files of a rank beside its record
 
 
 class Collector(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.records import Phase
 
@@ -26,9 +27,12 @@ class Memory:
                  reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
                  the device by this and other processes, less what this one reserved),
                  capacity_bytes
-    and of `inspect`, on a CPU, which keeps no count of what it allocates: in one more step
-        peak_allocated_bytes   what torch's allocator held at most, see `allocations`; on CUDA it
-                 is that of device in phase measure
+    and of `inspect`, in one more step, of torch's allocator (on a CPU, which keeps no count of what
+    it allocates, from a trace of it: `allocations`):
+        peak_allocated_bytes   the most it held
+        parts    {start, forward, backward, update}: what it held before the step, and the most
+                 within each part; one that the mode lacks is absent
+        communication_buffers   {name: bytes} of the strategy's at their fullest, states left out
 
     What is counted on the host: RSS is everything resident, also the libraries' code and the
     pages a rank shares with the process it was forked from, so ranks' RSS must not be added up.
@@ -52,23 +56,12 @@ class Memory:
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         if phase == "inspect":
-            return {} if self._on_cuda else {"peak_allocated_bytes": self._allocated()}
+            gc.unfreeze()  # the worker froze what it built, and what is alive is counted
+            return step_memory.of_one_step(self._context)
         host = self._host()
         device = self._cuda() if self._on_cuda else None
         peak = host["peak_rss_bytes"] if device is None else device["peak_allocated_bytes"]
         return {"peak_memory_bytes": peak, "host": host, "device": device}
-
-    def _allocated(self) -> int:
-        """The most a step holds. The step is run whatever fails: the other ranks run it too."""
-        from andromeda_scale.collectors.allocations import CpuAllocations
-
-        gc.unfreeze()  # the worker froze what it built
-        watched = CpuAllocations()
-        try:
-            watched.start()
-        finally:
-            self._context.step()
-        return watched.stop(self._context.strategy.hidden_bytes(self._context.state))
 
     def _host(self) -> dict[str, Any]:
         import psutil

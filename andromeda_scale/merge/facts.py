@@ -19,7 +19,7 @@ from andromeda_scale.records import RankRecord, RepeatRecord
 Facts = dict[str, Any]
 
 # Sizes differ from rank to rank, times and cache hits from launch to launch; the world is the row.
-_MEASURED = ("bytes", "world_size")
+_MEASURED = ("bytes", "bytes_on", "world_size")
 _MEASURED_ENDINGS = ("seconds", "_s", "cache_hits", "cache_misses", "compile.cold")
 # Where a job runs, not how, and what no rank minds: launchers set these as they like.
 _PLACES = (

@@ -91,6 +91,9 @@ class Accelerated(Strategy):
     def hidden_bytes(self, s: TrainState) -> int:
         return self.inner.hidden_bytes(s)
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        return self.inner.communication_buffers(s)
+
     def build(self, factory: ModelFactory, rt: Runtime) -> TrainState:
         """As accelerate's users do: Accelerator of a plugin, then prepare(model, optimizer)."""
         from accelerate import Accelerator

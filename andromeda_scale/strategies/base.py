@@ -141,6 +141,10 @@ class Strategy(ABC):
         """Bytes on a CPU that live from step to step and that no tensor of Python's shows."""
         return 0
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        """Bytes that live communication buffers hold now beside `states`, by name."""
+        return {}
+
     @abstractmethod
     def expects(self) -> dict[str, Any]:
         """What describe() must read back: wrapper, and dtypes of the precision policy."""

@@ -154,8 +154,21 @@ def state_bytes(states: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
     return sizes
 
 
+def bytes_by_device(states: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
+    """The same bytes by the kind of device that holds them."""
+    kinds: dict[str, list[Tensor]] = {}
+    for tensor in (tensor for tensors in states.values() for tensor in tensors):
+        kinds.setdefault(tensor.device.type, []).append(tensor)
+    return state_bytes(kinds)
+
+
+def buffer_bytes(buffers: Iterable[Tensor], besides: Iterable[Tensor] = ()) -> int:
+    """Bytes of buffers that exist now, every storage once, without those that hold `besides`."""
+    return state_bytes({"besides": besides, "buffers": buffers})["buffers"]
+
+
 def read_states(states: Mapping[str, list[Tensor]], reduction: str | None) -> dict[str, Any]:
-    """`dtypes` and `bytes` of describe(), from the states that exist now."""
+    """`dtypes`, `bytes` and `bytes_on` of describe(), from the states that exist now."""
     return {
         "dtypes": {
             "parameters": dtype_name(states["parameters"]),
@@ -165,6 +178,7 @@ def read_states(states: Mapping[str, list[Tensor]], reduction: str | None) -> di
             "reduction": reduction,
         },
         "bytes": state_bytes(states),
+        "bytes_on": bytes_by_device(states),
     }
 
 

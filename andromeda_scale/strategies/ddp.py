@@ -145,6 +145,10 @@ class Ddp(Single):
         seen = buckets["gradient_as_bucket_view"] and self.train.mode != "forward"
         return 0 if seen else sum(buckets["bytes"])
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        """The reducer's buckets, where the gradients are no views of them."""
+        return {"buckets": self.hidden_bytes(s)}
+
     def reduction(self, s: TrainState) -> str | None:
         hook = s.wrapped._get_ddp_logging_data().get("comm_hook")
         # Without a communication hook a bucket is reduced in its gradients' dtype.

@@ -206,6 +206,14 @@ class Fsdp1(Native):
         shards = [getattr(flat, "_local_shard", flat) for flat in flats]
         return {**super().states(s), "parameters": shards}
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        """Units gathered now, in the dtype of their collective and in that of their use."""
+        flats = [handle.flat_param for _, _, handle in _units(s.wrapped)]
+        names = ("_full_param_padded", "_full_prec_full_param_padded", "_mp_shard")
+        found = [getattr(flat, name, None) for flat in flats for name in names]
+        shards = [getattr(flat, "_local_shard", flat) for flat in flats]
+        return {"gathered": common.buffer_bytes([t for t in found if t is not None], shards)}
+
     def expects(self) -> dict[str, Any]:
         return {
             "wrapper": "FullyShardedDataParallel",

@@ -19,7 +19,7 @@ from andromeda_scale.strategies.native import Native
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from andromeda_scale.models.factory import ModelFactory
@@ -187,6 +187,17 @@ class Fsdp2(Native):
             p.sharded_param for _, group in _parameter_groups(s.module) for p in group.fsdp_params
         ]
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        """Units gathered now, and what gathers and reduce-scatters under way hold."""
+        groups = [group for _, group in _parameter_groups(s.module)]
+        parameters = [p for group in groups for p in group.fsdp_params]
+        shards = [p._sharded_param_data for p in parameters]
+        units = [t for p in parameters for t in p.all_gather_outputs]
+        return {
+            "gathered": common.buffer_bytes(units, shards),
+            "under_way": common.buffer_bytes(_under_way(groups), [*shards, *units]),
+        }
+
     def expects(self) -> dict[str, Any]:
         dtypes = common.expected_dtypes(self.train.precision)
         offload = {"parameters": "cpu"} if self.options.cpu_offload else {}
@@ -229,6 +240,20 @@ def _kept_shards(group: Any) -> bool | int:
         return False
     same = kept.shard_mesh_size == mesh.shard_mesh_size
     return True if same else int(kept.shard_mesh_size)
+
+
+def _under_way(groups: list[Any]) -> list[Tensor]:
+    """The flat buffers of collectives that FSDP2 still holds."""
+    contexts = {id(group.comm_ctx): group.comm_ctx for group in groups}.values()
+    states = [context.all_gather_state for context in contexts]
+    gathers = [state.all_gather_result for state in states if state is not None]
+    gathers += [group._all_gather_result for group in groups if group._all_gather_result]
+    scatters: list[Any] = []
+    for context in contexts:  # torch before 2.13 keeps one of them, and no plural
+        one = getattr(context, "reduce_scatter_state", None)
+        scatters += getattr(context, "reduce_scatter_states", [one] if one else [])
+    found = [gather.all_gather_output for gather in gathers]
+    return found + [scatter.reduce_scatter_input for scatter in scatters]
 
 
 def _reduction(groups: list[Any]) -> str | None:

@@ -8,7 +8,7 @@ from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
-from andromeda_scale.strategies import common, zero_config, zero_memory
+from andromeda_scale.strategies import common, zero_config, zero_memory, zero_readback
 from andromeda_scale.strategies.base import Strategy, TrainState
 from andromeda_scale.strategies.zero_options import Zero12Options
 
@@ -206,6 +206,16 @@ class Zero(Strategy):
         masters: list[Tensor] = optimizer.single_partition_of_fp32_groups
         return masters
 
+    def communication_buffers(self, s: TrainState) -> dict[str, int]:
+        """The buckets in which gradients are reduced, and what is gathered for a while."""
+        return {
+            "reduce_buckets": common.buffer_bytes(zero_readback.reduce_buckets(s.optimizer)),
+            **self._gathered(s),
+        }
+
+    def _gathered(self, s: TrainState) -> dict[str, int]:
+        return {}
+
     def expects(self) -> dict[str, Any]:
         options = self.options
         offload: dict[str, str] = {}
@@ -226,8 +236,6 @@ class Zero(Strategy):
 
         if not isinstance(s.wrapped, DeepSpeedEngine):  # which is then `invalid`
             return {"wrapper": common.wrapper_name(s)}
-        from andromeda_scale.strategies import zero_readback
-
         engine, optimizer, states = s.wrapped, s.optimizer, self.states(s)
         reduction = str(optimizer.communication_data_type).removeprefix("torch.")
         return {

@@ -8,7 +8,7 @@ from andromeda_scale.cost.layout import Collective, Part, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.precision import element_bytes
 from andromeda_scale.schema import Schema
-from andromeda_scale.strategies import zero_config, zero_memory
+from andromeda_scale.strategies import common, zero_config, zero_memory
 from andromeda_scale.strategies.base import TrainState
 from andromeda_scale.strategies.zero import Zero
 from andromeda_scale.strategies.zero_options import Zero3Options
@@ -81,6 +81,10 @@ class Zero3(Zero):
 
     def _whole(self, s: TrainState) -> list[Tensor]:
         return [p.data for p in s.module.parameters() if p.data.numel()]
+
+    def _gathered(self, s: TrainState) -> dict[str, int]:
+        passing = [p.data for p in s.module.parameters() if not p.ds_persist and p.data.numel()]  # type: ignore[attr-defined]
+        return {"gathered": common.buffer_bytes(passing, self._shards(s))}
 
     def _gradients(self, optimizer: Any) -> list[Tensor]:
         # One buffer for all of a step; an offloaded optimizer has float32 gradients besides.

@@ -35,6 +35,15 @@ def buckets(engine: Any) -> dict[str, Any]:
     }
 
 
+def reduce_buckets(optimizer: Any) -> list[Tensor]:
+    """The flat buffers that gradients are copied into: made for each backward, stage 3 once."""
+    found: list[Tensor] = []
+    for bucket in optimizer.ipg_buckets.values():
+        held = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
+        found += [buffer for buffer in held if buffer is not None]
+    return found
+
+
 def settings(engine: Any) -> dict[str, Any]:
     """Settings of the optimizer that change what is sent or kept."""
     optimizer = engine.optimizer

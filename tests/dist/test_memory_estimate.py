@@ -146,7 +146,7 @@ def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
         watched = CpuAllocations()
         watched.start()
         step(index)
-        peaks.append(watched.stop(strategy.hidden_bytes(state)))
+        peaks.append(watched.stop(strategy.hidden_bytes(state)).peak)
     return min(peaks)
 
 
@@ -197,6 +197,6 @@ def test_a_peak_counts_what_was_there_and_what_came_and_went() -> None:
         passing = torch.ones(1 << 20)
         del passing
     del kept
-    found = watched.stop(hidden=7)
+    found = watched.stop(hidden=7).peak
     rest = CpuAllocations.alive_bytes()
     assert found - rest == pytest.approx((1 << 22) + 7, abs=1 << 12)  # kept is gone before the end

@@ -1,0 +1,46 @@
+"""The CPU allocator's trace, cut into the parts of a step by the worker's marks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from andromeda_scale.collectors.allocations import Allocated, CpuAllocations
+from andromeda_scale.train_step import marked
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def step() -> Allocated:
+    """A forward passes 4 MiB through and keeps 1, a backward passes 2, an update none."""
+    watched = CpuAllocations()
+    watched.start()
+    with marked("step"):
+        with marked("forward"):
+            passing = torch.ones(MIB)
+            del passing
+            kept = torch.ones(MIB // 4)
+        with marked("backward"):
+            passing = torch.ones(MIB // 2)
+            del passing
+        with marked("update"):
+            kept.add_(1)
+    return watched.stop(hidden=5)
+
+
+def test_the_peak_of_a_part_is_what_was_held_in_it(step: Allocated) -> None:
+    above = {name: peak - step.at_start for name, peak in step.parts.items()}
+    slack = 1 << 12  # small tensors of torch's own
+    assert above["forward"] == pytest.approx(4 * MIB, abs=slack)
+    assert above["backward"] == pytest.approx(3 * MIB, abs=slack)
+    assert above["update"] == pytest.approx(1 * MIB, abs=slack)
+    assert above["step"] == above["forward"] == step.peak - step.at_start
+
+
+def test_what_no_tensor_shows_is_in_all_of_them() -> None:
+    watched = CpuAllocations()
+    watched.start()
+    alive = CpuAllocations.alive_bytes()
+    found = watched.stop(hidden=7)
+    assert found.at_start == pytest.approx(alive + 7, abs=1 << 12)
