@@ -206,6 +206,43 @@ def schema() -> None:
     typer.echo(json.dumps(suite_schema(), indent=2))
 
 
+class DeviceKind(StrEnum):
+    """Where `probe` runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@app.command()
+def probe(
+    world: Annotated[
+        str | None, typer.Option("--world", metavar="N,N", help="Default: 1,2,4 to what is here.")
+    ] = None,
+    device: Annotated[
+        DeviceKind, typer.Option("--device", help="auto: GPUs where there are any.")
+    ] = DeviceKind.auto,
+    quick: Annotated[bool, typer.Option("--quick", help="A look: few sizes, little time.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Default: runs/probe-DATE-TIME.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start afresh, resume nothing.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine's ceilings: matrix products, memory, and what collectives reach.
+
+    They are kept for this hardware: runs that start later hold their numbers against them.
+    """
+    from andromeda_scale import probing, sweep
+
+    plan = probing.plan_here(world, device.value, quick=quick)
+    path, resumed = sweep.choose(plan, sweep.RUNS, run_dir, new=new)
+    run = sweep.start(path, plan, probing.SUITE_TEXT)
+    if resumed and not quiet:
+        typer.echo(f"going on with {path} (--new starts afresh)", err=True)
+    raise typer.Exit(sweep.execute(run, quiet=quiet))
+
+
 @app.command()
 def doctor() -> None:
     """Check what works here, and the command that mends what does not.

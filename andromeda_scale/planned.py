@@ -10,7 +10,15 @@ from andromeda_scale import parity
 from andromeda_scale.config import Case
 from andromeda_scale.schema import Schema
 
-Role = Literal["measure", "reference", "parity"]
+Role = Literal["measure", "reference", "parity", "probe"]
+
+
+_FOLDERS: dict[Role, str] = {
+    "measure": "cases",
+    "reference": "references",
+    "parity": "parity",
+    "probe": "probes",
+}
 
 
 class PlannedRepeat(Schema):
@@ -18,7 +26,8 @@ class PlannedRepeat(Schema):
 
     `role` "reference" marks a single-process run with whose first losses others are compared,
     "parity" the first steps of a case's strategy on the shallow model; neither has a row in
-    results. `skip` holds the reason why nothing will be launched.
+    results. "probe" measures this machine, and is alone in its plan. `skip` holds the
+    reason why nothing will be launched.
     """
 
     case_id: str
@@ -34,7 +43,7 @@ class PlannedRepeat(Schema):
     @property
     def folder(self) -> str:
         """Where it lies in a run directory when it has ended."""
-        kind = {"measure": "cases", "reference": "references", "parity": "parity"}[self.role]
+        kind = _FOLDERS[self.role]
         return f"{kind}/{self.case_id}/{self.repeat}"
 
 

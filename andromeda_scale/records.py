@@ -14,6 +14,7 @@ Every line is one JSON object with "v" (SCHEMA_VERSION), "kind", "case_id", "rep
     describe  values: what Strategy.describe() read back from live objects
     phase     phase, values: {collector name: mapping of raw values}, "start_s"/"end_s" on the
               node's monotonic clock, which its ranks and agents share
+    point     values: one point of a probe (probed.Point), as many lines as there are points
     node      values of the agent's samplers: {"environment": {...}, "system": {...}}
     end       status, and for a failure: phase, cause, detail. A record without it is not ok.
 
@@ -22,7 +23,7 @@ History of the format
        Added since, which no reader needs: `losses` of a phase have `gradient_norm` beside loss_sum
        and tokens; `parity` stands where losses do, with the differences of both; `device_uuid`,
        and `start_s` of every window and of the system's samples, which relate them; `charged_s` of
-       `communication`.
+       `communication`; `point` lines, in probes alone.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class RankRecord:
     start: dict[str, Any] = field(default_factory=dict)
     describe: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)  # phase name -> its line
+    points: list[dict[str, Any]] = field(default_factory=list)  # of a probe, in their order
     end: dict[str, Any] | None = None
 
     def values(self, phase: Phase, collector: str) -> dict[str, Any]:
@@ -160,14 +162,14 @@ def _fault(line: dict[str, Any], case_id: str, repeat: int, world_size: int) -> 
         return f"has format version {line.get('v')!r}; this reads {SCHEMA_VERSION}"
     if line.get("case_id") != case_id or line.get("repeat") != repeat:
         return f"belongs to {line.get('case_id')!r} repeat {line.get('repeat')!r}"
-    if kind not in ("start", "describe", "phase", "node", "end"):
+    if kind not in ("start", "describe", "phase", "point", "node", "end"):
         return f"is of unknown kind {kind!r}"
     if kind == "node":
         if rank is not None:
             return f"is a node's line with a rank ({rank!r})"
     elif type(rank) is not int or not 0 <= rank < world_size:
         return f"has rank {rank!r} in a world of {world_size}"
-    if kind in ("describe", "phase", "node") and not isinstance(line.get("values"), dict):
+    if kind in ("describe", "phase", "point", "node") and not isinstance(line.get("values"), dict):
         return f"is a {kind!r} line without values"
     if kind == "phase" and line.get("phase") not in get_args(Phase):
         return f"is of unknown phase {line.get('phase')!r}"
@@ -181,6 +183,9 @@ def _add(record: RankRecord, line: dict[str, Any]) -> bool:
     kind = line["kind"]
     if kind == "phase":
         return record.phases.setdefault(line["phase"], line) is line
+    if kind == "point":
+        record.points.append(line["values"])
+        return True
     if getattr(record, kind):
         return False
     setattr(record, kind, line["values"] if kind == "describe" else line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -136,6 +138,34 @@ def start(spec: RankSpec) -> Runtime:
         threads=torch.get_num_threads(),
         seed=spec.case.seed,
     )
+
+
+def identity(spec: RankSpec, rt: Runtime) -> dict[str, Any]:
+    """The fields of a rank's start line."""
+    import torch
+
+    cuda = rt.device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "local_rank": spec.local_rank,
+        "node_rank": spec.node_rank,
+        "world_size": spec.world_size,
+        "device": torch.cuda.get_device_name(rt.device) if cuda else rt.device.type,
+        "device_uuid": _device_uuid(rt.device),
+        "threads": rt.threads,
+        "pid": os.getpid(),
+        "unix_time_s": time.time(),
+    }
+
+
+def _device_uuid(device: torch.device) -> str | None:
+    """The GPU by the name the driver's counters have for it; None for a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    found = str(torch.cuda.get_device_properties(device).uuid)
+    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
 
 
 def init_process_group(spec: RankSpec, rt: Runtime) -> Control:

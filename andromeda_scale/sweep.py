@@ -101,6 +101,10 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     Status 0 when a case was measured, 1 when none was: failed cases are rows, but a table without
     a number is no result. A full disk is status 1 too, with the table printed.
     """
+    if _is_probe(run_dir):
+        from andromeda_scale import probing
+
+        return probing.finish(run_dir, quiet)
     results, full = tables(run_dir)
 
     def show() -> None:
@@ -141,12 +145,23 @@ def print_report(run_dir: Path, form: str, name: str, *, fairness: bool = False)
     from andromeda_scale.report.catalogue import make_table
     from andromeda_scale.report.fairness import Fairness
 
+    if _is_probe(run_dir):
+        from andromeda_scale import probing
+
+        return probing.print_table(run_dir, form)
     results = load_results(run_dir)
     if form == "terminal":
         _print_table(results, name, fairness=fairness)
         return
     shown = Fairness.of(results) if fairness else make_table(results, name)
     typer.echo((shown.to_markdown() if form == "md" else shown.to_csv()).rstrip("\n"))
+
+
+def _is_probe(run_dir: Path) -> bool:
+    """Whether a run probed the machine: then it has points and no cases."""
+    from andromeda_scale.plan_probe import is_probe
+
+    return (run_dir / "plan.json").exists() and is_probe(RunDir.open(run_dir).plan)
 
 
 def progress(run_dir: Path) -> Iterator[str]:
@@ -216,7 +231,9 @@ def _newest(plan: Plan, parent: Path) -> RunDir | None:
 
 def _unfinished(run: RunDir) -> bool:
     return any(
-        item.skip is None and item.role == "measure" and word in ("pending", "interrupted")
+        item.skip is None
+        and item.role in ("measure", "probe")
+        and word in ("pending", "interrupted")
         for item, word in run.statuses()
     )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.planting import Planted
 from andromeda_scale.precision import POLICIES
+from andromeda_scale.probe import Probe
 from andromeda_scale.readback import (
     attention_ops,
     compile_facts,
@@ -47,7 +46,8 @@ def main(spec: RankSpec, beat: Beat) -> None:
     phase and at every step boundary.
     """
     record = RecordWriter(spec.record_path, spec.item.case_id, spec.item.repeat, spec.rank)
-    worker = Worker(spec, record, beat)
+    program = Probe if spec.item.role == "probe" else Worker
+    worker = program(spec, record, beat)
     try:
         worker.run()
         end: dict[str, Any] = {"status": "ok"}
@@ -91,18 +91,7 @@ class Worker:
         started = time.monotonic()
         with _timed(seconds, "device_s"):
             self._runtime = runtime.start(spec)
-        self._record.write(
-            "start",
-            host=socket.gethostname(),
-            local_rank=spec.local_rank,
-            node_rank=spec.node_rank,
-            world_size=spec.world_size,
-            device=_device_name(self._runtime.device),
-            device_uuid=_device_uuid(self._runtime.device),
-            threads=self._runtime.threads,
-            pid=os.getpid(),
-            unix_time_s=time.time(),
-        )
+        self._record.write("start", **runtime.identity(spec, self._runtime))
         self._strategy = make_strategy(spec)
         watched = spec.item.role == "measure"
         self._collectors = Collectors(case.collect if watched else ())
@@ -282,20 +271,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds[name] = time.monotonic() - start
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
-
-
-def _device_uuid(device: torch.device) -> str | None:
-    """The GPU by the name the driver's counters have for it; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    found = str(torch.cuda.get_device_properties(device).uuid)
-    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
 
 
 def _footprint(device: torch.device) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from andromeda_scale.collectors.intervals import (
     union,
 )
 from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
+from andromeda_scale.cost.comm import bus_factor
 from andromeda_scale.records import Phase
 
 
@@ -194,17 +195,6 @@ def _classes(timeline: Timeline, comm: Intervals, exposed_wait: Intervals) -> di
         **{name: (x / 1e9).tolist() for name, x in values.items()},
         "parts": {name: (x / 1e9).tolist() for name, x in timeline.parts.items()},
     }
-
-
-def bus_factor(op: str, group_size: int) -> float:
-    """Bytes a rank moves per byte of the collective's size (nccl-tests, PERFORMANCE.md)."""
-    share = (group_size - 1) / group_size
-    return {
-        "all_reduce": 2 * share,
-        "all_gather": share,
-        "reduce_scatter": share,
-        "all_to_all": share,
-    }.get(op, 1.0)
 
 
 def _kinds(

@@ -26,6 +26,17 @@ class CommunicationBytes:
         return sum(self.wire.values())
 
 
+def bus_factor(op: str, group_size: int) -> float:
+    """Bytes a rank moves per byte of the collective's size (nccl-tests, PERFORMANCE.md)."""
+    share = (group_size - 1) / group_size
+    return {
+        "all_reduce": 2 * share,
+        "all_gather": share,
+        "reduce_scatter": share,
+        "all_to_all": share,
+    }.get(op, 1.0)
+
+
 def bytes_per_step(
     traffic: Traffic,
     num_parameters: int,

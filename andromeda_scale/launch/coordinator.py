@@ -182,6 +182,7 @@ class Coordinator:
             window = self._beat_window = (beat.phase, beat.step, beat.time_s)
         seconds = beat.time_s - window[2]
         tokens = (beat.step - window[1]) * case.global_batch_size * case.train.seq_len
+        tokens = 0 if item.role == "probe" else tokens
         self._emit(
             {
                 "event": "beat",

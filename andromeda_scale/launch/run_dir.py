@@ -4,6 +4,7 @@
     cases/<case_id>/<repeat>/        a repeat that ended: complete, with status.json
     references/<case_id>/<repeat>/   the same for parity references, which have no row in results
     parity/<case_id>/<repeat>/       and for parity launches on a shallow model
+    probes/<case_id>/<repeat>/       and for launches that probe the machine
     running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
 
 A directory moves to its place whole, so a repeat is either finished or has nothing there.
