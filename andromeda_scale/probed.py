@@ -7,12 +7,15 @@ calls each, on one rank; the ranks of a point ran the same blocks, each after a 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from andromeda_scale.schema import Schema
+from andromeda_scale.schema import MAX_RANKS, Schema
 
+# A table holds int64, and a product of three edges must stay a float.
+Count = Annotated[int, Field(gt=0, lt=2**62)]
+Ranks = Annotated[int, Field(gt=0, le=MAX_RANKS)]
 Kind = Literal["matmul", "memory", "transfer", "collective"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
@@ -44,12 +47,12 @@ class Point(Schema):
     kind: Kind
     op: str  # a collective; matmul; copy or triad; host_to_device, ...
     dtype: str = "float32"
-    size_bytes: PositiveInt | None = None
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # m, n, k of a matmul
-    threads: PositiveInt | None = None  # of a CPU
-    group_size: PositiveInt = 1  # the first ranks of the world
-    calls: PositiveInt | None = None
-    block_ns: tuple[PositiveInt, ...] = ()
+    size_bytes: Count | None = None
+    shape: tuple[Count, Count, Count] | None = None  # m, n, k of a matmul
+    threads: Count | None = None  # of a CPU
+    group_size: Ranks = 1  # the first ranks of the world
+    calls: Count | None = None
+    block_ns: tuple[Count, ...] = ()
     left_out: str | None = None
 
 
@@ -59,11 +62,11 @@ class Ceiling(Schema):
     kind: Kind
     op: str
     dtype: str
-    size_bytes: PositiveInt | None = None
+    size_bytes: Count | None = None
     shape: str = ""  # of a matmul: m x n x k
-    threads: PositiveInt | None = None
-    group_size: PositiveInt
-    group_nodes: PositiveInt
+    threads: Count | None = None
+    group_size: Ranks
+    group_nodes: Ranks
     time_s: PositiveFloat
     flops_per_s: PositiveFloat | None = None
     bytes_per_s: PositiveFloat | None = None

@@ -194,7 +194,9 @@ def test_a_failed_world_keeps_its_whole_points_and_is_a_row(tmp_path: Path) -> N
         collective("all_reduce", -1, [9]),
         collective("all_reduce", 1024, [0]),
         {**collective("all_reduce", 1024, [9]), "calls": "many"},
-        {**collective("all_reduce", 1024, [9]), "group_size": 2**70},
+        {**collective("all_reduce", 1024, [9]), "group_size": 10**5},
+        {**collective("all_reduce", 2**70, [9])},
+        {**collective("all_reduce", 1024, [2**70])},
     ],
 )
 def test_garbage_among_points_is_named_and_the_rest_is_used(
