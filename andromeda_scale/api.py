@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from andromeda_scale.analysis.results import Results
 
-Table = Literal["scaling", "fairness", "cases", "repeats", "ranks"]
-TABLES: tuple[Table, ...] = ("scaling", "fairness", "cases", "repeats", "ranks")
+Table = Literal["scaling", "breakdown", "fairness", "cases", "repeats", "ranks"]
+TABLES: tuple[Table, ...] = ("scaling", "breakdown", "fairness", "cases", "repeats", "ranks")
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +43,8 @@ class Run:
     def table(self, name: Table = "scaling") -> pd.DataFrame:
         """One of TABLES, a copy, with full precision.
 
-        scaling: a row a case, the columns of table.csv; fairness: what differs between compared
+        scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
+        and what of an efficiency each class costs; fairness: what differs between compared
         rows; cases, repeats, ranks: results.parquet, repeats.parquet, ranks.parquet.
         """
         from andromeda_scale.report.catalogue import make_table
@@ -63,7 +64,7 @@ class Run:
         return f"Run({str(self.path)!r}: {said or 'nothing planned'})"
 
     def _repr_html_(self) -> str:
-        from andromeda_scale.report.tables import scaling_table
+        from andromeda_scale.report.scaling import scaling_table
 
         return scaling_table(self.results).to_html()
 

@@ -145,6 +145,7 @@ class Shown(StrEnum):
     """The tables that `report` can print."""
 
     scaling = "scaling"
+    breakdown = "breakdown"
 
 
 @app.command()

@@ -11,8 +11,8 @@ from andromeda_scale.config import Case, StrategySpec
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.cost.working import Sizes
+from andromeda_scale.formats import binary
 from andromeda_scale.machine import Machine
-from andromeda_scale.metrics import binary
 from andromeda_scale.references import Device
 from andromeda_scale.registry import load
 

@@ -6,62 +6,23 @@ carry their unit; shares are 0..1 in data and percent in print. Imports nothing 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from andromeda_scale.formats import (
+    binary,
+    milliseconds,
+    percent,
+    rate,
+    scientific,
+    significant,
+    times,
+)
+
 Better = Literal["higher", "lower", "none"]
 Launches = Literal["geometric mean", "mean", "max"]
 Text = Callable[[float], str]
-
-NOT_MEASURED = "-"
-
-
-def milliseconds(seconds: float) -> str:
-    """Milliseconds with three to four significant digits."""
-    return significant(seconds * 1e3)
-
-
-def significant(value: float, digits: int = 4) -> str:
-    """`digits` significant digits without an exponent; thousands are grouped."""
-    if not math.isfinite(value):
-        return NOT_MEASURED
-    if value == 0:
-        return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, places):,.{max(0, min(places, 6))}f}"
-
-
-def rate(per_second: float) -> str:
-    """A throughput with four significant digits, in millions from 1e6."""
-    if per_second >= 1e6 and math.isfinite(per_second):
-        return f"{significant(per_second / 1e6)}M"
-    return significant(per_second)
-
-
-def percent(share: float) -> str:
-    """A share of 0..1 as percent with one decimal."""
-    return f"{share * 100:.1f}%" if math.isfinite(share) else NOT_MEASURED
-
-
-def times(ratio: float) -> str:
-    """A ratio such as a speed-up."""
-    return f"{ratio:.2f}x" if math.isfinite(ratio) else NOT_MEASURED
-
-
-def binary(num_bytes: float) -> str:
-    """Bytes as MiB or GiB (binary units in print only)."""
-    if not math.isfinite(num_bytes):
-        return NOT_MEASURED
-    if num_bytes < 2**30:
-        return f"{num_bytes / 2**20:,.0f} MiB"
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def scientific(value: float) -> str:
-    """Two significant digits with an exponent."""
-    return f"{value:.1e}" if math.isfinite(value) else NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -242,6 +203,7 @@ _MEANS = "step time is cut on every rank; means over ranks and steps add up to t
 _PARTS: tuple[tuple[str, Better, str], ...] = (
     ("profile_step_s", "lower", "mean over steps of max over ranks of the profiled step"),
     ("compute_s", "none", "seconds per step computing: kernels or operators, no collectives"),
+    ("optimizer_compute_s", "none", "the part of compute_s that lies in the update"),
     ("comm_total_s", "lower", "seconds per step in which any collective executes: |union I|"),
     ("comm_exposed_s", "lower", "seconds per step with collectives and no compute: |I - C|"),
     ("comm_overlapped_s", "none", "comm_total_s - comm_exposed_s"),
@@ -258,6 +220,48 @@ METRICS |= {
     name: Metric("s", better, "mean", _MEANS, "mean", "profile", milliseconds, meaning)
     for name, better, meaning in _PARTS
 }
+_EXTREMES = {
+    "least_data_s": ("min", "data_s"),
+    "least_host_s": ("min", "host_s"),
+    "least_transfer_s": ("min", "exposed_transfer_s"),
+    "most_compute_s": ("max", "compute_s"),
+}
+METRICS |= {
+    name: Metric(
+        "s", "none", f"{rule} per step", "no rank spends less, or more: what factors are made of",
+        "mean", "profile", milliseconds, f"mean over steps of the {rule} over ranks of {of}",
+    )
+    for name, (rule, of) in _EXTREMES.items()
+}  # fmt: skip
+_FACTORS = {
+    "data_eff": "T1/T: T profile_step_s, T1 = T - least_data_s",
+    "host_eff": "T2/T1: T2 = T1 - least_host_s",
+    "transfer_eff": "T3/T2: T3 = T2 - least_transfer_s",
+    "serialisation_eff": "most_compute_s/T3: 1 less what ranks wait beyond their imbalance",
+    "load_balance": "compute_s/most_compute_s",
+    "compute_scaling": "compute per token (strong: over all ranks) of the base / that of the row",
+}
+METRICS |= {
+    name: Metric(
+        "1", "higher", "of all ranks", "seconds are summed over steps and launches before they "
+        "are divided", "mean", "profile", percent, meaning,
+    )
+    for name, meaning in _FACTORS.items()
+}  # fmt: skip
+METRICS["explained_efficiency"] = Metric(
+    "1", "higher", "of all ranks", "it is a ratio of two jobs", "mean", "profile", percent,
+    "product of data_eff, host_eff, transfer_eff, serialisation_eff and load_balance / that of "
+    "the base * compute_scaling",
+)  # fmt: skip
+METRICS["profile_efficiency"] = Metric(
+    "1", "higher", _PER_STEP, "it is a ratio of two jobs", "mean", "profile", percent,
+    "efficiency of the profiled steps, t = profile_clock_step_s: within 1 % explained_efficiency",
+)  # fmt: skip
+METRICS["profile_clock_step_s"] = Metric(
+    "s", "lower", _PER_STEP, _SLOWEST, "mean", "profile", milliseconds,
+    "mean over the profiled steps of max over ranks of the step's wall time, as phase measure "
+    "times it and not as the profiler does",
+)  # fmt: skip
 METRICS["comm_wire_bytes"] = Metric(
     "bytes", "lower", "mean", "ranks of a group move the same", "mean", "profile", binary,
     "bytes a rank's collectives move per step, as the backend ran them",

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from andromeda_scale import settings
 from andromeda_scale.config import Case
-from andromeda_scale.metrics import binary
+from andromeda_scale.formats import binary
 from andromeda_scale.planned import Plan, PlannedRepeat
 
 _COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", "memory/rank", "")

@@ -260,7 +260,7 @@ def _seconds(status: Mapping[str, Any] | None) -> float | None:
 def _write_tables(results: Results, run_dir: Path) -> None:
     from andromeda_scale.merge import write
     from andromeda_scale.report.fairness import Fairness
-    from andromeda_scale.report.tables import scaling_table
+    from andromeda_scale.report.scaling import scaling_table
 
     write(results, run_dir)
     table = scaling_table(results)

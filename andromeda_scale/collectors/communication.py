@@ -44,6 +44,7 @@ class Communication:
         data_s                 D: the batch, outside C and communication
         host_s                 H: the rest
         comm_total_s, comm_exposed_s, comm_overlapped_s
+        optimizer_compute_s    what of compute_s lies in the update
         charged_s              exposed waiting of others for this rank (see charges.py)
         parts                  {forward_s, backward_s, optimizer_s, data_s}: each [seconds]
     and per kind of collective, as means over the steps,
@@ -177,12 +178,14 @@ def _classes(timeline: Timeline, comm: Intervals, exposed_wait: Intervals) -> di
     """The disjoint classes of every step, in seconds, from unions alone."""
     compute, steps = timeline.compute, timeline.steps
     data = minus(minus(timeline.data, compute), comm)
+    updating = minus(timeline.update, minus(timeline.update, compute))
 
     total = length_within(comm, steps)
     exposed = length_within(minus(comm, compute), steps)
     values = {
         "step_s": steps[:, 1] - steps[:, 0],
         "compute_s": length_within(compute, steps),
+        "optimizer_compute_s": length_within(updating, steps),
         "exposed_wait_s": length_within(exposed_wait, steps),
         "data_s": length_within(data, steps),
         "comm_total_s": total,

@@ -18,11 +18,12 @@ from andromeda_scale.collectors.intervals import Intervals, intervals, minus, un
 
 STEP = "andromeda::step"
 DATA = "andromeda::data"
+UPDATE = "andromeda::update"
 # Range of the worker -> name of the part in METRICS.
 PARTS = {
     "andromeda::forward": "forward_s",
     "andromeda::backward": "backward_s",
-    "andromeda::update": "optimizer_s",
+    UPDATE: "optimizer_s",
     DATA: "data_s",
 }
 
@@ -108,13 +109,14 @@ class Timeline:
     """One rank's profiled steps: `host` as the worker issued them, `steps` as they executed.
 
     On a CPU both are the same. On a device a step lasts until the last kernel it launched.
-    `compute` and `data` are unions; `parts` holds nanoseconds per step by METRICS' names.
+    `compute`, `data` and `update` are unions; `parts` holds nanoseconds per step by METRICS' names.
     """
 
     host: Intervals
     steps: Intervals
     compute: Intervals
     data: Intervals
+    update: Intervals
     parts: dict[str, NDArray[np.int64]]
 
 
@@ -149,8 +151,11 @@ def read_timeline(events: Events) -> Timeline:
     for name, step, (start, end) in zip(names, step_of, parts, strict=True):
         if step >= 0:
             lengths[name][step] += end - start
-    is_data = np.array([name == PARTS[DATA] for name in names], np.bool_)
-    return Timeline(host, steps, compute, union(ranges[is_data]), lengths)
+    is_data, is_update = (
+        np.array([name == PARTS[part] for name in names], np.bool_) for part in (DATA, UPDATE)
+    )
+    data, update = union(ranges[is_data]), union(parts[is_update])
+    return Timeline(host, steps, compute, data, update, lengths)
 
 
 def _cpu_work(events: Events, thread: int) -> Intervals:

@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from andromeda_scale import calibration
+from andromeda_scale.analysis.breakdown import add_reasons
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
@@ -61,11 +62,13 @@ def merge_run(run_dir: Path) -> Results:
         repeat_rows += rows
         rank_frames += [one.ranks for one in of_case if one.ranks is not None]
     empty = typed(pd.DataFrame(), ranks.COLUMNS)
+    scaled = add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches)
+    reasoned, unexplained = add_reasons(scaled)
     return Results(
-        cases=add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches),
+        cases=reasoned,
         repeats=typed(pd.DataFrame(repeat_rows), repeats.COLUMNS),
         ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
-        problems=problems,
+        problems=problems + unexplained,
         suite_name=plan.suite_name,
         question=plan.question,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale import registry, settings
+from andromeda_scale.analysis.breakdown import factors
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import log_interval
 from andromeda_scale.config import Case
@@ -239,6 +240,8 @@ def _numbers(pooled: list[Row]) -> Row:
     row["throttled"] = "; ".join(
         dict.fromkeys(launch["throttled"] for launch in pooled if launch["throttled"])
     )
+    if "profile_step_s" in row:  # sums are divided, ratios are not averaged
+        row |= factors(row)
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
 

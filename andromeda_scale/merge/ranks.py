@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.blame import late_s, lateness
-from andromeda_scale.analysis.breakdown import PARTS, SERIES
+from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, out_of_range
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.merge import devices
 from andromeda_scale.merge.values import integer, number, of_ranks, series_of, text
@@ -31,6 +31,7 @@ COLUMNS: dict[str, str] = {
     "window_s": "float64",
     "tokens": "float64",
     **{name: "float64" for name in SERIES if name != "step_s"},  # means over the steps
+    "optimizer_compute_s": "float64",
     "charged_s": "float64",  # mean over the steps of what others waited for this rank
     "late_s": "float64",  # max(median, mean) over the steps of charged_s - exposed_wait_s
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
@@ -54,7 +55,7 @@ class RankTable:
 
     frame: pd.DataFrame  # a row a rank of the world, also for ranks without a record
     step_s: np.ndarray | None  # phase measure
-    profile: dict[str, np.ndarray]  # SERIES, charged_s if known; empty: none to trust
+    profile: dict[str, np.ndarray]  # SERIES, ADDED; empty: none to trust
     unfinished: list[int]  # ranks without an end record
     problems: list[str] = field(default_factory=list)
 
@@ -137,9 +138,16 @@ def _profile(ranks: list[RankRecord], problems: list[str]) -> dict[str, np.ndarr
         if series is None or (profile and series.shape != profile["step_s"].shape):
             return {}
         profile[name] = series
-    charged = _matrix(ranks, "profile", "communication", "charged_s", problems)
-    if charged is not None and charged.shape == profile["step_s"].shape:  # newer than the others
-        profile["charged_s"] = charged
+    if wrong := out_of_range(profile):
+        problems.append(f"the numbers of phase profile are not used: {wrong}")
+        return {}
+    newer = {name: ("communication", name) for name in ADDED} | {
+        "clock_ns": ("step_time", "step_ns")
+    }
+    for name, (collector, key) in newer.items():
+        series = _matrix(ranks, "profile", collector, key, problems)
+        if series is not None and series.shape == profile["step_s"].shape:
+            profile[name] = series
     return profile
 
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.analysis.balance import imbalance
-from andromeda_scale.analysis.breakdown import PARTS, additive
+from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
 from andromeda_scale.merge import blame, devices, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.facts import repeat_facts
+from andromeda_scale.merge.profile import profile_columns
 from andromeda_scale.merge.ranks import RankTable, rank_table
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.merge.values import integer, number, of_ranks, text
@@ -28,7 +28,14 @@ from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repea
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
-OF_CASES = ("speedup", "efficiency", "efficiency_common", "mfu", "estimate_error")
+OF_CASES = (
+    "speedup",
+    "efficiency",
+    "efficiency_common",
+    "mfu",
+    "estimate_error",
+    *breakdown.COLUMNS,
+)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -247,7 +254,7 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
     if case.train.compile and len(breaks):
         row["graph_breaks"] = int(breaks.max())
     if table.profile:
-        row |= _profile(table, row["step_time_s"])
+        row |= profile_columns(table, row["step_time_s"])
     return row, ""
 
 
@@ -277,21 +284,6 @@ def _allocated(frame: pd.DataFrame) -> dict[str, Any]:
         "peak_allocated_bytes": float(peak.iloc[fullest]),
         "peak_allocated_rank": fullest,
     }
-
-
-def _profile(table: RankTable, step_time_s: float) -> dict[str, Any]:
-    profile = table.profile
-    job = profile["step_s"].max(axis=0)
-    row: dict[str, Any] = {
-        "num_profile_steps": len(job),
-        "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
-        **additive(profile),
-        **{name: float(table.frame[name].mean()) for name in (*PARTS, "comm_wire_bytes")},
-    }
-    if len(table.frame) > 1:  # there is something to balance
-        row |= imbalance(profile["compute_s"])
-        row |= {name: _max(table.frame[name]) for name in ("charged_s", "late_s")}
-    return row
 
 
 def _max(values: pd.Series) -> float:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.errors import UserError
-from andromeda_scale.report.tables import Table, scaling_table
+from andromeda_scale.report.breakdown import breakdown_table
+from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.report.tables import Table
 
 # A new table is one line here, and its name in the command line's `Shown`.
 TABLES: dict[str, Callable[[Results], Table]] = {
     "scaling": scaling_table,
+    "breakdown": breakdown_table,
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from andromeda_scale.metrics import METRICS, NOT_MEASURED, significant
+from andromeda_scale.formats import NOT_MEASURED, significant
+from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.rows import Row, has, is_base
 
 
@@ -126,8 +127,9 @@ BLAME = (
     "blamed_device",
     "nobody_blamed",
 )
+WORLD = Column("world", ("world_size", "nodes", "ranks_per_node"), _world)
 COLUMNS = (
-    Column("world", ("world_size", "nodes", "ranks_per_node"), _world),
+    WORLD,
     Column(
         "status",
         ("status", "statuses", "num_launches", "num_repeats_planned", "cause"),

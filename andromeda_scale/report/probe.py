@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from andromeda_scale.analysis.fabric import DTYPES
 from andromeda_scale.cost.hardware import peak_flops
-from andromeda_scale.metrics import NOT_MEASURED, percent, significant
+from andromeda_scale.formats import NOT_MEASURED, percent, significant
 from andromeda_scale.report.rows import clean
 
 MAX_NOTES = 12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,21 +16,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
 
-from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.columns import (
-    AGAINST_BASE,
-    COLUMNS,
-    COMPILE,
     COMPILED,
-    MFU,
-    TOKENS,
-    UNFAIR,
     Column,
     setting,
 )
 from andromeda_scale.report.fairness import Fairness
-from andromeda_scale.report.notes import footnotes
-from andromeda_scale.report.rows import arrange, clean, has, has_base, label
+from andromeda_scale.report.rows import clean, label
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
 # Columns a narrow terminal does without, the first of them first.
@@ -52,7 +44,8 @@ MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bu
 class Table:
     """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes.
 
-    `beside`: columns that are not shown and stand in the frame and in CSV.
+    `beside`: columns that are not shown and stand in the frame and in CSV. `under`: a smaller
+    table that explains this one, left out where a terminal is too narrow for it.
     """
 
     title: str
@@ -61,6 +54,7 @@ class Table:
     notes: list[str]
     fairness: Fairness | None = None
     beside: tuple[Column, ...] = ()
+    under: Table | None = None
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -80,6 +74,9 @@ class Table:
         yield table
         if self.fairness:
             yield self.fairness.to_rich()
+            yield Text()
+        if self.under is not None and self.under._needed() <= options.max_width:
+            yield self.under
             yield Text()
         yield from (Text(clean(note), style="dim") for note in notes)
 
@@ -112,6 +109,11 @@ class Table:
             table.add_row(*(Text(row[index]) for index in kept))
         return table, left_out
 
+    def _needed(self) -> int:
+        """Columns of a terminal that show everything."""
+        cells = self.cells()
+        return sum(self._width(index, cells) + 1 for index in range(len(self.columns))) + 1
+
     def _width(self, index: int, cells: list[list[str]]) -> int:
         column = self.columns[index]
         texts = [*_head(column).splitlines(), *(row[index] for row in cells)]
@@ -126,33 +128,36 @@ class Table:
         return as_text(self, width)
 
     def to_markdown(self) -> str:
-        """A pipe table under a heading, footnotes as a list, every difference in a second table."""
-        grid = tabulate(
-            [[cell.replace("|", "\\|") for cell in cells] for cells in self.cells()],
-            headers=[column.header for column in self.columns],
-            tablefmt="pipe",
-            colalign=["left" if column.left else "right" for column in self.columns],
-            disable_numparse=True,
-        )
+        """A pipe table under a heading, footnotes as a list, `under`, every difference behind."""
+        differences = self.fairness.to_markdown() if self.fairness is not None else ""
+        under = self.under._section("###") if self.under is not None else ""
+        return "\n".join(part for part in (self._section("##"), under, differences) if part)
+
+    def _section(self, heading: str) -> str:
         said = self.fairness.notes() if self.fairness else []
         notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
-        differences = self.fairness.to_markdown() if self.fairness is not None else ""
-        parts = [f"## {clean(self.title)}\n", f"{grid}\n", notes, differences]
+        grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
+        parts = [f"{heading} {clean(self.title)}\n", f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
 
     def to_html(self) -> str:
         """What a notebook shows: the rows under a heading, the notes as a list; all escaped."""
-        grid = tabulate(
-            self.cells(),
-            headers=[column.header for column in self.columns],
-            tablefmt="html",
-            colalign=["left" if column.left else "right" for column in self.columns],
-            disable_numparse=True,
-        )
         said = self.fairness.notes("<b>{}</b>", escape) if self.fairness else []
         said += [escape(clean(note)) for note in self.notes]
         notes = "".join(f"<li>{note}</li>" for note in said)
-        return f"<p><b>{escape(clean(self.title))}</b></p>\n{grid}\n<ul>{notes}</ul>"
+        under = self.under.to_html() if self.under is not None else ""
+        title = f"<p><b>{escape(clean(self.title))}</b></p>"
+        return f"{title}\n{self._grid('html')}\n{under}<ul>{notes}</ul>"
+
+    def _grid(self, form: str, written: Callable[[str], str] = str) -> str:
+        grid: str = tabulate(
+            [[written(cell) for cell in cells] for cells in self.cells()],
+            headers=[column.header for column in self.columns],
+            tablefmt=form,
+            colalign=["left" if column.left else "right" for column in self.columns],
+            disable_numparse=True,
+        )
+        return grid
 
     def to_frame(self) -> pd.DataFrame:
         """Values with full precision of every column, shown or not."""
@@ -174,26 +179,6 @@ def as_text(shown: RenderableType, width: int = PLAIN_WIDTH) -> str:
 def _head(column: Column) -> str:
     """A header over two lines where it has two words."""
     return "\n".join(column.header.rsplit(" ", 1))
-
-
-def scaling_table(results: Results) -> Table:
-    """The table of a run: a row a case, grouped by what was varied, smaller worlds first."""
-    rows, axes = arrange(results.cases)
-    columns = identity(axes)
-    compared = any(has_base(row) for row in rows)
-    compiled = any(has(row, name) for row in rows for name in COMPILE)
-    left_out = () if compared else AGAINST_BASE
-    left_out = left_out if compiled else (*left_out, COMPILED)
-    columns += [column for column in COLUMNS if column not in left_out]
-    fairness = Fairness.of(results)
-    if marks := fairness.marks():
-        for row in rows:
-            row["unfair"] = marks.get(row["case_id"], "")
-        columns.insert(columns.index(TOKENS), UNFAIR)
-    if any(has(row, "mfu") for row in rows):
-        columns.append(MFU)
-    notes = footnotes(rows, axes, results.problems)
-    return Table(results.question, tuple(columns), rows, notes, fairness, COLUMNS)
 
 
 def identity(axes: Sequence[str]) -> list[Column]:

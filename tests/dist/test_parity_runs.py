@@ -15,7 +15,7 @@ from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.machine import Machine
 from andromeda_scale.merge import merge_run
 from andromeda_scale.plan import make_plan
-from andromeda_scale.report.tables import scaling_table
+from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.validation import validate
 
 pytestmark = pytest.mark.thorough

@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import t as student_t
 
 from andromeda_scale.merge import merge_run
-from andromeda_scale.report.tables import scaling_table
+from andromeda_scale.report.scaling import scaling_table
 
 HERE = Path(__file__).parent
 RUN = HERE / "run"

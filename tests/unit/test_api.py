@@ -46,6 +46,7 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
     rows = {name: len(run.table(name)) for name in TABLES}
     assert rows == {
         "scaling": 2,
+        "breakdown": 0,  # neither case has profiled steps
         "fairness": rows["fairness"],
         "cases": 2,
         "repeats": 2,
@@ -68,7 +69,7 @@ def test_a_run_shows_itself_as_one_line_and_as_an_escaped_table(stored: Path) ->
 
 
 def test_what_is_no_run_and_no_table_is_named(stored: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'speed' is no table; use one of scaling, fairness, cases"):
+    with pytest.raises(UserError, match="'speed' is no table; use one of scaling, breakdown"):
         andromeda_scale.load_run(stored).table("speed")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="nowhere"):
         andromeda_scale.load_run(tmp_path / "nowhere")

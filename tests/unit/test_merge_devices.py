@@ -11,7 +11,7 @@ from merging import ENVIRONMENT, case_row
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
 from andromeda_scale.merge import merge_run
-from andromeda_scale.report.tables import scaling_table
+from andromeda_scale.report.scaling import scaling_table
 
 SW_POWER_CAP, GPU_IDLE, HW_THERMAL = 0x04, 0x01, 0x40  # nvml.h, nvmlClocksEventReasons
 

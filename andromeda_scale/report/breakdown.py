@@ -1,0 +1,120 @@
+"""Where the time of a step goes, and what each class costs of an efficiency. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from andromeda_scale.analysis.breakdown import FACTORS, against
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.formats import NOT_MEASURED, milliseconds
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.report.columns import WORLD, Column, metric
+from andromeda_scale.report.rows import Row, arrange, has, is_base
+from andromeda_scale.report.tables import Table, identity
+
+REASONS_TITLE = (
+    "Where the percents go: efficiency of the profiled steps = data x host x transfer x "
+    "serialisation x balance x compute"
+)
+_HEADERS = {
+    "data_eff": "= data",
+    "host_eff": "x host",
+    "transfer_eff": "x transfer",
+    "serialisation_eff": "x serialisation",
+    "load_balance": "x balance",
+}
+REASONS_NOTES = (
+    "data, host, transfer: 1 - the part of a step that every rank spends so; serialisation: what "
+    "of the rest the rank that computes longest in a step computes; balance: mean / max of "
+    "compute over ranks; each over that of the base. compute: compute per token of the base / "
+    "that of the row. Above 1: less is lost than at the base",
+    "slowed: how many times as long profiled steps are as timed ones; where profiled and measured "
+    "efficiency differ, the profiler costs one world more than the other",
+)
+ADDITIVE_NOTES = (
+    "means over ranks and steps in ms: compute (of which in the update) + transfer + wait + data + "
+    "host + skew = step; transfer, wait: communication that no compute hides, after and before "
+    "the last rank has come; skew: from the end of a rank's step to the end of the longest",
+)
+
+
+def reasons_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
+    """The rows that have a base, each efficiency beside the factors that make it; None without."""
+    of = {row["case_id"]: row for row in rows}
+    shown = [
+        {**row, **against(row, of[row["base_case_id"]])}
+        for row in rows
+        if has(row, "explained_efficiency") and not is_base(row)
+    ]
+    if not shown:
+        return None
+    columns = [
+        *identity(axes),
+        WORLD,
+        Column("measured %", ("efficiency",), _percent("efficiency")),
+        Column(
+            "profiled %",
+            ("explained_efficiency", "profile_efficiency"),
+            _percent("explained_efficiency"),
+        ),
+        *(
+            Column(_HEADERS[name], (f"{name}_vs_base", name), _factor(f"{name}_vs_base"))
+            for name in FACTORS
+        ),
+        Column("x compute", ("compute_scaling",), _factor("compute_scaling")),
+        Column("slowed", ("profile_slowdown",), metric("profile_slowdown")),
+    ]
+    return Table(REASONS_TITLE, tuple(columns), shown, list(REASONS_NOTES))
+
+
+def breakdown_table(results: Results) -> Table:
+    """Seconds by class of every profiled row, and under it what they cost of an efficiency."""
+    rows, axes = arrange(results.cases)
+    of = {row["case_id"]: row for row in rows}
+    shown: list[dict[str, Any]] = [
+        {**row, **(against(row, of[row["base_case_id"]]) if has(row, "base_case_id") else {})}
+        for row in rows
+        if has(row, "profile_step_s")
+    ]
+    columns = [
+        *identity(axes),
+        WORLD,
+        Column("step ms", ("profile_step_s",), metric("profile_step_s")),
+        Column("compute (update)", ("compute_s", "optimizer_compute_s"), _compute),
+        *(
+            Column(f"+ {header}", (name,), metric(name))
+            for name, header in (
+                ("exposed_transfer_s", "transfer"),
+                ("exposed_wait_s", "wait"),
+                ("data_s", "data"),
+                ("host_s", "host"),
+                ("end_skew_s", "skew"),
+            )
+        ),
+        Column("slowed", ("profile_slowdown",), metric("profile_slowdown")),
+    ]
+    beside = (
+        Column("", ("efficiency", "explained_efficiency", "profile_efficiency"), str),
+        Column("", ("compute_scaling", *FACTORS, *(f"{name}_vs_base" for name in FACTORS)), str),
+        Column("", ("comm_total_s", "comm_exposed_s", "comm_overlapped_s"), str),
+    )
+    notes = list(ADDITIVE_NOTES) if shown else ["no profiled steps: measure.profile_steps is 0"]
+    title = f"Where the time goes: {results.question}"
+    under = reasons_table(rows, axes)
+    return Table(title, tuple(columns), shown, notes, None, beside, under)
+
+
+def _percent(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name] * 100:.1f}" if has(row, name) else NOT_MEASURED
+
+
+def _factor(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name]:.3f}" if has(row, name) else NOT_MEASURED
+
+
+def _compute(row: Row) -> str:
+    whole = METRICS["compute_s"].text(row["compute_s"])
+    if not has(row, "optimizer_compute_s"):
+        return whole
+    return f"{whole} ({milliseconds(row['optimizer_compute_s'])})"

@@ -1,0 +1,180 @@
+"""Where the time goes: the factors by hand, their product, their range, and the tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from merging import ENVIRONMENT, change_line, place_of
+from run_files import make_case, rank_lines, write_plan, write_repeat
+
+from andromeda_scale.analysis.breakdown import FACTORS, SERIES, additive, factors, out_of_range
+from andromeda_scale.merge import merge_run
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.report.catalogue import make_table
+from andromeda_scale.report.scaling import scaling_table
+
+
+def series_of(**classes: list[list[float]]) -> dict[str, np.ndarray]:
+    """(ranks, steps) of each class; a step is their sum."""
+    shape = np.shape(next(iter(classes.values())))
+    found = {name: np.array(classes.get(name, np.zeros(shape))) for name in SERIES}
+    found["step_s"] = sum(np.array(x) for x in classes.values())
+    found["comm_exposed_s"] = found["exposed_wait_s"] + found["exposed_transfer_s"]
+    return found
+
+
+BY_HAND = series_of(
+    compute_s=[[6.0, 5.0], [4.0, 6.0]],
+    exposed_wait_s=[[0.5, 1.0], [2.0, 0.5]],
+    exposed_transfer_s=[[1.0, 2.0], [1.5, 2.0]],
+    data_s=[[0.5, 0.25], [0.25, 0.5]],
+    host_s=[[1.0, 0.5], [1.5, 0.5]],
+)
+
+
+def test_factors_by_hand() -> None:
+    found = additive(BY_HAND)
+    # longest ranks 9.25 and 9.5; minima of data 0.25 and 0.25, host 1 and 0.5, transfer 1 and 2
+    total, data, host, transfer = 18.75, 0.5, 1.5, 3.0
+    assert found["data_eff"] == pytest.approx((total - data) / total)
+    assert found["host_eff"] == pytest.approx((total - data - host) / (total - data))
+    rest = total - data - host - transfer
+    assert found["transfer_eff"] == pytest.approx(rest / (total - data - host))
+    assert found["serialisation_eff"] == pytest.approx(12 / rest)  # most compute 6 and 6
+    assert found["load_balance"] == pytest.approx(10.5 / 12)  # mean compute 5 and 5.5
+    product = math.prod(found[name] for name in FACTORS)
+    assert product == pytest.approx(found["compute_s"] / found["profile_step_s"])
+    assert factors(found) == {name: found[name] for name in FACTORS}
+    assert out_of_range(BY_HAND) == ""
+
+
+def test_classes_that_overlap_are_out_of_range() -> None:
+    wrong = BY_HAND | {"compute_s": BY_HAND["compute_s"] + 4}
+    assert out_of_range(wrong).startswith("serialisation_eff is 1.4")
+    wrong = BY_HAND | {"data_s": BY_HAND["step_s"] + 1}
+    assert "data_eff is -" in out_of_range(wrong)
+
+
+def scaled_run(directory: Path, clock_s: float | None = 0.2, **settings: Any) -> list[Any]:
+    """ddp on one rank, and on two of which one computes longer."""
+    strong = settings.get("regime") == "strong"
+    cases = [
+        make_case("ddp", world, train={"micro_batch_size": 4 // world if strong else 2}, **settings)
+        for world in (1, 2)
+    ]
+    write_plan(directory, cases, 1)
+    for case in cases:
+        tokens = 4 * case.train.micro_batch_size * case.train.seq_len
+        lines = []
+        for rank in range(case.world.size):
+            compute_s = [0.12 + 0.02 * rank if case.world.size > 1 else 0.15] * 20
+            lines += rank_lines(rank, [0.1] * 4, tokens=tokens, compute_s=compute_s)
+        write_repeat(directory, case, 0, lines, environment=ENVIRONMENT)
+        for rank in range(case.world.size if clock_s else 0):
+
+            def clocked(line: dict[str, Any]) -> dict[str, Any]:
+                line["values"]["step_time"] = {"step_ns": [clock_s * 1e9] * 20}
+                return line
+
+            change_line(place_of(directory, case, 0), rank, "profile", clocked)
+    return cases
+
+
+@pytest.mark.parametrize("regime", ["weak", "strong"])
+def test_the_product_explains_the_efficiency_of_the_profiled_steps(
+    tmp_path: Path, regime: str
+) -> None:
+    cases = scaled_run(tmp_path, regime=regime)
+    results = merge_run(tmp_path)
+    assert not any("explain" in problem for problem in results.problems)
+    base, row = results.cases.to_dict("records")
+    # weak: the same tokens a rank; both worlds take 0.2 s a profiled step
+    expected = 1.0 if regime == "weak" else 0.5
+    assert row["profile_efficiency"] == pytest.approx(expected)
+    assert row["explained_efficiency"] == pytest.approx(expected)
+    assert row["compute_scaling"] == pytest.approx(0.15 / 0.13 * expected)
+    assert row["profile_clock_step_s"] == pytest.approx(0.2)
+    assert math.isnan(base["explained_efficiency"])
+    assert {case.regime for case in cases} == {regime}
+
+
+def test_steps_that_their_own_clock_does_not_confirm_are_a_problem(tmp_path: Path) -> None:
+    (_, two) = scaled_run(tmp_path)
+    for rank in range(2):
+
+        def slower(line: dict[str, Any]) -> dict[str, Any]:
+            line["values"]["step_time"]["step_ns"] = [0.21e9] * 20
+            return line
+
+        change_line(place_of(tmp_path, two, 0), rank, "profile", slower)
+    (problem,) = (p for p in merge_run(tmp_path).problems if "explain" in p)
+    assert problem == (
+        f"{two.case_id}: its factors explain an efficiency of 100.0%, but its profiled steps by "
+        "their own clock have 95.2%"
+    )
+
+
+def test_records_without_the_clock_are_not_judged_by_it(tmp_path: Path) -> None:
+    scaled_run(tmp_path, clock_s=None)
+    results = merge_run(tmp_path)
+    assert not any("explain" in problem for problem in results.problems)
+    assert results.cases["explained_efficiency"].iloc[1] == pytest.approx(1.0)
+    assert math.isnan(results.cases["profile_efficiency"].iloc[1])
+
+
+def test_a_factor_out_of_range_costs_the_numbers_of_the_phase_and_is_named(tmp_path: Path) -> None:
+    two = scaled_run(tmp_path)[1]
+
+    def overlapping(line: dict[str, Any]) -> dict[str, Any]:
+        line["values"]["communication"]["compute_s"] = [0.25] * 20  # of steps of 0.2 s
+        return line
+
+    change_line(place_of(tmp_path, two, 0), 1, "profile", overlapping)
+    results = merge_run(tmp_path)
+    _, row = results.cases.to_dict("records")
+    assert (row["status"], row["tokens_per_s"]) == ("ok", pytest.approx(640.0))
+    assert all(math.isnan(row[name]) for name in (*FACTORS, "comm_exposed_s", "imbalance"))
+    named = [p for p in results.problems if p.startswith(f"{two.case_id}/0: ")]
+    assert any("phase profile are not used: serialisation_eff is 1.667" in p for p in named)
+
+
+def test_every_efficiency_stands_beside_factors_that_multiply_to_it(tmp_path: Path) -> None:
+    scaled_run(tmp_path)
+    table = scaling_table(merge_run(tmp_path))
+    assert table.under is not None
+    (cells,) = table.under.cells()
+    shown = dict(zip([column.header for column in table.under.columns], cells, strict=True))
+    assert (shown["measured %"], shown["profiled %"]) == ("100.0", "100.0")
+    signs = [name for name in shown if name[:2] in ("= ", "x ")]
+    assert math.prod(float(shown[name]) for name in signs) == pytest.approx(1.0, abs=0.003)
+    assert "Where the percents go" in table.to_text()
+    assert "### Where the percents go" in table.to_markdown()
+    assert "Where the percents go" in table.to_html()
+
+
+def test_without_a_second_world_there_is_nothing_to_explain(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], 1)
+    lines = [x for rank in range(2) for x in rank_lines(rank, [0.1] * 4, compute_s=[0.1] * 20)]
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    assert scaling_table(merge_run(tmp_path)).under is None
+
+
+def test_the_additive_table_sums_to_the_step(tmp_path: Path) -> None:
+    scaled_run(tmp_path)
+    table = make_table(merge_run(tmp_path), "breakdown")
+    frame = table.to_frame()
+    parts = ["compute_s", "exposed_transfer_s", "exposed_wait_s", "data_s", "host_s", "end_skew_s"]
+    assert frame[parts].sum(axis=1).to_numpy() == pytest.approx(frame["profile_step_s"])
+    assert frame["host_eff_vs_base"].iloc[0] == 1.0
+    ratios = {f"{name}_vs_base" for name in FACTORS}
+    assert set(frame) - {"case_id", *ratios, *_identity()} <= set(METRICS)
+    assert table.cells()[1][3].startswith("130.0")
+
+
+def _identity() -> set[str]:
+    return {"strategy", "options", "world_size", "nodes", "ranks_per_node"}
