@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from andromeda_scale.errors import UserError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from andromeda_scale.analysis.results import Results
 
-Table = Literal["scaling", "breakdown", "fairness", "cases", "repeats", "ranks"]
-TABLES: tuple[Table, ...] = ("scaling", "breakdown", "fairness", "cases", "repeats", "ranks")
+Table = Literal["scaling", "breakdown", "communication", "fairness", "cases", "repeats", "ranks"]
+TABLES: tuple[Table, ...] = get_args(Table)
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +44,8 @@ class Run:
         """One of TABLES, a copy, with full precision.
 
         scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
-        and what of an efficiency each class costs; fairness: what differs between compared
+        and what of an efficiency each class costs; communication: a row a case and kind of
+        collective; fairness: what differs between compared
         rows; cases, repeats, ranks: results.parquet, repeats.parquet, ranks.parquet.
         """
         from andromeda_scale.report.catalogue import make_table

@@ -146,6 +146,7 @@ class Shown(StrEnum):
 
     scaling = "scaling"
     breakdown = "breakdown"
+    communication = "communication"
 
 
 @app.command()

@@ -271,6 +271,31 @@ METRICS["comm_exposed_share"] = Metric(
     "mean", "profile", percent,
     "comm_exposed_s / profile_step_s",
 )  # fmt: skip
+METRICS |= {
+    "mfu_of_mamf": Metric(
+        "1", "higher", "as tokens_per_s", "all ranks' work over all ranks' ceiling",
+        "geometric mean", "measure", percent,
+        "tokens_per_s * flops_per_token / (world_size * mamf), mamf: the best matmul rate that "
+        "probe measured on this device in this precision; on a CPU with a rank's threads",
+    ),
+    "busbw_gbps": Metric(
+        "GB/s", "higher", "mean", "ranks of a group move the same in the same time", "mean",
+        "profile", significant,
+        "bytes of a step * factor / seconds of a step that are transfer and no waiting; of a case: "
+        "of its collective with the most wire bytes (busbw_op); G = 1e9",
+    ),
+    "busbw_probe_gbps": Metric(
+        "GB/s", "none", "max of time", "a collective is over when its last rank is", "mean",
+        "probe", significant,
+        "what probe reached with that collective alone, over as many ranks, at the mean message "
+        "size, interpolated on logarithms; beyond the largest probed message that one's",
+    ),
+    "busbw_share": Metric(
+        "1", "higher", "mean", "ranks of a group move the same in the same time", "mean",
+        "profile", percent,
+        "busbw_gbps / busbw_probe_gbps",
+    ),
+}  # fmt: skip
 
 # What a case was, beside its numbers: columns that identify a row and decide what may be compared.
 SETTINGS: dict[str, str] = {

@@ -1,8 +1,9 @@
-"""The results of a run as three tables, and their Parquet files. No torch.
+"""The results of a run as tables, and their Parquet files. No torch.
 
 results.parquet   a row a case
 repeats.parquet   a row a case x repeat: the launches behind a case's numbers
 ranks.parquet     a row a case x repeat x rank
+communication.parquet  a row a case x kind of collective
 
 A case's row pools its repeats, so the column `repeat` is in repeats.parquet and ranks.parquet only.
 """
@@ -23,7 +24,13 @@ import pyarrow.parquet as pq
 
 from andromeda_scale.errors import UserError
 
-FILES = {"cases": "results.parquet", "repeats": "repeats.parquet", "ranks": "ranks.parquet"}
+FILES = {
+    "cases": "results.parquet",
+    "repeats": "repeats.parquet",
+    "ranks": "ranks.parquet",
+    "communication": "communication.parquet",
+}
+_SINCE_LATER = ("communication",)  # an earlier version wrote none
 _KEY = b"andromeda_scale"  # in the metadata of each file
 
 
@@ -34,6 +41,7 @@ class Results:
     cases: pd.DataFrame
     repeats: pd.DataFrame
     ranks: pd.DataFrame
+    communication: pd.DataFrame = field(default_factory=pd.DataFrame)
     problems: list[str] = field(default_factory=list)
     suite_name: str = ""
     question: str = ""
@@ -85,6 +93,9 @@ def read(directory: Path) -> Results:
     frames: dict[str, pd.DataFrame] = {}
     about: dict[str, Any] = {}
     for name, file in FILES.items():
+        if name in _SINCE_LATER and not (directory / file).exists():
+            frames[name] = pd.DataFrame()
+            continue
         try:
             table = pq.read_table(directory / file)
             about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
@@ -99,6 +110,7 @@ def read(directory: Path) -> Results:
         frames["cases"],
         frames["repeats"],
         frames["ranks"],
+        frames["communication"],
         list(about.get("problems", [])),
         str(about.get("suite_name", "")),
         str(about.get("question", "")),

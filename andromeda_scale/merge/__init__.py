@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from andromeda_scale import calibration
 from andromeda_scale.analysis.breakdown import add_reasons
+from andromeda_scale.analysis.fabric import Ceilings
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import cases, cross, ranks, repeats
+from andromeda_scale.merge import cases, communication, cross, ranks, repeats
 from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.references import reference_of
@@ -44,7 +45,9 @@ def merge_run(run_dir: Path) -> Results:
             items[item.case_id].append(item)
     known = calibration.read(Path(run_dir) / calibration.FILE)
     problems: list[str] = [known["problem"]] if "problem" in known else []
-    repeat_rows, case_rows, rank_frames, launches = [], [], [], {}
+    ceilings = Ceilings(known.get("ceilings", {}))
+    problems += ceilings.problems
+    repeat_rows, case_rows, rank_frames, launches, collectives = [], [], [], {}, []
     merged = {
         case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         for case_id, planned in items.items()  # in the order of the suite, not of the launches
@@ -58,7 +61,10 @@ def merge_run(run_dir: Path) -> Results:
         row, launches[case_id] = cases.case_row(
             plan.cases[case_id], items[case_id], rows, helpers[case_id], problems
         )
-        case_rows.append(row)
+        pooled = [one.collectives for one in of_case if one.row["pooled"]]
+        kinds = communication.case_kinds(plan.cases[case_id], row, pooled, ceilings)
+        case_rows.append(row | communication.against_ceilings(row, kinds, ceilings))
+        collectives += kinds
         repeat_rows += rows
         rank_frames += [one.ranks for one in of_case if one.ranks is not None]
     empty = typed(pd.DataFrame(), ranks.COLUMNS)
@@ -68,6 +74,7 @@ def merge_run(run_dir: Path) -> Results:
         cases=reasoned,
         repeats=typed(pd.DataFrame(repeat_rows), repeats.COLUMNS),
         ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
+        communication=typed(pd.DataFrame(collectives), communication.COLUMNS),
         problems=problems + unexplained,
         suite_name=plan.suite_name,
         question=plan.question,

@@ -18,7 +18,7 @@ from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import blame, parity
+from andromeda_scale.merge import blame, communication, parity
 from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
@@ -76,6 +76,7 @@ COLUMNS: dict[str, str] = {
     "flops_per_token": "float64",
     "flop_convention": "str",
     "mfu": "float64",
+    **communication.CASE_COLUMNS,
     "graph_breaks": "Int64",  # of torch.compile, the most of any launch
     **parity.CASE_COLUMNS,
     "facts": "str",  # what the ranks of all pooled launches read back, canonical JSON

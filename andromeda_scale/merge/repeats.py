@@ -16,6 +16,7 @@ from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
 from andromeda_scale.merge import blame, devices, parity
 from andromeda_scale.merge.checks import contradictions
+from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.profile import profile_columns
 from andromeda_scale.merge.ranks import RankTable, rank_table
@@ -34,6 +35,10 @@ OF_CASES = (
     "efficiency_common",
     "mfu",
     "estimate_error",
+    "mfu_of_mamf",
+    "busbw_gbps",
+    "busbw_probe_gbps",
+    "busbw_share",
     *breakdown.COLUMNS,
 )
 
@@ -92,6 +97,7 @@ class MergedRepeat:
     ranks: pd.DataFrame | None
     problems: list[str] = field(default_factory=list)
     numbers: frozenset[str] = frozenset()  # what the row has because the repeat is ok
+    collectives: list[dict[str, Any]] = field(default_factory=list)  # their kinds, if it is ok
     first: First | None = None  # its losses and norms, where cases are compared with each other
 
     def condemn(self, cause: str) -> None:
@@ -138,6 +144,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         table.frame,
         [f"{where}: {problem}" for problem in found],
         frozenset(numbers),
+        launch_kinds(record, case.world.ranks_per_node) if numbers and table.profile else [],
         parity.first_of(record) if case.parity == "cross" else None,
     )
 

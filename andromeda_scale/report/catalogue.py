@@ -7,6 +7,7 @@ from collections.abc import Callable
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.errors import UserError
 from andromeda_scale.report.breakdown import breakdown_table
+from andromeda_scale.report.communication import communication_table
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import Table
 
@@ -14,6 +15,7 @@ from andromeda_scale.report.tables import Table
 TABLES: dict[str, Callable[[Results], Table]] = {
     "scaling": scaling_table,
     "breakdown": breakdown_table,
+    "communication": communication_table,
 }
 
 

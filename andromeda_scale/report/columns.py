@@ -150,6 +150,13 @@ COLUMNS = (
     Column("peak memory", MEMORY, _memory),
 )
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
+# Against the best matrix product of a probe: there is one for devices without a published peak.
+MAMF = Column("of mamf", ("mfu_of_mamf", "mamf_flops_per_s", "mamf_cause"), metric("mfu_of_mamf"))
+FABRIC = Column(
+    "busbw GB/s",
+    ("busbw_op", "busbw_gbps", "busbw_probe_gbps", "busbw_share", "busbw_cause"),
+    metric("busbw_gbps"),
+)
 
 
 def setting(name: str) -> Callable[[Row], str]:

@@ -9,6 +9,8 @@ from andromeda_scale.report.columns import (
     COLUMNS,
     COMPILE,
     COMPILED,
+    FABRIC,
+    MAMF,
     MFU,
     TOKENS,
     UNFAIR,
@@ -33,8 +35,8 @@ def scaling_table(results: Results) -> Table:
         for row in rows:
             row["unfair"] = marks.get(row["case_id"], "")
         columns.insert(columns.index(TOKENS), UNFAIR)
-    if any(has(row, "mfu") for row in rows):
-        columns.append(MFU)
+    columns += [column for column in (MFU, MAMF) if any(has(row, column.names[0]) for row in rows)]
     notes = footnotes(rows, axes, results.problems)
     reasons = reasons_table(rows, axes)
-    return Table(results.question, tuple(columns), rows, notes, fairness, COLUMNS, reasons)
+    beside = (*COLUMNS, MAMF, FABRIC)
+    return Table(results.question, tuple(columns), rows, notes, fairness, beside, reasons)

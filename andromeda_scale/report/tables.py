@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from andromeda_scale.report.columns import (
     COMPILED,
+    MAMF,
     Column,
     setting,
 )
@@ -32,6 +33,7 @@ DISPENSABLE = (
     "exposed ms",
     COMPILED.header,
     "MFU",
+    MAMF.header,
     "speedup",
     "peak memory",
     "step ms +-MAD",

@@ -47,6 +47,7 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
     assert rows == {
         "scaling": 2,
         "breakdown": 0,  # neither case has profiled steps
+        "communication": 0,
         "fairness": rows["fairness"],
         "cases": 2,
         "repeats": 2,
