@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
     from andromeda_scale.analysis.results import Results
 
-Table = Literal["scaling", "breakdown", "communication", "fairness", "cases", "repeats", "ranks"]
+Table = Literal[
+    "scaling",
+    "breakdown",
+    "communication",
+    "memory",
+    "phases",
+    "fairness",
+    "cases",
+    "repeats",
+    "ranks",
+]
 TABLES: tuple[Table, ...] = get_args(Table)
 
 
@@ -45,7 +55,8 @@ class Run:
 
         scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
         and what of an efficiency each class costs; communication: a row a case and kind of
-        collective; fairness: what differs between compared
+        collective; memory: what a rank holds; phases: the parts of a step; fairness: what differs
+        between compared
         rows; cases, repeats, ranks: results.parquet, repeats.parquet, ranks.parquet.
         """
         from andromeda_scale.report.catalogue import make_table

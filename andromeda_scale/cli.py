@@ -147,6 +147,8 @@ class Shown(StrEnum):
     scaling = "scaling"
     breakdown = "breakdown"
     communication = "communication"
+    memory = "memory"
+    phases = "phases"
 
 
 @app.command()

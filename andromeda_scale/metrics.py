@@ -6,10 +6,6 @@ carry their unit; shares are 0..1 in data and percent in print. Imports nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 from andromeda_scale.formats import (
     binary,
     milliseconds,
@@ -19,25 +15,8 @@ from andromeda_scale.formats import (
     significant,
     times,
 )
-
-Better = Literal["higher", "lower", "none"]
-Launches = Literal["geometric mean", "mean", "max"]
-Text = Callable[[float], str]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of a result, and how it comes about."""
-
-    unit: str  # SI; "1" for a ratio or a share
-    better: Better
-    ranks: str  # rule across ranks
-    why: str  # the reason for that rule, in one line
-    launches: Launches  # rule across the ok repeats of a case
-    phase: str  # where it is measured
-    text: Text  # how a table prints it
-    meaning: str  # one sentence with the formula
-
+from andromeda_scale.metric import Better, Metric
+from andromeda_scale.metrics_devices import DEVICE_METRICS
 
 _SLOWEST = "a job is as fast as its slowest rank at every step"
 _PER_STEP = "max per step"
@@ -106,11 +85,6 @@ METRICS: dict[str, Metric] = {
         "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
         "measure, CPU: inspect", binary,
         "the most that torch's allocator held in a step, libraries and process left out",
-    ),
-    "state_bytes": Metric(
-        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
-        "inspect", binary,
-        "parameters, gradients, master copies and optimizer state between backward and update",
     ),
     "imbalance": Metric(
         "1", "lower", "max / mean - 1 per step", "others wait for the excess of the slowest",
@@ -214,6 +188,12 @@ _PARTS: tuple[tuple[str, Better, str], ...] = (
     ("forward_s", "none", "seconds per step in forward, communication included"),
     ("backward_s", "none", "seconds per step in backward, communication included"),
     ("optimizer_s", "none", "seconds per step in the update, communication included"),
+    ("data_part_s", "none", "seconds per step in getting batches, whatever runs beside it"),
+    (
+        "residual_s",
+        "lower",
+        "seconds per step in no part: the step less forward, backward, optimizer and data_part_s",
+    ),
     ("end_skew_s", "lower", "seconds per step from the end of a rank's step to the longest's"),
 )
 METRICS |= {
@@ -296,6 +276,8 @@ METRICS |= {
         "busbw_gbps / busbw_probe_gbps",
     ),
 }  # fmt: skip
+
+METRICS |= DEVICE_METRICS
 
 # What a case was, beside its numbers: columns that identify a row and decide what may be compared.
 SETTINGS: dict[str, str] = {

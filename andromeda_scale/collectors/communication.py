@@ -46,7 +46,8 @@ class Communication:
         comm_total_s, comm_exposed_s, comm_overlapped_s
         optimizer_compute_s    what of compute_s lies in the update
         charged_s              exposed waiting of others for this rank (see charges.py)
-        parts                  {forward_s, backward_s, optimizer_s, data_s}: each [seconds]
+        parts                  {forward_s, backward_s, optimizer_s, data_s}: each [seconds]; one
+                               that the mode lacks or that is fused with another is absent
     and per kind of collective, as means over the steps,
         collectives: [{op, c10d_op, backend_op, dtype, ranks, scalar, count_per_step,
                        bytes_per_step, wire_bytes_per_step, total_s_per_step,
@@ -119,7 +120,7 @@ class Communication:
         assert result is not None
         del self._profiler
         events = Events(result.events(), device=self._device is not None)
-        timeline = read_timeline(events)
+        timeline = read_timeline(events, self._context.strategy.fused)
         groups = group_ranks()
         backend = self._context.runtime.backend
         entries = flight_recorder_entries(backend, result.trace_start_ns())

@@ -6,7 +6,7 @@ nanoseconds of one clock per rank; nothing here compares clocks of two ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -125,10 +125,11 @@ def is_collective_kernel(name: str) -> bool:
     return name.startswith("nccl")
 
 
-def read_timeline(events: Events) -> Timeline:
+def read_timeline(events: Events, fused: Collection[str] = ()) -> Timeline:
     """Steps, compute, data and parts of a profiled phase.
 
-    Raises TraceError where no step is marked.
+    A part that no step had, or that the strategy cannot time apart (`fused`, by the worker's
+    names), is absent. Raises TraceError where no step is marked.
     """
     steps_at = events.find(lambda name: name == STEP)
     if not len(steps_at):
@@ -147,9 +148,10 @@ def read_timeline(events: Events) -> Timeline:
         compute = _cpu_work(events, thread=events.thread(int(steps_at[0])))
 
     step_of = np.searchsorted(host[:, 0], ranges[:, 0], side="right") - 1
-    lengths = {name: np.zeros(len(host), np.int64) for name in PARTS.values()}
+    apart = set(names) - {PARTS[f"andromeda::{part}"] for part in fused}
+    lengths = {name: np.zeros(len(host), np.int64) for name in PARTS.values() if name in apart}
     for name, step, (start, end) in zip(names, step_of, parts, strict=True):
-        if step >= 0:
+        if step >= 0 and name in apart:
             lengths[name][step] += end - start
     is_data, is_update = (
         np.array([name == PARTS[part] for name in names], np.bool_) for part in (DATA, UPDATE)

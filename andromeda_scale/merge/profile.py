@@ -11,6 +11,8 @@ from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.merge.ranks import RankTable
 
+_MEANS = (*PARTS, "data_part_s", "residual_s", "comm_wire_bytes")  # over ranks
+
 
 def profile_columns(table: RankTable, step_time_s: float) -> dict[str, Any]:
     """METRICS of a launch whose profiled steps can be trusted."""
@@ -20,7 +22,7 @@ def profile_columns(table: RankTable, step_time_s: float) -> dict[str, Any]:
         "num_profile_steps": len(job),
         "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
         **additive(profile),
-        **{name: float(table.frame[name].mean()) for name in (*PARTS, "comm_wire_bytes")},
+        **{name: float(table.frame[name].mean()) for name in _MEANS},
     }
     if "clock_ns" in profile:
         row["profile_clock_step_s"] = float(profile["clock_ns"].max(axis=0).mean()) / 1e9

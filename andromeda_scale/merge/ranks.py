@@ -12,7 +12,7 @@ import pandas as pd
 from andromeda_scale.analysis.blame import late_s, lateness
 from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, out_of_range
 from andromeda_scale.analysis.results import typed
-from andromeda_scale.merge import devices
+from andromeda_scale.merge import devices, memory
 from andromeda_scale.merge.values import integer, number, of_ranks, series_of, text
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
@@ -35,11 +35,9 @@ COLUMNS: dict[str, str] = {
     "charged_s": "float64",  # mean over the steps of what others waited for this rank
     "late_s": "float64",  # max(median, mean) over the steps of charged_s - exposed_wait_s
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
-    **dict.fromkeys(PARTS, "float64"),  # means over the steps
+    **dict.fromkeys((*PARTS, "data_part_s", "residual_s"), "float64"),  # means over the steps
     "comm_wire_bytes": "float64",
-    "peak_memory_bytes": "float64",
-    "peak_allocated_bytes": "float64",
-    "state_bytes": "float64",
+    **memory.RANK_COLUMNS,
     "setup_s": "float64",
     "first_step_s": "float64",
     "compile_cold_s": "float64",  # torch.compile, if some graph was not in its cache
@@ -107,11 +105,11 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
         row = {
             "window_s": number(measured, "window_ns") / 1e9,
             "tokens": number(measured, "tokens"),
-            "peak_memory_bytes": number(rank.values("measure", "memory"), "peak_memory_bytes"),
-            "peak_allocated_bytes": _allocated_bytes(rank),
-            "state_bytes": _state_bytes(rank),
+            **memory.of_rank(rank),
             "comm_wire_bytes": _wire_bytes(rank),
             **{name: _part(rank, name) for name in PARTS},
+            "data_part_s": _part(rank, "data_s"),
+            "residual_s": _residual_s(rank),
             "setup_s": _seconds(rank, "setup"),
             "first_step_s": _first_step_s(rank),
             **_compile_s(rank),
@@ -174,19 +172,22 @@ def _part(rank: RankRecord, name: str) -> float:
     return math.nan if series is None else float(series.mean())
 
 
+def _residual_s(rank: RankRecord) -> float:
+    """What of a mean step is in none of its parts; NaN where there are no parts."""
+    values = rank.values("profile", "communication")
+    parts, steps = values.get("parts"), series_of(values.get("step_s"))
+    if not isinstance(parts, dict) or not parts or steps is None:
+        return math.nan
+    rest = float(steps.mean()) - sum(_part(rank, name) for name in parts)
+    return 0.0 if rest < 0 else rest  # seconds of nanoseconds, rounded; NaN stays
+
+
 def _wire_bytes(rank: RankRecord) -> float:
     """Bytes of all kinds of collectives of a step."""
     kinds = rank.values("profile", "communication").get("collectives")
     if not isinstance(kinds, list):
         return math.nan
     return sum((number(kind, "wire_bytes_per_step") for kind in kinds), start=0.0)
-
-
-def _allocated_bytes(rank: RankRecord) -> float:
-    """What torch held at most: in the timed window on CUDA, on a CPU in a step of its own."""
-    device = rank.values("measure", "memory").get("device")
-    found = device if isinstance(device, dict) else rank.values("inspect", "memory")
-    return number(found, "peak_allocated_bytes")
 
 
 def _compile_s(rank: RankRecord) -> dict[str, float]:
@@ -198,12 +199,6 @@ def _compile_s(rank: RankRecord) -> dict[str, float]:
         "compile_cold_s": found if cold else math.nan,
         "compile_warm_s": math.nan if cold else found,
     }
-
-
-def _state_bytes(rank: RankRecord) -> float:
-    """All kinds of state that the strategy read back; NaN if it did not."""
-    sizes = rank.describe.get("bytes")
-    return sum(number(sizes, kind) for kind in sizes) if isinstance(sizes, dict) else math.nan
 
 
 def _first_step_s(rank: RankRecord) -> float:

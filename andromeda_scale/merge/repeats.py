@@ -14,7 +14,7 @@ import pandas as pd
 from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
-from andromeda_scale.merge import blame, devices, parity
+from andromeda_scale.merge import blame, devices, memory, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.merge.facts import repeat_facts
@@ -71,9 +71,7 @@ COLUMNS: dict[str, str] = {
     "window_s": "float64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
     **blame.COLUMNS,
-    "peak_memory_rank": "Int64",
-    "peak_memory_host": "str",
-    "peak_allocated_rank": "Int64",
+    **memory.COLUMNS,
     "throttled": "str",  # ranks whose GPU was held below its clocks in the measured window, and why
     "facts": "str",  # what ranks read back, canonical JSON; empty unless the repeat is ok
 }
@@ -249,9 +247,8 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
         "window_s": float(window_s.max()),
         **step_times(step_s),
         **throughput(window_s, tokens, step_s.shape[1]),
-        **{name: _max(frame[name]) for name in ("setup_s", "first_step_s", "state_bytes")},
-        **_memory(frame, table.problems),
-        **_allocated(frame),
+        **{name: _max(frame[name]) for name in ("setup_s", "first_step_s")},
+        **memory.of_repeat(frame, table.problems),
         "throttled": devices.throttled_ranks(frame),
     }
     # One rank that had to compile makes the launch a cold one: the others wait for it.
@@ -263,34 +260,6 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
     if table.profile:
         row |= profile_columns(table, row["step_time_s"])
     return row, ""
-
-
-def _memory(frame: pd.DataFrame, problems: list[str]) -> dict[str, Any]:
-    """The fullest rank; ranks that say nothing beside ranks that do are a problem."""
-    peak = frame["peak_memory_bytes"]
-    if peak.isna().all():
-        return {}
-    if peak.isna().any():
-        silent = of_ranks(np.flatnonzero(peak.isna()))
-        problems.append(f"peak memory of {silent} is missing: the maximum is over the others")
-    fullest = int(peak.to_numpy(na_value=-1.0).argmax())
-    return {
-        "peak_memory_bytes": float(peak.iloc[fullest]),
-        "peak_memory_rank": fullest,
-        "peak_memory_host": frame["host"].iloc[fullest],
-    }
-
-
-def _allocated(frame: pd.DataFrame) -> dict[str, Any]:
-    """The rank that allocated most; empty unless every rank says what it did."""
-    peak = frame["peak_allocated_bytes"]
-    if peak.isna().any():
-        return {}
-    fullest = int(peak.to_numpy().argmax())
-    return {
-        "peak_allocated_bytes": float(peak.iloc[fullest]),
-        "peak_allocated_rank": fullest,
-    }
 
 
 def _max(values: pd.Series) -> float:

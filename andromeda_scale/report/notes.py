@@ -8,7 +8,9 @@ from typing import Any
 from andromeda_scale.analysis.blame import MIN_SHARE, MIN_STEPS, NO_MAJORITY, NOBODY
 from andromeda_scale.analysis.stats import MIN_LAUNCHES
 from andromeda_scale.formats import milliseconds, rate, scientific
-from andromeda_scale.report.rows import Row, failure, has, has_base, is_base, label
+from andromeda_scale.report import device_notes
+from andromeda_scale.report.rows import Row, failure, has, has_base, is_base
+from andromeda_scale.report.rows import case_name as _name
 
 MAX_PROBLEMS = 8
 MAX_BASES = 8  # each is marked in its row, with its value
@@ -41,9 +43,12 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
     return notes
 
 
-def _name(row: Row, axes: Iterable[str]) -> str:
-    settings = "".join(f", {axis.rpartition('.')[2]} {row[axis]}" for axis in axes)
-    return f"{label(row)}{settings} at world {row['world_size']}"
+def what_rows_are(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """Failures by their marks, and the settings that all measured rows share."""
+    failures = {row["mark"]: failure(row) for row in rows if "mark" in row}
+    measured = [row for row in rows if has(row, "tokens_per_s")]
+    notes = [f"[{mark}] {text}" for mark, text in failures.items()]
+    return [*notes, _what(measured, axes)] if measured else notes
 
 
 def _what(rows: Sequence[Row], axes: Sequence[str]) -> str:
@@ -124,9 +129,7 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
         notes += _estimates(rows)
-    throttled = [f"{_name(row, axes)}: {row['throttled']}" for row in rows if has(row, "throttled")]
-    if throttled:
-        notes.append(f"throttled within the timed window: {'; '.join(throttled)}")
+    notes += device_notes.of_rows(rows, axes)
     notes += _parity(rows, axes)
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -44,6 +44,12 @@ def has_base(row: Row) -> bool:
 def label(row: Row) -> str:
     """A strategy with its options."""
     return f"{row['strategy']} {row['options']}".strip()
+
+
+def case_name(row: Row, axes: Iterable[str]) -> str:
+    """A row in words: strategy, settings, world."""
+    settings = "".join(f", {axis.rpartition('.')[2]} {row[axis]}" for axis in axes)
+    return f"{label(row)}{settings} at world {row['world_size']}"
 
 
 def failure(row: Row) -> str:

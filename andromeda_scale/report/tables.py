@@ -47,7 +47,8 @@ class Table:
     """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes.
 
     `beside`: columns that are not shown and stand in the frame and in CSV. `under`: a smaller
-    table that explains this one, left out where a terminal is too narrow for it.
+    table that explains this one, left out where a terminal is too narrow for it. `dispensable`:
+    headers of those that a narrow terminal does without, the first of them first.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Table:
     fairness: Fairness | None = None
     beside: tuple[Column, ...] = ()
     under: Table | None = None
+    dispensable: tuple[str, ...] = DISPENSABLE
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -91,7 +93,7 @@ class Table:
         kept = list(range(len(self.columns)))
         needed = [self._width(index, cells) + 1 for index in kept]
         left_out = []
-        for header in DISPENSABLE:
+        for header in self.dispensable:
             if sum(needed[index] for index in kept) + 1 <= width:
                 break
             found = [index for index in kept if self.columns[index].header == header]

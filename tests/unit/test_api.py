@@ -48,6 +48,8 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
         "scaling": 2,
         "breakdown": 0,  # neither case has profiled steps
         "communication": 0,
+        "memory": 2,
+        "phases": 2,
         "fairness": rows["fairness"],
         "cases": 2,
         "repeats": 2,
