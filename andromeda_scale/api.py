@@ -30,6 +30,7 @@ Table = Literal[
     "communication",
     "memory",
     "phases",
+    "energy",
     "fairness",
     "cases",
     "repeats",
@@ -55,9 +56,9 @@ class Run:
 
         scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
         and what of an efficiency each class costs; communication: a row a case and kind of
-        collective; memory: what a rank holds; phases: the parts of a step; fairness: what differs
-        between compared
-        rows; cases, repeats, ranks: results.parquet, repeats.parquet, ranks.parquet.
+        collective; memory: what a rank holds; phases: the parts of a step; energy: joules and
+        watts; fairness: what differs between compared rows; cases, repeats, ranks: results.parquet,
+        repeats.parquet, ranks.parquet.
         """
         from andromeda_scale.report.catalogue import make_table
         from andromeda_scale.report.fairness import Fairness

@@ -149,6 +149,7 @@ class Shown(StrEnum):
     communication = "communication"
     memory = "memory"
     phases = "phases"
+    energy = "energy"
 
 
 @app.command()

@@ -7,6 +7,8 @@ from andromeda_scale.metric import Metric
 
 NEARLY_FULL = 0.95  # of a device's memory, reserved by torch's allocator: a warning
 
+ENERGY_STEPS, ENERGY_SECONDS = 100, 10.0  # of a window whose energy can be relied on
+
 _FULLEST = "the fullest rank decides whether a model fits"
 
 # (name, phase, meaning): bytes of one rank, of which the fullest counts.

@@ -27,6 +27,7 @@ DRIVERS = {
 
 COLLECTORS = {
     "communication": "andromeda_scale.collectors.communication:Communication",
+    "energy": "andromeda_scale.collectors.energy:Energy",
     "memory": "andromeda_scale.collectors.memory:Memory",
     "system": "andromeda_scale.collectors.system:System",
 }

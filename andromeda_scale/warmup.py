@@ -1,7 +1,9 @@
-"""When warm-up has ended: a rule on evidence, judged on the slowest rank of each step. No torch."""
+"""When warm-up has ended, and how long the timed window then is: rules on evidence, judged on the
+slowest rank of each step. No torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from andromeda_scale.config import Warmup
 BLOCK_STEPS = 5  # steps between two judgements
 WINDOW_STEPS = 20  # steps a judgement looks back on
 MAX_DRIFT = 0.01  # of the median step time, over the window
+MARGIN = 1.2  # of a window in seconds: steps may become shorter than they were in warm-up
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,25 @@ def ended_by(warmup: Warmup, blocks: Sequence[Block]) -> str | None:
             if low <= 0 <= high:
                 return "flat"
     return "max_steps" if done >= warmup.max_steps else None
+
+
+def step_s(blocks: Sequence[Block]) -> float | None:
+    """The median of the last steps of warm-up; None without one."""
+    times = [t for block in blocks for t in block.step_ns][-WINDOW_STEPS:]
+    return float(np.median(times)) / 1e9 if times else None
+
+
+def window_steps(
+    asked: int, least_steps: int, least_s: float, *, step_s: float | None, limit_s: float
+) -> int:
+    """Steps of the timed window: `asked`, or enough for `least_steps` and `least_s`.
+
+    An extension ends at `limit_s`. Without a step time only the number of steps can be met.
+    """
+    if step_s is None or step_s <= 0:
+        return max(asked, least_steps)
+    needed = max(least_steps, math.ceil(MARGIN * least_s / step_s))
+    return max(asked, min(needed, int(limit_s / step_s)))
 
 
 def theil_sen(values: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -71,6 +71,7 @@ class Worker:
         self._beat = beat
         self._next_step = 0
         self._state: Any = None
+        self._warm_step_s: float | None = None
 
     def run(self) -> None:
         """All phases, or those that give the compared steps where these are all that is asked."""
@@ -79,7 +80,7 @@ class Worker:
             self._warmup(Warmup(min_steps=parity.PARITY_STEPS, max_steps=parity.PARITY_STEPS))
             return
         self._warmup(self._case.measure.warmup)
-        self._steps("measure", self._case.measure.steps, unmarked)
+        self._steps("measure", self._measured_steps(), unmarked)
         if self._case.measure.profile_steps:
             self._steps("profile", self._case.measure.profile_steps, marked)
         self._inspect()
@@ -156,11 +157,26 @@ class Worker:
                     rule = "diverged"
             values["step_time"] = mine
             values["warmup"] = {"ended_by": rule, "steps": len(mine["step_ns"])}
+        self._warm_step_s = warmup.step_s(blocks)
         self._check_losses()
+
+    def _measured_steps(self) -> int:
+        """Those asked for, or more where a collector needs a longer window: rank 0 decides."""
+        asked, limits = self._case.measure.steps, self._case.limits
+        needed = warmup.window_steps(
+            asked,
+            self._collectors.least_steps,
+            self._collectors.least_s,
+            step_s=self._warm_step_s,
+            limit_s=limits.timeout_s / 2,
+        )
+        return int(self._control.from_rank_0(needed))
 
     def _steps(self, phase: Phase, num_steps: int, mark: Mark) -> None:
         """A phase of a fixed number of steps in one window."""
         with self._in_phase(phase) as values:
+            if phase == "measure":
+                values["window"] = {"asked": self._case.measure.steps, "steps": num_steps}
             values["step_time"] = self._window(values, num_steps, num_steps, mark)
         self._check_losses()
 

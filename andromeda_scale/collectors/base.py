@@ -12,10 +12,6 @@ from andromeda_scale.config import Case
 from andromeda_scale.records import Phase
 
 
-class CollectorUnavailable(Exception):
-    """A collector cannot work here; its text says why. Raise it on every rank or on none."""
-
-
 @dataclass(frozen=True)
 class Context:
     """What a collector may look at.
@@ -61,6 +57,9 @@ class NodeCollector(Protocol):
     """
 
     where: ClassVar[Literal["agent"]] = "agent"
+
+    # A class may have `before_ranks()`, which the agent calls once a run before its first rank
+    # exists, and `least_steps`, `least_s`, to which ranks extend the timed window.
 
     def start(self) -> None: ...
 

@@ -7,15 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from andromeda_scale import registry
-from andromeda_scale.collectors.base import CollectorUnavailable, Context
+from andromeda_scale.collectors.base import Context
+from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.records import Phase
 
 
 class Collectors:
-    """Those of a case that watch a rank; the agent builds the others."""
+    """Those of a case that watch a rank; the agent builds the others.
+
+    `least_steps`, `least_s`: what any of a case's collectors needs of the timed window.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         kinds = {name: registry.load("collector", name) for name in names}
+        self.least_steps = max((getattr(k, "least_steps", 0) for k in kinds.values()), default=0)
+        self.least_s = max((getattr(k, "least_s", 0.0) for k in kinds.values()), default=0.0)
         self._built = {name: kind() for name, kind in kinds.items() if kind.where == "rank"}
 
     @contextmanager

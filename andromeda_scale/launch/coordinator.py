@@ -86,6 +86,7 @@ class Coordinator:
             run_dir=str(self._run_dir.path),
             token=secrets.token_hex(16),
             environments=environments(self._run_dir.plan, items),
+            collect=_collected(self._run_dir.plan, items),
             modules=modules_of(self._run_dir.plan.cases.values()),
         )
         self._member.shared_dir = self._run_dir.path
@@ -93,6 +94,7 @@ class Coordinator:
         self._control.set("sweep", sweep)
         self._member.use(sweep)
         self._member.wait_for_imports(self._stop, IMPORTS_S)
+        self._member.before_ranks()
         wait_for_agents(self._control, "warm", self._stop, IMPORTS_S)
 
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
@@ -211,6 +213,12 @@ def environments(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[RankEnviro
         if item.skip is None and wanted not in needed:
             needed.append(wanted)
     return tuple(needed[:MAX_FORKSERVERS])
+
+
+def _collected(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[str, ...]:
+    """The collectors of what will be launched, each once."""
+    cases = [plan.cases[item.case_id] for item in items if item.skip is None]
+    return tuple(dict.fromkeys(name for case in cases for name in case.collect))
 
 
 def _name(item: PlannedRepeat) -> dict[str, Any]:

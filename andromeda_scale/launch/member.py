@@ -42,6 +42,7 @@ class Member:
         self._forkservers = forkservers
         self._samplers = NodeSamplers()
         self._run: _Run | None = None
+        self._collect: tuple[str, ...] = ()
         self.shared_dir: Path | None = None  # the run directory, where this agent sees it
         remove_stale()
 
@@ -49,7 +50,12 @@ class Member:
         """Start what a sweep needs; it imports meanwhile."""
         self.caches.token = sweep.token
         self._forkservers.modules = sweep.modules
+        self._collect = sweep.collect
         self.warm_up(sweep.environments)
+
+    def before_ranks(self) -> None:
+        """Imports are done and no rank exists: the moment to see the node at rest."""
+        self._samplers.before_ranks(self._collect)
 
     def warm_up(self, environments: Iterable[RankEnvironment]) -> None:
         """Start the forkservers of these environments, and collect this node's meanwhile."""
@@ -220,6 +226,7 @@ def follow(member: Member, stop: StopRequest) -> None:
     member.use(sweep)
     member.shared_dir = sees_same_disk(sweep)
     member.wait_for_imports(stop, IMPORTS_S)
+    member.before_ranks()
     control.store.set(f"warm/{control.agent}", "")
     number = 0
     while True:

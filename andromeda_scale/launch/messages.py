@@ -37,6 +37,7 @@ class Sweep(Schema):
     run_dir: str
     token: str
     environments: tuple[RankEnvironment, ...]  # to be imported for before the first launch
+    collect: tuple[str, ...] = ()  # the collectors of all its cases
     modules: tuple[str, ...]  # what some case needs beyond what all do
 
 

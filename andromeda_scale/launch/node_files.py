@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from andromeda_scale import environment, registry
+from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.launch.rendezvous import without_guesses
 from andromeda_scale.records import SCHEMA_VERSION
@@ -69,8 +71,18 @@ class NodeSamplers:
                     sampler = kind()
                     sampler.start()
                     self._running[name] = sampler
+            except CollectorUnavailable as error:
+                self._failed[name] = {"unavailable": str(error)}
             except Exception as error:  # a sampler that fails costs its values, not the repeat
                 self._failed[name] = {"error": f"{type(error).__name__}: {error}"}
+
+    def before_ranks(self, collect: Iterable[str]) -> None:
+        """Let those that must see this node without ranks do so, once a run."""
+        for name in collect:
+            try:
+                getattr(registry.load("collector", name), "before_ranks", lambda: None)()
+            except Exception as error:  # what it would have said is missing, which its values show
+                print(f"{name} before ranks: {type(error).__name__}: {error}", file=sys.stderr)
 
     def stop(self, case_id: str, repeat: int) -> dict[str, Any]:
         """The node's line: environment and what each sampler saw."""

@@ -18,7 +18,7 @@ from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import blame, communication, memory, parity
+from andromeda_scale.merge import blame, communication, energy, memory, parity
 from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
@@ -67,6 +67,7 @@ COLUMNS: dict[str, str] = {
     "tokens_per_s_per_gpu_high": "float64",
     **blame.COLUMNS,
     **memory.COLUMNS,
+    **energy.COLUMNS,
     "throttled": "str",  # of every pooled launch in which a GPU was, by rank
     "estimate_error": "float64",
     "estimated_memory_bytes": "Int64",  # of a rank, by the plan; empty: no estimate
@@ -236,8 +237,8 @@ def _numbers(pooled: list[Row]) -> Row:
     row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
     fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))
     row["peak_allocated_rank"] = fullest.get("peak_allocated_rank")
-    for name in ("throttled", "memory_pressure"):
-        row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one[name]))
+    for name in ("throttled", "memory_pressure", *energy.COLUMNS):
+        row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one.get(name)))
     if "profile_step_s" in row:  # sums are divided, ratios are not averaged
         row |= factors(row)
     judged = [launch["blame"] for launch in pooled if "blame" in launch]

@@ -8,7 +8,7 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.errors import UserError
 from andromeda_scale.report.breakdown import breakdown_table
 from andromeda_scale.report.communication import communication_table
-from andromeda_scale.report.device_tables import memory_table, phases_table
+from andromeda_scale.report.device_tables import energy_table, memory_table, phases_table
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import Table
 
@@ -19,6 +19,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "communication": communication_table,
     "memory": memory_table,
     "phases": phases_table,
+    "energy": energy_table,
 }
 
 

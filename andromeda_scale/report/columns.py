@@ -152,6 +152,8 @@ COLUMNS = (
 MFU = Column("MFU", ("mfu", "flop_convention"), metric("mfu"))
 # Against the best matrix product of a probe: there is one for devices without a published peak.
 MAMF = Column("of mamf", ("mfu_of_mamf", "mamf_flops_per_s", "mamf_cause"), metric("mfu_of_mamf"))
+# Left out where no row collects energy, as MFU and mamf where no peak is known.
+JOULES = Column("J/token", ("joules_per_token", "power_w"), metric("joules_per_token"))
 FABRIC = Column(
     "busbw GB/s",
     ("busbw_op", "busbw_gbps", "busbw_probe_gbps", "busbw_share", "busbw_cause"),

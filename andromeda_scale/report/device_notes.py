@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from andromeda_scale.formats import percent
-from andromeda_scale.metrics_devices import NEARLY_FULL
+from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS, NEARLY_FULL
 from andromeda_scale.report.rows import Row, case_name, has
 
 MAX_RESIDUAL = 0.02  # of a profiled step in none of its parts
@@ -14,7 +14,12 @@ MAX_RESIDUAL = 0.02  # of a profiled step in none of its parts
 def of_rows(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     """What a reader of any number must know: memory that ran short, clocks held down, time that no
     part accounts for."""
-    return [*memory_pressure(rows, axes), *throttled(rows, axes), *untimed(rows, axes)]
+    return [
+        *memory_pressure(rows, axes),
+        *throttled(rows, axes),
+        *untimed(rows, axes),
+        *energy(rows, axes),
+    ]
 
 
 def memory_pressure(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
@@ -41,6 +46,26 @@ def untimed(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         f"over {MAX_RESIDUAL:.0%} of the profiled step lie in none of its parts, forward, "
         f"backward, optimizer and data: {'; '.join(found)}"
     ]
+
+
+def energy(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """What was counted, and what there is no number of, or none to rely on."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if has(row, "energy_unavailable"):
+            reasons.setdefault(row["energy_unavailable"], []).append(case_name(row, axes))
+    notes = [f"energy unavailable: {'; '.join(who)}: {why}" for why, who in reasons.items()]
+    if short := _said(rows, axes, "energy_short"):
+        notes.append(
+            f"energy of windows under {ENERGY_STEPS} steps or {ENERGY_SECONDS:.0f} s, too short to "
+            f"rely on: {'; '.join(short)}"
+        )
+    if any(has(row, "energy_j") for row in rows):
+        notes.append(
+            "energy: counters of the ranks' GPUs over the timed window, on CPUs of the nodes' "
+            "whole packages; idle: the same devices before the run's first rank was started"
+        )
+    return notes
 
 
 def residual_share(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""The tables of memory and of phase times: a row a case. No torch."""
+"""The tables of memory, energy and phase times: a row a case. No torch."""
 
 from __future__ import annotations
 
@@ -74,6 +74,26 @@ def memory_table(results: Results) -> Table:
     beside = (*_RESERVED, *_BESIDE)
     title = "Memory of a rank"
     return Table(title, columns, rows, notes, beside=beside, dispensable=dispensable)
+
+
+_ENERGY = (
+    _column("J/token", "joules_per_token"),
+    _column("joules", "energy_j"),
+    _column("watts", "power_w"),
+    _column("watts each", "power_per_device_w"),
+    _column("idle watts", "idle_power_w"),
+    _column("tokens/s", "tokens_per_s"),
+)
+
+
+def energy_table(results: Results) -> Table:
+    """What a token costs in joules, and the power behind it."""
+    rows, axes = arrange(results.cases)
+    notes = [*what_rows_are(rows, axes), *device_notes.energy(rows, axes)]
+    if not any(has(row, "energy_j") or has(row, "energy_unavailable") for row in rows):
+        notes.append("no case collects energy: add it to collect")
+    beside = (_column("unavailable", "energy_unavailable"), _column("short", "energy_short"))
+    return Table("Energy", (*identity(axes), *_CASE, *_ENERGY), rows, notes, beside=beside)
 
 
 def _residual(row: Row) -> str:

@@ -10,6 +10,7 @@ from andromeda_scale.report.columns import (
     COMPILE,
     COMPILED,
     FABRIC,
+    JOULES,
     MAMF,
     MFU,
     TOKENS,
@@ -35,8 +36,9 @@ def scaling_table(results: Results) -> Table:
         for row in rows:
             row["unfair"] = marks.get(row["case_id"], "")
         columns.insert(columns.index(TOKENS), UNFAIR)
-    columns += [column for column in (MFU, MAMF) if any(has(row, column.names[0]) for row in rows)]
+    known = (MFU, MAMF, JOULES)
+    columns += [column for column in known if any(has(row, column.names[0]) for row in rows)]
     notes = footnotes(rows, axes, results.problems)
     reasons = reasons_table(rows, axes)
-    beside = (*COLUMNS, MAMF, FABRIC)
+    beside = (*COLUMNS, MAMF, FABRIC, JOULES)
     return Table(results.question, tuple(columns), rows, notes, fairness, beside, reasons)

@@ -33,6 +33,7 @@ DISPENSABLE = (
     "exposed ms",
     COMPILED.header,
     "MFU",
+    "J/token",
     MAMF.header,
     "speedup",
     "peak memory",

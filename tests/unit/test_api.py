@@ -50,6 +50,7 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
         "communication": 0,
         "memory": 2,
         "phases": 2,
+        "energy": 2,
         "fairness": rows["fairness"],
         "cases": 2,
         "repeats": 2,
