@@ -187,7 +187,12 @@ _PARTS: tuple[tuple[str, Better, str], ...] = (
     ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
     ("forward_s", "none", "seconds per step in forward, communication included"),
     ("backward_s", "none", "seconds per step in backward, communication included"),
-    ("optimizer_s", "none", "seconds per step in the update, communication included"),
+    (
+        "optimizer_s",
+        "none",
+        "seconds per step in the update (mode forward_backward: in "
+        "dropping gradients), communication included",
+    ),
     ("data_part_s", "none", "seconds per step in getting batches, whatever runs beside it"),
     (
         "residual_s",

@@ -29,6 +29,7 @@ COLLECTORS = {
     "communication": "andromeda_scale.collectors.communication:Communication",
     "energy": "andromeda_scale.collectors.energy:Energy",
     "memory": "andromeda_scale.collectors.memory:Memory",
+    "snapshot": "andromeda_scale.collectors.snapshot:AllocatorSnapshot",
     "system": "andromeda_scale.collectors.system:System",
 }
 

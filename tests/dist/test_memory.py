@@ -43,7 +43,7 @@ def test_a_cpu_rank_has_no_device_memory(planted_in_warmup: list[Line]) -> None:
 
 
 def test_a_cpu_rank_counts_what_a_step_of_its_own_allocates(run_case: RunCase) -> None:
-    case = tiny_case("ddp", collect=("memory",), train={"seq_len": 64})
+    case = tiny_case("ddp", collect=("memory", "snapshot"), train={"seq_len": 64})
     for lines in run_case(case, 2):
         assert end(lines)["status"] == "ok", end(lines)
         memory = phase_values(lines, "inspect")["memory"]
@@ -53,5 +53,8 @@ def test_a_cpu_rank_counts_what_a_step_of_its_own_allocates(run_case: RunCase) -
         logits = 3 * 4 * 2 * 64 * 256  # three tensors of fp32 scores
         assert states + logits < found < 3 * (states + logits)
         assert parts["start"] < parts["update"] <= parts["forward"] <= parts["backward"] == found
+        assert phase_values(lines, "inspect")["snapshot"] == {
+            "unavailable": "torch's allocator on a CPU keeps no history"
+        }
         # That step is not the one which is read back: its profiler still sees the operators.
         assert described["attention"]["ops"]

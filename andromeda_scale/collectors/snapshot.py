@@ -1,0 +1,42 @@
+"""The CUDA allocator's own history of a step, as a file for torch's viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from andromeda_scale.collectors.base import Context
+from andromeda_scale.errors import CollectorUnavailable
+from andromeda_scale.records import Phase
+
+_MAX_EVENTS = 50_000  # allocations and releases, the last; an entry with its stack takes KBs
+
+
+class AllocatorSnapshot:
+    """A file a rank beside its record: every allocation of an inspected step with its Python stack.
+
+    Open it in pytorch.org/memory_viz. Values of `inspect`: file, its name; bytes, its size.
+    """
+
+    where: ClassVar[Literal["rank"]] = "rank"
+    phases: frozenset[Phase] = frozenset({"inspect"})
+
+    def start(self, phase: Phase, context: Context) -> None:
+        if context.runtime.device.type != "cuda":
+            raise CollectorUnavailable("torch's allocator on a CPU keeps no history")
+        import torch
+
+        self._device = context.runtime.device
+        self._path = context.directory / f"allocator-rank-{context.runtime.rank}.pickle"
+        torch.cuda.memory._record_memory_history(
+            max_entries=_MAX_EVENTS, stacks="python", device=self._device
+        )
+
+    def stop(self, phase: Phase) -> Mapping[str, Any]:
+        import torch
+
+        try:
+            torch.cuda.memory._dump_snapshot(str(self._path))  # type: ignore[no-untyped-call]
+        finally:
+            torch.cuda.memory._record_memory_history(enabled=None, device=self._device)
+        return {"file": self._path.name, "bytes": self._path.stat().st_size}
