@@ -187,18 +187,9 @@ _PARTS: tuple[tuple[str, Better, str], ...] = (
     ("host_s", "lower", "seconds per step in none of the other classes: Python, launches"),
     ("forward_s", "none", "seconds per step in forward, communication included"),
     ("backward_s", "none", "seconds per step in backward, communication included"),
-    (
-        "optimizer_s",
-        "none",
-        "seconds per step in the update (mode forward_backward: in "
-        "dropping gradients), communication included",
-    ),
+    ("optimizer_s", "none", "seconds per step in the update, or in dropping the gradients"),
     ("data_part_s", "none", "seconds per step in getting batches, whatever runs beside it"),
-    (
-        "residual_s",
-        "lower",
-        "seconds per step in no part: the step less forward, backward, optimizer and data_part_s",
-    ),
+    ("residual_s", "lower", "seconds per step in none of these four parts"),
     ("end_skew_s", "lower", "seconds per step from the end of a rank's step to the longest's"),
 )
 METRICS |= {
