@@ -11,7 +11,8 @@ import pytest
 from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import registry, worker
-from andromeda_scale.collectors.base import CollectorUnavailable, Context
+from andromeda_scale.collectors.base import Context
+from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.records import Phase
 from andromeda_scale.strategies.ddp import Ddp

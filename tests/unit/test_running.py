@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from andromeda_scale import registry
-from andromeda_scale.collectors.base import CollectorUnavailable
 from andromeda_scale.collectors.running import Collectors
+from andromeda_scale.errors import CollectorUnavailable
 
 
 class Counts:
