@@ -212,7 +212,7 @@ def schema() -> None:
 
 
 class DeviceKind(StrEnum):
-    """Where `probe` runs."""
+    """Where `probe` and `selftest` run."""
 
     auto = "auto"
     cpu = "cpu"
@@ -246,6 +246,24 @@ def probe(
     if resumed and not quiet:
         typer.echo(f"going on with {path} (--new starts afresh)", err=True)
     raise typer.Exit(sweep.execute(run, quiet=quiet))
+
+
+@app.command()
+def selftest(
+    device: Annotated[
+        DeviceKind, typer.Option("--device", help="auto: GPUs where there are any.")
+    ] = DeviceKind.auto,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer launches of each row.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plant known truths here and print them beside what the instruments found of them.
+
+    Status 0: nothing failed; what this machine's noise cannot decide is unavailable. It stores
+    the machine's null floors, below which no later run blames a rank.
+    """
+    from andromeda_scale import selftest as made
+
+    raise typer.Exit(made.run(device.value, quick=quick, quiet=quiet))
 
 
 @app.command()
