@@ -158,7 +158,7 @@ def _launch(
         raise Stopped(FAILED, error)
     found, ended = {}, {}
     for name, case in cases.items():
-        found[name], failures = launches(path, results, case)
+        found[name], failures = launches(results, case.case_id)
         if failures or not found[name]:
             ended[name] = failures or ["nothing"]
     return found, ended

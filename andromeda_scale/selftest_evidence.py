@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.config import Case
-from andromeda_scale.planned import PlannedRepeat
-from andromeda_scale.records import read_repeat
 
 TOLERANCE = 0.10  # of what must be found
 PASS, FAIL, UNAVAILABLE = "pass", "fail", "unavailable"
@@ -41,8 +37,8 @@ class Launch:
     """One launch that ended ok: its row of repeats.parquet, its ranks' rows in rank order."""
 
     row: dict[str, Any]
+    case: dict[str, Any]  # the row of results.parquet that pools it with others
     ranks: pd.DataFrame
-    collectives: list[dict[str, Any]]  # as rank 0 recorded them
 
     def text(self, name: str) -> str:
         return str(self.row[name])
@@ -60,17 +56,6 @@ class Launch:
     def has(self, name: str) -> bool:
         return not pd.isna(self.row.get(name))
 
-    @property
-    def sent_bytes(self) -> float:
-        """What the collectives of a step send in all; 0 of a rank alone."""
-        return sum(float(one["bytes_per_step"]) for one in self.collectives)
-
-    @property
-    def busbw_mbytes_per_s(self) -> float:
-        """Of the collective that sends most; NaN without one."""
-        largest = max(self.collectives, key=lambda one: float(one["bytes_per_step"]), default=None)
-        return float("nan") if largest is None else 1e3 * float(largest["busbw_gbps"] or "nan")
-
     def above(self, name: str, rank: int) -> float:
         """By how much a rank's number exceeds the mean of the others', if there are others."""
         values = self.ranks[name].to_numpy(dtype=float)
@@ -78,22 +63,25 @@ class Launch:
         return float(values[rank] - (others.mean() if len(others) else 0.0))
 
 
-def launches(run_dir: Path, results: Results, case: Case) -> tuple[list[Launch], list[str]]:
+def launches(results: Results, case_id: str) -> tuple[list[Launch], list[str]]:
     """(the launches of a case that ended ok, in their order; how the others ended)."""
     found, ended = [], []
-    rows = results.repeats[results.repeats["case_id"] == case.case_id].to_dict("records")
+    case = _records(results.cases, case_id)[0]
+    rows = _records(results.repeats, case_id)
     for row in rows:
         if row["status"] != "ok":
             ended.append(f"{row['status']}: {row['cause']}")
             continue
-        item = PlannedRepeat(case_id=case.case_id, repeat=row["repeat"])
-        record = read_repeat(run_dir / item.folder, item.case_id, item.repeat, case.world.size)
-        sent = record.ranks[0].values("profile", "communication").get("collectives", [])
         frame = results.ranks
-        mine = (frame["case_id"] == item.case_id) & (frame["repeat"] == item.repeat)
+        mine = (frame["case_id"] == case_id) & (frame["repeat"] == row["repeat"])
         ranks = frame[mine].sort_values("rank")
-        found.append(Launch({str(key): value for key, value in row.items()}, ranks, sent))
+        found.append(Launch(row, case, ranks))
     return found, ended
+
+
+def _records(table: pd.DataFrame, case_id: str) -> list[dict[str, Any]]:
+    rows = table[table["case_id"] == case_id].to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -119,6 +107,9 @@ def judge(
     what the tolerance is a share of, by default what is expected. Undecidable where launches that
     should be alike differ by more than the tolerance.
     """
+    if not np.isfinite([*expected, *values, *null]).all():
+        verdict = f"{FAIL}: a launch has no such number"
+        return Finding(planted, claim, "", "", "", verdict, timed=False)
     wanted, without = float(np.median(expected)), float(np.median(null))
     value = float(np.median(values)) - without
     allowed = tolerance * abs(wanted if scale is None else scale)

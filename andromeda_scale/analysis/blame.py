@@ -61,7 +61,8 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
 
     A rank is blamed if the median of its lateness (persistent), or else the mean (transient), is
     above max(MIN_SHARE of the step, floor) and a sign test over the steps in which it is off by
-    more than that passes Holm over the ranks.
+    more than that passes Holm over the ranks. A median of less than half the mean is what noise
+    makes of a rank that is late in some steps.
     """
     num_ranks, num_steps = series["step_s"].shape
     if num_ranks < 2:
@@ -77,13 +78,14 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
         sign_test(int((one > limit).sum()), int((np.abs(one) > limit).sum())) for one in late
     ]
     beyond = np.array(holm(chances, ALPHA)) & (np.maximum(medians, means) > limit)
+    lasting = (medians > limit) & (2 * medians > means)
     ranks = np.flatnonzero(beyond).tolist()
     others = np.flatnonzero(~beyond)
     found = [
         Blamed(
             rank,
-            float(medians[rank] if medians[rank] > limit else means[rank]),
-            "persistent" if medians[rank] > limit else "transient",
+            float(medians[rank] if lasting[rank] else means[rank]),
+            "persistent" if lasting[rank] else "transient",
             _cause(series, rank, others, late[rank] > limit),
         )
         for rank in ranks
