@@ -14,7 +14,7 @@ from types import ModuleType
 
 from andromeda_scale import registry
 from andromeda_scale.config import Case
-from andromeda_scale.registry import MODELS
+from andromeda_scale.registry import MODELS, STRATEGIES
 
 # What every rank needs; strategies, drivers and model families name theirs as `preload`.
 MODULES = (
@@ -35,6 +35,8 @@ def modules_of(cases: Iterable[Case]) -> tuple[str, ...]:
     """
     needed: list[str] = []
     for case in cases:
+        if case.strategy.name not in STRATEGIES:
+            continue  # a probe trains nothing
         strategy = registry.load("strategy", case.strategy.name)
         needed += strategy.preload
         if case.driver != "native":

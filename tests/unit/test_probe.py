@@ -14,6 +14,7 @@ from merging import ENVIRONMENT
 from andromeda_scale import probed
 from andromeda_scale.analysis.fabric import NO_PROBE, Ceilings, bandwidths, interpolate
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.machine import Machine
 from andromeda_scale.merge.probe import ceilings, probe_points
 from andromeda_scale.plan_probe import make_probe
@@ -60,6 +61,10 @@ def test_a_probe_of_nothing_says_what_to_give(
 ) -> None:
     with pytest.raises(UserError, match=says):
         make_probe(worlds, device, machine, quick=True)
+
+
+def test_ranks_of_a_probe_need_no_more_than_torch() -> None:
+    assert modules_of(make_probe([], None, CPU, quick=True).cases.values()) == ()
 
 
 def test_a_full_sweep_is_from_one_kib_to_one_gib_and_shapes_stay_within_the_largest() -> None:
