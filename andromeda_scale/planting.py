@@ -27,6 +27,7 @@ from andromeda_scale.faults import (
     SlowHost,
     SlowLink,
 )
+from andromeda_scale.sockets import connections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,7 +178,7 @@ def pace(bytes_per_s: float, gather: Callable[[Any], list[Any]], store_port: int
     A connection is one between ranks when another rank has its other end; the control store's,
     known by its port, is left alone. Raises UnavailableHere.
     """
-    mine = [found for found in _connections() if store_port not in (found[1][1], found[2][1])]
+    mine = [found for found in connections() if store_port not in (found[1][1], found[2][1])]
     everyone = gather([(here, there) for _, here, there in mine])
     others = {(there, here) for ends in everyone for here, there in ends}
     paced = [one for one, here, there in mine if (here, there) in others]
@@ -192,28 +193,3 @@ def pace(bytes_per_s: float, gather: Callable[[Any], list[Any]], store_port: int
             one.close()  # of the copy; the connection stays
     if not paced:
         raise UnavailableHere("faults: link: no TCP connection between the ranks was found")
-
-
-_End = tuple[str, int]
-
-
-def _connections() -> list[tuple[socket.socket, _End, _End]]:
-    """(a copy of the socket, this end, the other end) of every TCP connection of this process."""
-    found = []
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                continue
-            one = socket.socket(fileno=os.dup(int(name)))
-        except OSError:  # closed meanwhile
-            continue
-        try:
-            if one.family not in (socket.AF_INET, socket.AF_INET6):
-                raise OSError("no internet socket")
-            here, there = one.getsockname()[:2], one.getpeername()[:2]
-            if one.type != socket.SOCK_STREAM:
-                raise OSError("no TCP")
-            found.append((one, here, there))
-        except OSError:  # listens, or is of another kind
-            one.close()
-    return found

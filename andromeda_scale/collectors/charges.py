@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andromeda_scale.collectors.executions import Execution
-from andromeda_scale.collectors.intervals import Intervals, intervals, length_within
+from andromeda_scale.collectors.intervals import Intervals, disjoint, intervals, length_within
 
 Group = tuple[str, tuple[int, ...]]  # its name and global ranks
 # Group -> (sequence numbers, nanoseconds) of its collectives on one rank.
@@ -40,7 +40,8 @@ def charges(
         return charged
     step = np.searchsorted(host_steps[:, 0], [e.issued_ns for e in executions], side="right") - 1
     arrived = np.array([e.end_ns for e in executions], np.int64) - transfers
-    first = np.maximum(_begins(executions, arrived), steps[step, 0])
+    starts = np.array([e.start_ns for e in executions], np.int64)
+    first = np.maximum(disjoint(intervals(starts, arrived))[:, 0], steps[step, 0])
     groups: dict[Group, list[int]] = defaultdict(list)
     for index, e in enumerate(executions):
         groups[e.group, e.ranks].append(index)
@@ -54,16 +55,6 @@ def charges(
         )
         np.add.at(charged, (np.array(group[1])[order], step[at]), shares)
     return charged
-
-
-def _begins(executions: Sequence[Execution], arrived: NDArray[np.int64]) -> NDArray[np.int64]:
-    """From when on a wait is its collective's own: not while an earlier one still waits."""
-    starts = np.array([e.start_ns for e in executions], np.int64)
-    order = np.argsort(starts, kind="stable")
-    reached = np.maximum.accumulate(arrived[order])
-    begins = starts.copy()
-    begins[order[1:]] = np.maximum(starts[order[1:]], reached[:-1])
-    return begins
 
 
 def _waits(group: Group, seqs: list[int], everyone: Sequence[Durations]) -> NDArray[np.int64]:

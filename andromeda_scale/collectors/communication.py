@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.charges import Durations, Group, charges
+from andromeda_scale.collectors.collectives import kinds, one_by_one, times
 from andromeda_scale.collectors.executions import (
     Execution,
-    canonical_op,
     flight_recorder_entries,
     group_ranks,
     join,
@@ -29,7 +30,7 @@ from andromeda_scale.collectors.intervals import (
     union,
 )
 from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
-from andromeda_scale.cost.comm import bus_factor
+from andromeda_scale.collectors.witness import Witness
 from andromeda_scale.records import Phase
 
 
@@ -50,8 +51,13 @@ class Communication:
                                that the mode lacks or that is fused with another is absent
     and per kind of collective, as means over the steps,
         collectives: [{op, c10d_op, backend_op, dtype, ranks, scalar, count_per_step,
-                       bytes_per_step, wire_bytes_per_step, total_s_per_step,
-                       transfer_s_per_step, busbw_gbps}]
+                       bytes_per_step, wire_bytes_per_step, busbw_gbps, and per step total_,
+                       exposed_, overlapped_, exposed_wait_, transfer_s_per_step}]
+        last_step: {op, backend_op, group, seq, dtype, bytes, start_s, total_s, exposed_s,
+                    overlapped_s, exposed_wait_s, transfer_s}: lists, one value per collective
+        counted: {tcp_bytes_per_step: received by this rank, as its kernel counted (gloo; null:
+                  it does not), loopback_bytes_per_step: of all ranks on rank 0's device, packets'
+                  headers included (rank 0, all ranks on one host; or a text: why not)}
     where bytes are S of METRICS and wire bytes count what the backend ran. When the trace cannot
     be trusted the value is {"error": reason} on every rank.
 
@@ -70,10 +76,13 @@ class Communication:
         from torch.autograd.profiler import profile
 
         self._context = context
+        self._witness = Witness() if context.runtime.backend == "gloo" else None
         self._device = "cuda" if context.runtime.device.type == "cuda" else None
         shapes = self._device is None and sizes_needed(group_ranks())
         # Not torch.profiler: nothing but Kineto's own list of events is wanted.
         self._profiler = profile(use_kineto=True, use_device=self._device, record_shapes=shapes)
+        if self._witness is not None:
+            self._witness.start()
         if self._device is None:
             self._profiler.__enter__()  # type: ignore[no-untyped-call]
             return
@@ -84,6 +93,7 @@ class Communication:
         _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
+        counted = self._counted()
         try:
             timeline, executions = self._read()
             mine: Durations | str = _durations(executions)
@@ -101,16 +111,23 @@ class Communication:
         except TraceError as error:  # every rank sees the same tables, so every rank says so
             return {"error": str(error)}
         comm, exposed_wait = _communication(timeline, executions, transfers)
+        spent = times(executions, transfers, minus(comm, timeline.compute), exposed_wait)
         waited_for = charges(
             executions, everyone, transfers, exposed_wait, timeline.host, timeline.steps
         )
         charged = sum(
             theirs[self._context.runtime.rank] for theirs in self._context.gather(waited_for)
         )
+        num_steps = len(timeline.steps)
         return {
             **_classes(timeline, comm, exposed_wait),
             "charged_s": (charged / 1e9).tolist(),
-            "collectives": _kinds(executions, transfers, len(timeline.steps)),
+            "collectives": kinds(executions, spent, num_steps),
+            "last_step": one_by_one(executions, spent, timeline.host[-1]),
+            "counted": {
+                f"{name}_per_step": x if x is None or isinstance(x, str) else x / num_steps
+                for name, x in counted.items()
+            },
         }
 
     def _read(self) -> tuple[Timeline, list[Execution]]:
@@ -131,6 +148,18 @@ class Communication:
         if not executions and self._must_communicate():
             raise TraceError("no collective in any profiled step of a run of several ranks")
         return timeline, executions
+
+    def _counted(self) -> dict[str, float | str | None]:
+        """Bytes of the phase that the kernel counted, before anything else is sent."""
+        if self._witness is None:
+            return {}
+        came = self._witness.received_bytes()
+        hosts = self._context.gather(socket.gethostname())  # when all have come, nobody sends
+        if self._context.runtime.rank > 0 or len(hosts) == 1:
+            return {"tcp_bytes": came}
+        if len(set(hosts)) > 1:
+            return {"tcp_bytes": came, "loopback_bytes": "the ranks are on several hosts"}
+        return {"tcp_bytes": came, "loopback_bytes": self._witness.loopback_bytes()}
 
     def _must_communicate(self) -> bool:
         """Replicas whose forward alone runs have nothing to say to each other."""
@@ -199,34 +228,3 @@ def _classes(timeline: Timeline, comm: Intervals, exposed_wait: Intervals) -> di
         **{name: (x / 1e9).tolist() for name, x in values.items()},
         "parts": {name: (x / 1e9).tolist() for name, x in timeline.parts.items()},
     }
-
-
-def _kinds(
-    executions: list[Execution], transfers: NDArray[np.int64], num_steps: int
-) -> list[dict[str, Any]]:
-    """One row per kind of collective, the largest first."""
-    rows: dict[tuple[Any, ...], list[tuple[int, int, int]]] = defaultdict(list)
-    for e, transfer in zip(executions, transfers.tolist(), strict=True):
-        kind = (e.op, e.c10d_op, e.backend_op, e.dtype, e.ranks, e.scalar)
-        rows[kind].append((e.size_bytes, e.end_ns - e.start_ns, transfer))
-    result = []
-    for (op, c10d_op, backend_op, dtype, ranks, scalar), found in rows.items():
-        size, total_ns, transfer_ns = (sum(column) for column in zip(*found, strict=True))
-        wire = size * bus_factor(canonical_op(backend_op), len(ranks))
-        result.append(
-            {
-                "op": op,
-                "c10d_op": c10d_op,
-                "backend_op": backend_op,
-                "dtype": dtype,
-                "ranks": list(ranks),
-                "scalar": scalar,
-                "count_per_step": len(found) / num_steps,
-                "bytes_per_step": size / num_steps,
-                "wire_bytes_per_step": wire / num_steps,
-                "total_s_per_step": total_ns / num_steps / 1e9,
-                "transfer_s_per_step": transfer_ns / num_steps / 1e9,
-                "busbw_gbps": size * bus_factor(op, len(ranks)) / max(transfer_ns, 1),
-            }
-        )
-    return sorted(result, key=lambda row: row["bytes_per_step"], reverse=True)

@@ -53,6 +53,16 @@ def minus(a: Intervals, b: Intervals) -> Intervals:
     return intervals(np.maximum(a[owner, 0], starts[gap]), np.minimum(a[owner, 1], ends[gap]))
 
 
+def disjoint(a: Intervals) -> Intervals:
+    """Each interval of a set from where all that began before it have ended: disjoint, in the
+    order given, some of them empty."""
+    order = np.argsort(a[:, 0], kind="stable")
+    reached = np.maximum.accumulate(a[order, 1])
+    starts = a[:, 0].copy()
+    starts[order[1:]] = np.maximum(starts[order[1:]], reached[:-1])
+    return intervals(starts, np.maximum(starts, a[:, 1]))
+
+
 def length_within(a: Intervals, windows: Intervals) -> NDArray[np.int64]:
     """Nanoseconds of union `a` inside each window; windows may overlap and come in any order."""
     if not len(a):

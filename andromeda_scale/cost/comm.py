@@ -1,7 +1,7 @@
 """Bytes a rank sends per step, by collective, from what a strategy says of its traffic. No torch.
 
 A ring sends, per rank and S bytes in all, 2S (n-1)/n for an all-reduce and S (n-1)/n for an
-all-gather or a reduce-scatter, with n the group's size.
+all-gather, a reduce-scatter or a reduce (mean over ranks), with n the group's size.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from andromeda_scale.cost.layout import Traffic
-
-RING_FACTOR: Mapping[str, int] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,22 @@ def bus_factor(op: str, group_size: int) -> float:
     }.get(op, 1.0)
 
 
+def wire_factor(op: str, group_size: int, backend: str = "nccl") -> float:
+    """Bytes a rank sends per byte of the collective's size, mean over the group.
+
+    gloo reduces to one rank by a reduce-scatter and a gather, and reduce-scatters by all-reduce.
+    """
+    share = (group_size - 1) / group_size
+    of_gloo = {"reduce_scatter": 2 * share, "reduce": share + share / group_size}
+    found = {
+        "all_reduce": 2 * share,
+        **dict.fromkeys(("all_gather", "reduce_scatter", "all_to_all", "reduce"), share),
+        **dict.fromkeys(("broadcast", "gather", "scatter"), share),
+        **(of_gloo if backend == "gloo" else {}),
+    }
+    return found.get(op, 1.0)
+
+
 def bytes_per_step(
     traffic: Traffic,
     num_parameters: int,
@@ -44,13 +58,11 @@ def bytes_per_step(
     grad_accum: int,
     *,
     num_block_parameters: int | None = None,
-    doubled: frozenset[str] = frozenset(),
+    backend: str = "nccl",
 ) -> CommunicationBytes:
     """Sum the collectives of one step.
 
     `num_block_parameters`: parameters in blocks, for collectives of blocks alone; None: all are.
-    `doubled`: kinds that the backend carries out as all-reduce and that therefore send twice;
-    gloo does so with reduce_scatter.
     """
     payload: dict[str, float] = {}
     wire: dict[str, float] = {}
@@ -61,7 +73,7 @@ def bytes_per_step(
         counted = max(0, counted - part.beyond)
         size = times * part.elements_per_parameter * counted * part.bytes_per_element
         ranks = part.over or world_size
-        factor = RING_FACTOR[part.op] * (2 if part.op in doubled else 1)
+        factor = wire_factor(part.op, ranks, backend)
         payload[part.op] = payload.get(part.op, 0.0) + size
-        wire[part.op] = wire.get(part.op, 0.0) + factor * size * (ranks - 1) / ranks
+        wire[part.op] = wire.get(part.op, 0.0) + factor * size
     return CommunicationBytes(payload, wire)

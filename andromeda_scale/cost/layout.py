@@ -47,7 +47,7 @@ class StateLayout:
 class Collective:
     """One kind of collective of a step: `op` moves `elements_per_parameter` x P elements."""
 
-    op: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    op: Literal["all_reduce", "all_gather", "reduce_scatter", "reduce"]
     elements_per_parameter: float
     bytes_per_element: int
     per: Literal["step", "micro_batch"] = "step"

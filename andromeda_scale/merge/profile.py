@@ -11,7 +11,14 @@ from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.merge.ranks import RankTable
 
-_MEANS = (*PARTS, "data_part_s", "residual_s", "comm_wire_bytes")  # over ranks
+_MEANS = (
+    *PARTS,
+    "data_part_s",
+    "residual_s",
+    "comm_wire_bytes",
+    "comm_tcp_bytes",
+    "comm_loopback_bytes",
+)  # over ranks
 
 
 def profile_columns(table: RankTable, step_time_s: float) -> dict[str, Any]:

@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
     **dict.fromkeys((*PARTS, "data_part_s", "residual_s"), "float64"),  # means over the steps
     "comm_wire_bytes": "float64",
+    "comm_tcp_bytes": "float64",
+    "comm_loopback_bytes": "float64",  # of rank 0: a rank's share of the device's
     **memory.RANK_COLUMNS,
     "setup_s": "float64",
     "first_step_s": "float64",
@@ -107,6 +109,7 @@ def _scalars(ranks: list[RankRecord]) -> dict[str, list[float]]:
             "tokens": number(measured, "tokens"),
             **memory.of_rank(rank),
             "comm_wire_bytes": _wire_bytes(rank),
+            **_counted_bytes(rank, len(ranks)),
             **{name: _part(rank, name) for name in PARTS},
             "data_part_s": _part(rank, "data_s"),
             "residual_s": _residual_s(rank),
@@ -188,6 +191,15 @@ def _wire_bytes(rank: RankRecord) -> float:
     if not isinstance(kinds, list):
         return math.nan
     return sum((number(kind, "wire_bytes_per_step") for kind in kinds), start=0.0)
+
+
+def _counted_bytes(rank: RankRecord, num_ranks: int) -> dict[str, float]:
+    """What the kernel counted, per step and rank."""
+    counted = rank.values("profile", "communication").get("counted")
+    return {
+        "comm_tcp_bytes": number(counted, "tcp_bytes_per_step"),
+        "comm_loopback_bytes": number(counted, "loopback_bytes_per_step") / num_ranks,
+    }
 
 
 def _compile_s(rank: RankRecord) -> dict[str, float]:

@@ -72,15 +72,14 @@ class Zero(Strategy):
 
     @classmethod
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
-        """Stages 1 and 2: gradients all-reduced (or reduced, P) and parameters gathered, P."""
+        """Stages 1 and 2: gradients all-reduced (or reduced to their owners, P), parameters
+        gathered, P."""
         if world.size == 1:
             return Traffic()
         # Stage 1 keeps whole gradients until the last micro-batch, stage 2 never does.
         per: Literal["step", "micro_batch"] = "step" if cls.stage == 1 else "micro_batch"
         whole = options.use_multi_rank_bucket_allreduce or not options.reduce_scatter
-        operation: Literal["all_reduce", "reduce_scatter"] = (
-            "all_reduce" if whole else "reduce_scatter"
-        )
+        operation: Literal["all_reduce", "reduce"] = "all_reduce" if whole else "reduce"
         width = element_bytes(zero_config.compute_dtype(train))
         summed = element_bytes(zero_config.reduce_dtype(options, train))
         return Traffic(
