@@ -13,8 +13,9 @@ from andromeda_scale import selftest
 from andromeda_scale.errors import UserError
 from andromeda_scale.faults import falls_on
 from andromeda_scale.machine import Machine
-from andromeda_scale.selftest_evidence import Finding, Launch, judge, milliseconds, ratio
-from andromeda_scale.selftest_rows import NULL, Null, Place, Row, rows
+from andromeda_scale.selftest.evidence import Finding, Launch, judge, milliseconds, ratio
+from andromeda_scale.selftest.place import NULL, Null, Place, Row
+from andromeda_scale.selftest.rows import rows
 
 GIB = 1 << 30
 TWO, ONE = Place("cpu", 2), Place("cpu", 1)

@@ -1,7 +1,7 @@
 """`andromeda-scale selftest`: plants known truths, and says what the instruments found of them.
 
 Two runs: one without faults, from which this machine's null floors and a delay that can be found
-here follow; then every row of `selftest_rows` with that delay, unplanted launches among them.
+here follow; then every row of `rows` with that delay, unplanted launches among them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from andromeda_scale.launch import driver
 from andromeda_scale.machine import Machine, detect_machine
 from andromeda_scale.plan import make_plan
 from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.selftest_evidence import (
+from andromeda_scale.selftest.evidence import (
     FAIL,
     UNAVAILABLE,
     Finding,
@@ -35,7 +35,8 @@ from andromeda_scale.selftest_evidence import (
     launches,
     milliseconds,
 )
-from andromeda_scale.selftest_rows import NULL, Null, Place, Row, base, rows
+from andromeda_scale.selftest.place import NULL, Null, Place, Row
+from andromeda_scale.selftest.rows import base, rows
 from andromeda_scale.suite_file import mapping_suite
 
 MAX_RANKS_ON_CPU = 8

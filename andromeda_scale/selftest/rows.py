@@ -1,0 +1,189 @@
+"""The rows of a selftest: what is planted, and what must be found of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from andromeda_scale.analysis.blame import MIN_STEPS
+from andromeda_scale.faults import SlowLink, refusal
+from andromeda_scale.selftest import late
+from andromeda_scale.selftest.evidence import (
+    UNAVAILABLE,
+    Finding,
+    counted,
+    judge,
+    mebibytes,
+    megabytes_per_s,
+    milliseconds,
+    ratio,
+)
+from andromeda_scale.selftest.place import NULL, Launches, Null, Place, Row
+
+HELD_MIB, RATIO, AHEAD = 512, 1.5, 2
+LINK_MBYTES_PER_S = (10.0, 200.0)  # where the kernel's pacing holds its rate
+WARMUP, STEPS, PROFILED = 3, 2, 24
+
+
+def base(place: Place) -> dict[str, Any]:
+    """A suite of short steps whose one all-reduce no backward hides."""
+    model, train = {
+        "cpu": ("llama-tiny", {"seq_len": 32, "micro_batch_size": 1}),
+        "cuda": ("cs336-small", {"seq_len": 256, "micro_batch_size": 1}),
+    }[place.device]
+    return {
+        "question": "What do the instruments say of what was planted?",
+        "model": model,
+        "data": {"source": "random"},
+        "train": train,
+        "strategy": {"name": "ddp", "bucket_cap_mb": 10_000.0},
+        "world": place.world,
+        "device": place.device,
+        "parity": "off",
+        "collect": ["communication", "memory"],
+        "measure": {
+            "warmup": {"min_steps": WARMUP, "max_steps": WARMUP},
+            "steps": STEPS,
+            "profile_steps": PROFILED,
+        },
+        "limits": {"timeout_s": 120.0, "heartbeat_s": 60.0},
+    }
+
+
+def rows(place: Place, null: Null, quick: bool) -> list[Row]:
+    """Every row; the first is the unplanted one, which the others are compared with."""
+    few, many = (2, 3) if quick else (3, 10)
+    timed = [
+        late.always(place, null, "compute", many),
+        late.always(place, null, "host", few),
+        late.two(place, null, few),
+        late.sometimes(place, null, few, first=WARMUP + STEPS, profiled=2 * PROFILED),
+        _uneven(place, few),
+        _link(place, null, few),
+        *(_data(place, null, ahead, few) for ahead in (0, AHEAD)),
+    ]
+    return [
+        late.nobody(place, many),
+        *(replace(row, unavailable=row.unavailable or null.too_noisy) for row in timed),
+        _memory(place, few),
+    ]
+
+
+def _uneven(place: Place, launches: int) -> Row:
+    """On the last rank and on the first in turn, so that unequal cores cancel."""
+    # So much work that what takes the same time whatever the batch is 1 % of it.
+    size, seq_len = {"cpu": (16, 64), "cuda": (16, 512)}[place.device]
+    planted = f"one rank with {RATIO} times the batch"
+    faults = {f"batch {r}": [{"kind": "batch", "rank": r, "ratio": RATIO}] for r in (place.late, 0)}
+    cases = {
+        name: {
+            "faults": fault,
+            "train.micro_batch_size": size,
+            "train.seq_len": seq_len,
+            "train.mode": "forward_backward",  # no update
+            "measure.profile_steps": MIN_STEPS,
+        }
+        for name, fault in faults.items()
+    }
+    sequences = (place.world - 1 + RATIO) * size
+    tokens = STEPS * sequences * seq_len
+
+    def found(all_: Launches) -> list[Finding]:
+        pairs = list(zip(*(all_[name] for name in cases), strict=False))
+        counts = [one.of("tokens_per_s") * one.of("window_s") for pair in pairs for one in pair]
+        hits = sum(abs(count - tokens) < 0.5 for count in counts)
+        return [
+            judge(
+                planted, "imbalance", [RATIO * size * place.world / sequences - 1],
+                [float(np.mean([one.of("imbalance") for one in pair])) for pair in pairs],
+                text=ratio,
+            ),
+            counted(planted, f"tokens/s of {tokens:.0f} tokens", hits, len(counts), timed=False),
+        ]  # fmt: skip
+
+    return Row(planted, cases, launches, found, place.lacks(2))
+
+
+def _memory(place: Place, launches: int) -> Row:
+    rank = place.late
+    planted = f"rank {rank} holds {HELD_MIB} MiB more"
+
+    def found(all_: Launches) -> list[Finding]:
+        mine, plain = all_["memory"], all_[NULL]
+        more = [one.above("peak_memory_bytes", rank) for one in mine]
+        before = [one.above("peak_memory_bytes", rank) for one in plain]
+        named = sum(one.of("peak_memory_rank") == rank for one in mine)
+        return [
+            judge(
+                planted, "peak memory above the others'", [HELD_MIB * 2.0**20], more, before,
+                text=mebibytes, tolerance=0.02, timed=False,
+            ),
+            counted(planted, f"the fullest rank is {rank}", named, len(mine), timed=False),
+        ]  # fmt: skip
+
+    fault = {"kind": "memory", "rank": rank, "mib": HELD_MIB}
+    return Row(planted, {"memory": {"faults": [fault]}}, launches, found)
+
+
+def _link(place: Place, null: Null, launches: int) -> Row:
+    """A rate at which the step's one all-reduce takes about as long as two delays."""
+    low, high = LINK_MBYTES_PER_S
+    rate = round(min(max(null.wire_bytes / (2 * null.delay_s) / 1e6, low), high), 1)
+    planted = f"every link at {rate:g} MB/s"
+
+    def found(all_: Launches) -> list[Finding]:
+        mine, plain = all_["link"], all_[NULL]
+
+        def added(name: str) -> tuple[list[float], list[float]]:
+            return [one.of(name) for one in mine], [one.of(name) for one in plain]
+
+        steps, unplanted = added("profile_step_s")
+        longer = [step - float(np.median(unplanted)) for step in steps]
+        return [
+            judge(
+                planted, "bus bandwidth", [rate], [1e3 * float(mine[0].case["busbw_gbps"])],
+                text=megabytes_per_s,
+            ),
+            judge(
+                planted, "added step time as exposed transfer", longer,
+                *added("exposed_transfer_s"), text=milliseconds,
+            ),
+            judge(
+                planted, "added step time as waiting", [0.0], *added("exposed_wait_s"),
+                text=milliseconds, scale=float(np.median(longer)),
+            ),
+        ]  # fmt: skip
+
+    fault = {"kind": "link", "mbytes_per_s": rate}
+    cannot = refusal((SlowLink(kind="link", mbytes_per_s=rate),), place.device)
+    reason = place.lacks(2) or (f"{UNAVAILABLE}: {cannot}" if cannot else "")
+    return Row(planted, {"link": {"faults": [fault]}}, launches, found, reason)
+
+
+def _data(place: Place, null: Null, ahead: int, launches: int) -> Row:
+    """Read ahead, a batch is waited for as long as reading takes longer than the rest of a step."""
+    # Steps differ by more than a few percent: what is to be seen beside one is longer.
+    delay = round(2 * null.delay_s + null.step_s if ahead else null.delay_s, 3)
+    planted = (
+        f"batches {milliseconds(delay)} slower, {f'{ahead} read ahead' if ahead else 'no prefetch'}"
+    )
+    name = f"data {ahead}"
+
+    def found(all_: Launches) -> list[Finding]:
+        mine, plain = all_[name], all_[NULL]
+        steps = [one.of("profile_step_s") if ahead else 0.0 for one in plain]
+        waited = [one.of("data_s") for one in mine]
+        longer = [max(0.0, delay - step) for step in steps]
+        before = [one.of("data_s") for one in plain]
+        return [
+            judge(
+                planted, "waiting for data", longer, waited, before, text=milliseconds,
+            )
+        ]  # fmt: skip
+
+    changes: dict[str, Any] = {"faults": [{"kind": "data", "delay_s": delay}]}
+    if ahead:
+        changes["data.prefetch"] = ahead
+    return Row(planted, {name: changes}, launches, found)
