@@ -61,7 +61,8 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
 
     A rank is blamed if the median of its lateness (persistent), or else the mean (transient), is
     above max(MIN_SHARE of the step, floor) and a sign test over the steps in which it is off by
-    more than that passes Holm over the ranks. A median of less than half the mean is what noise
+    more than that, and than half of what it is blamed for, passes Holm over the ranks: beside long
+    delays in some steps short noise in the others says nothing. A median of less than half the mean is what noise
     makes of a rank that is late in some steps.
     """
     num_ranks, num_steps = series["step_s"].shape
@@ -74,9 +75,10 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
     late = lateness(series)
     limit = limit_s(series, floor_s)
     medians, means = np.median(late, axis=1), late.mean(axis=1)
-    chances = [
-        sign_test(int((one > limit).sum()), int((np.abs(one) > limit).sum())) for one in late
-    ]
+    chances = []
+    for one, centre in zip(late, np.maximum(medians, means), strict=True):
+        least = max(limit, centre / 2)
+        chances.append(sign_test(int((one > least).sum()), int((np.abs(one) > least).sum())))
     beyond = np.array(holm(chances, ALPHA)) & (np.maximum(medians, means) > limit)
     lasting = (medians > limit) & (2 * medians > means)
     ranks = np.flatnonzero(beyond).tolist()

@@ -165,7 +165,10 @@ def _link(place: Place, null: Null, launches: int) -> Row:
 def _data(place: Place, null: Null, ahead: int, launches: int) -> Row:
     """Read ahead, a batch is waited for as long as reading takes longer than the rest of a step."""
     # Steps differ by more than a few percent: what is to be seen beside one is longer.
-    delay = round(2 * null.delay_s + null.step_s if ahead else null.delay_s, 3)
+    delay = 2 * null.delay_s + null.step_s if ahead else null.delay_s
+    if place.device == "cuda":  # the host reads while the device still works on what it was given
+        delay = max(delay, 12 * null.step_s)
+    delay = round(delay, 3)
     planted = (
         f"batches {milliseconds(delay)} slower, {f'{ahead} read ahead' if ahead else 'no prefetch'}"
     )
