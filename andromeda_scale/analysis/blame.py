@@ -62,8 +62,8 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
     A rank is blamed if the median of its lateness (persistent), or else the mean (transient), is
     above max(MIN_SHARE of the step, floor) and a sign test over the steps in which it is off by
     more than that, and than half of what it is blamed for, passes Holm over the ranks: beside long
-    delays in some steps short noise in the others says nothing. A median of less than half the mean is what noise
-    makes of a rank that is late in some steps.
+    delays in some steps short noise in the others says nothing. A median of less than half the
+    mean is what noise makes of a rank that is late in some steps.
     """
     num_ranks, num_steps = series["step_s"].shape
     if num_ranks < 2:
