@@ -107,6 +107,10 @@ def run(
     from andromeda_scale.plan import make_plan, require_runnable
     from andromeda_scale.suite_file import mapping_suite, read_suite
 
+    if not isinstance(suite, str | Path | Mapping):
+        raise UserError(
+            f"suite: {suite!r} is no suite; give a name, a path or a mapping of its keys"
+        )
     changes = _assignments(sets or {}), _assignments(axes or {}, are_axes=True)
     if isinstance(suite, Mapping):
         loaded = mapping_suite(suite, *changes)

@@ -25,17 +25,22 @@ _PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "triton", "nump
 # Variables that change what is measured. Everything else stays on the machine, and so does what a
 # later library may keep under these prefixes if it looks like a secret.
 _PREFIXES = (
+    "ATEN_",
     "CUBLAS_",
     "CUDNN_",
+    "DNNL_",
     "FI_",
     "GLOO_",
     "GOMP_",
     "KMP_",
     "MALLOC_",
+    "MKLDNN_",
     "MKL_",
     "NCCL_",
     "OMP_",
+    "ONEDNN_",
     "OPENBLAS_",
+    "PYTORCH_TUNABLEOP_",
     "TORCHDYNAMO_",
     "TORCHINDUCTOR_",
     "TORCH_CUDNN_",

@@ -27,6 +27,7 @@ class Known:
     # Tensors of all gradients' size that a step makes at once, without and with weight decay:
     # foreach kernels work on lists, fused ones make none. Measured, torch 2.13.
     temporaries: tuple[int, int] = (0, 0)
+    eps: float = 1e-8  # torch's default, where it has the option
 
 
 _ADAM = frozenset({"betas", "eps"})
@@ -35,8 +36,8 @@ OPTIMIZERS = {
     "adamw": Known("AdamW", 2, fused=True, options=_ADAM),
     "adam": Known("Adam", 2, fused=True, options=_ADAM),
     "sgd": Known("SGD", 0, options=frozenset({"momentum", "nesterov"}), temporaries=(0, 1)),
-    "adagrad": Known("Adagrad", 1, options=frozenset({"eps"}), temporaries=(2, 2)),
-    "adadelta": Known("Adadelta", 2, options=frozenset({"eps"}), temporaries=(2, 3)),
+    "adagrad": Known("Adagrad", 1, options=frozenset({"eps"}), temporaries=(2, 2), eps=1e-10),
+    "adadelta": Known("Adadelta", 2, options=frozenset({"eps"}), temporaries=(2, 3), eps=1e-6),
     "adamax": Known("Adamax", 2, options=_ADAM, temporaries=(1, 1)),
     "nadam": Known("NAdam", 2, options=_ADAM, temporaries=(1, 2)),
     "radam": Known("RAdam", 2, options=_ADAM, temporaries=(1, 1)),

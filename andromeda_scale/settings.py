@@ -52,6 +52,8 @@ def text(value: Any) -> str:
         return ", ".join(map(text, value))
     if isinstance(value, Mapping):
         given = {key: text(inner) for key, inner in value.items() if inner is not None}
+        if "file" in given:  # a user's JSON, whose keys the plan holds
+            return given["file"]
         for named in ("name", "kind"):
             if named in given:
                 return " ".join((given.pop(named), options(given))).strip()

@@ -66,9 +66,9 @@ def _checkpointing(value: Any) -> Any:
     if isinstance(value, Every | Segment) or value in words:
         return value
     if isinstance(value, dict) and set(value) == {"every"}:
-        return Every(**value)
+        return Every.model_validate(value, strict=True)
     if isinstance(value, dict) and set(value) == {"segment"}:
-        return Segment(**value)
+        return Segment.model_validate(value, strict=True)
     raise ValueError(
         f"{value!r} is no checkpointing; use none, block, selective, {{every: K}} or {{segment: K}}"
     )

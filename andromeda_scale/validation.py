@@ -146,7 +146,7 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         return "is missing", f"add {key.rpartition('.')[2]}: ..."
     if kind in ("greater_than", "greater_than_equal"):
         bound = context.get("gt", context.get("ge"))
-        whole = isinstance(value, int)
+        whole = isinstance(bound, int)
         if kind == "greater_than" and bound == 0:
             noun = "positive integer" if whole else "positive number"
             return f"{shown} is not a {noun}", f"use {'1 or more' if whole else 'more than 0'}"

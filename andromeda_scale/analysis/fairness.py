@@ -2,7 +2,9 @@
 
 Rows of one model and regime at one world are compared in two directions: strategies, drivers and
 options under equal settings; and the settings of one strategy, where a difference is named by the
-axis of the suite that makes it. Facts are what the ranks read back (column `facts`).
+axis of the suite that makes it. Where what was skipped or failed leaves rows without either
+link, every difference between them counts: no axis separates them. Facts are what the ranks read
+back (column `facts`).
 """
 
 from __future__ import annotations
@@ -79,14 +81,19 @@ def differences(results: Results) -> pd.DataFrame:
     return frame.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
-def num_compared(results: Results) -> int:
-    """Rows that have another to be compared with."""
+def num_compared(results: Results, axes: Sequence[str] = ()) -> int:
+    """Rows that have another of their world, with the same values of `axes`, beside them."""
     return sum(
         len(here)
         for rows in _comparable(results).values()
-        for here in _by(rows, lambda row: row.world).values()
+        for here in _by(rows, lambda row: (row.world, _at(row, axes))).values()
         if len(here) > 1
     )
+
+
+def kinds(results: Results) -> list[str]:
+    """The models and regimes of measured rows, which are not compared with each other."""
+    return list(dict.fromkeys(f"{model}, {regime}" for model, regime in _comparable(results)))
 
 
 def _comparable(results: Results) -> dict[tuple[str, str], list[_Row]]:
@@ -129,7 +136,9 @@ def _lines(rows: list[_Row]) -> Iterator[dict[str, Any]]:
                 yield line
     for axis in axes:
         if axis not in named:
-            yield from _of_axes(axis, [[_as_fact(row, axis) for row in w] for w in worlds], axes)
+            as_facts = [[_as_fact(row, axis) for row in here] for here in worlds]
+            yield from _of_strategies(axis, as_facts, axes)
+            yield from _of_axes(axis, as_facts, axes)
 
 
 def _of_strategies(
@@ -141,12 +150,23 @@ def _of_strategies(
         silent, known = _split(here, fact)
         if silent:
             _add(found, fact, silent, [*silent, *known], axes)
-        for cell in _by(known, lambda row: _at(row, axes)).values():
+        cells = _by(known, lambda row: _at(row, axes))
+        for cell in [known] if _apart(here, axes) else cells.values():
             if len({row.value(fact) for row in cell}) > 1:
                 _add(found, fact, _outstanding(cell, fact), cell, axes)
     for values, one in found.items():
         at = _where(one.cells, axes, [row for here in worlds for row in here])
         yield _line(fact, rule_of(fact), values, one, at=at)
+
+
+def _apart(rows: list[_Row], axes: Sequence[str]) -> bool:
+    """Whether some of these rows share neither settings nor name with the others, by any path."""
+    left, linked = list(rows[1:]), [rows[0]]
+    for row in linked:
+        near = [r for r in left if r.name == row.name or _at(r, axes) == _at(row, axes)]
+        linked += near
+        left = [r for r in left if r not in near]
+    return bool(left)
 
 
 def _of_axes(fact: str, worlds: list[list[_Row]], axes: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -201,7 +221,8 @@ def _split(rows: list[_Row], fact: str) -> tuple[list[_Row], list[_Row]]:
 def _outstanding(rows: list[_Row], fact: str) -> list[_Row]:
     """Rows off the precision policy, or off what most rows have; without a majority all."""
     kind = fact.removeprefix("dtypes.")
-    policy = POLICIES.get(rows[0].precision)
+    precisions = {row.precision for row in rows}
+    policy = POLICIES.get(rows[0].precision) if len(precisions) == 1 else None
     usual = getattr(policy, kind, None) if fact.startswith("dtypes.") else None
     counts = Counter(row.value(fact) for row in rows).most_common()
     if usual not in {value for value, _ in counts}:

@@ -57,12 +57,12 @@ def saved(shape: Shape, train: Train, w: Widths) -> float:
 def deepest(shape: Shape, train: Train, w: Widths) -> float:
     """Bytes per token beyond `saved` when a backward is deepest: what it has recomputed, less what
     it has freed; and the scores of naive attention."""
-    scores = score_bytes(shape, train, w)
-    block = block_bytes(shape, train, w)
     if train.mode == "forward":
         ffn = w.compute * (3 if shape.gated_ffn else 2) * shape.d_ff
-        inner = scores + attention_bytes(shape, train, w)
+        inner = _score_bytes(shape, train, w) + attention_bytes(shape, train, w)
         return w.stream * shape.d_model + max(ffn, inner)
+    scores = _scores_beyond_ffn(shape, train, w)
+    block = block_bytes(shape, train, w)
     if train.activation_checkpointing == "selective":
         return scores + block - _selected_bytes(shape, train, w)
     groups = recomputed(train.activation_checkpointing, shape.num_layers)
@@ -82,7 +82,7 @@ def first_block(shape: Shape, train: Train, w: Widths) -> float:
         return 0.0
     groups = recomputed(train.activation_checkpointing, shape.num_layers)
     blocks = len(groups[0]) if groups else 1
-    return blocks * block_bytes(shape, train, w) + score_bytes(shape, train, w)
+    return blocks * block_bytes(shape, train, w) + _scores_beyond_ffn(shape, train, w)
 
 
 def logits(shape: Shape, train: Train, w: Widths) -> float:
@@ -103,8 +103,13 @@ def block_bytes(shape: Shape, train: Train, w: Widths) -> float:
         return _compiled_block_bytes(shape, train, w)
     # Inputs of q, k, v and of the FFN's first products: one tensor each, or a cast for each.
     inputs = (5 if shape.gated_ffn else 4) if w.autocast else 2
-    ffn = (4 if shape.gated_ffn else 2) * c * shape.d_ff
-    return 2 * _norm_bytes(shape, w) + inputs * c * d + attention_bytes(shape, train, w) + ffn
+    ffn, attention = _ffn_bytes(shape, w), attention_bytes(shape, train, w)
+    return 2 * _norm_bytes(shape, w) + inputs * c * d + attention + ffn
+
+
+def _ffn_bytes(shape: Shape, w: Widths) -> float:
+    """Bytes per token that an FFN saves between its first products and its last."""
+    return (4 if shape.gated_ffn else 2) * w.compute * shape.d_ff
 
 
 def _norm_bytes(shape: Shape, w: Widths) -> float:
@@ -135,7 +140,15 @@ def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
     return _selected_bytes(shape, train, w) + w.compute * inputs
 
 
-def score_bytes(shape: Shape, train: Train, w: Widths) -> float:
+def _scores_beyond_ffn(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes per token that naive attention's scores take beyond a whole block's saved tensors.
+
+    While they live, forward has not reached the block's FFN, and backward has freed it.
+    """
+    return max(0.0, _score_bytes(shape, train, w) - _ffn_bytes(shape, w))
+
+
+def _score_bytes(shape: Shape, train: Train, w: Widths) -> float:
     """Bytes per token of naive attention's scores beyond what it saves."""
     if kernel(shape, train) != "naive":
         return 0.0

@@ -33,6 +33,7 @@ _PLACES = (
 )
 _HARDWARE = ("machine", "cpu_model", "cpu_cores", "gpu_driver")
 MAX_SHOWN = 4  # values of a list
+DIGITS = 16  # of a hash: chance makes no two alike
 
 
 def repeat_facts(record: RepeatRecord, problems: list[str]) -> Facts:
@@ -45,7 +46,8 @@ def repeat_facts(record: RepeatRecord, problems: list[str]) -> Facts:
     described = {of_ranks(who): _flat(json.loads(text)) for text, who in alike.items()}
     facts = agreed(described, problems)
     if ranks:
-        facts["data.fingerprint"] = ranks[0].values("setup", "data").get("fingerprint")
+        found = ranks[0].values("setup", "data").get("fingerprint")
+        facts["data.fingerprint"] = found[:DIGITS] if isinstance(found, str) else None
     nodes = {
         f"node {index}": _of_node(environment)
         for index, node in enumerate(record.nodes)

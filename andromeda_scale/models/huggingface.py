@@ -126,8 +126,10 @@ class HuggingFaceConfig(Family):
 
     def wrong_here(self) -> str | None:
         found = _model_types()
-        if found is None or self.label in (causal := found[0]):
+        if found is None:
             return None
+        if self.label in (causal := found[0]):
+            return self._wrong_class(causal[self.label])
         release = f"transformers {version('transformers')}"
         if self.label in found[1]:
             return (
@@ -137,6 +139,16 @@ class HuggingFaceConfig(Family):
         close = difflib.get_close_matches(self.label, causal, n=1)
         remedy = f"did you mean {close[0]}?" if close else "update transformers, or mend the name"
         return f"config.model_type: {self.label!r} is unknown to {release}; {remedy}"
+
+    def _wrong_class(self, built: str) -> str | None:
+        """transformers builds the causal model of `model_type`, whatever class the file names."""
+        named = self.config.get("architectures") or [built]
+        if isinstance(named, list) and built in named:
+            return None
+        return (
+            f"config.architectures: {named!r} is not {built}, the causal language model of "
+            f"model_type {self.label}; remove it to train that one, or mend model_type"
+        )
 
     def build(self, train: Train) -> nn.Module:
         """The module: parameters on meta, buffers computed on the CPU."""
@@ -157,8 +169,8 @@ def _not_finite(value: Any, key: str = "") -> str:
 
 
 @cache
-def _model_types() -> tuple[frozenset[str], frozenset[str]] | None:
-    """Model types with a causal language model, and all, of the installed transformers.
+def _model_types() -> tuple[dict[str, str], dict[str, str]] | None:
+    """Model type -> class: of causal language models, and of all, of the installed transformers.
 
     None where it is not installed, or keeps its tables elsewhere: the ranks then find out.
     """
@@ -168,17 +180,17 @@ def _model_types() -> tuple[frozenset[str], frozenset[str]] | None:
     source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
     try:
         tree = ast.parse(source.read_text(encoding="utf-8"))
-        causal = _keys(tree, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-        known = causal | _keys(tree, "MODEL_MAPPING_NAMES")
+        causal = _table(tree, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+        known = causal | _table(tree, "MODEL_MAPPING_NAMES")
     except (OSError, ValueError, SyntaxError, AttributeError, IndexError):
         return None
     return (causal, known) if causal else None
 
 
-def _keys(tree: ast.Module, table: str) -> frozenset[str]:
-    """First parts of the pairs in `table = OrderedDict([("llama", ...), ...])`."""
+def _table(tree: ast.Module, table: str) -> dict[str, str]:
+    """The pairs in `table = OrderedDict([("llama", "LlamaForCausalLM"), ...])`."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
             pairs = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
-            return frozenset(name for name, _ in pairs)
-    return frozenset()
+            return dict(pairs)
+    return {}

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
 
-from andromeda_scale.analysis.fairness import differences, num_compared
+from andromeda_scale.analysis.fairness import differences, kinds, num_compared
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.rows import clean
 
@@ -43,13 +43,22 @@ class Fairness:
     frame: pd.DataFrame
     num_rows: int  # that have another to be compared with
     parity: str  # how it was verified, where it was
+    num_within: int = 0  # rows with another of the same values of the axes that make them unequal
+    kinds: tuple[str, ...] = ()  # models and regimes, which are not compared with each other
 
     @classmethod
     def of(cls, results: Results) -> Fairness:
         verified = results.cases[results.cases["parity"].eq("ok")]
-        kinds = ", ".join(dict.fromkeys(verified.get("parity_kind", ())))
-        parity = "; parity ok" if kinds in ("", "full") else f"; parity ok ({kinds})"
-        return cls(differences(results), num_compared(results), parity)
+        words = ", ".join(dict.fromkeys(verified.get("parity_kind", ())))
+        parity = "; parity ok" if words in ("", "full") else f"; parity ok ({words})"
+        frame = differences(results)
+        return cls(
+            frame,
+            num_compared(results),
+            parity,
+            num_compared(results, _explaining(frame)),
+            tuple(kinds(results)),
+        )
 
     @property
     def unfair(self) -> pd.DataFrame:
@@ -58,7 +67,7 @@ class Fairness:
 
     def __bool__(self) -> bool:
         """Whether there is anything to compare."""
-        return self.num_rows > 0
+        return self.num_rows > 0 or len(self.kinds) > 1
 
     def marks(self) -> dict[str, str]:
         """The marks of each row concerned, by case_id."""
@@ -70,7 +79,8 @@ class Fairness:
 
     def lines(self) -> list[Line]:
         """All that is unfair, the rest counted; one line where there is nothing."""
-        return [self._verdict(), *self._unfair(), *self._axes(), *self._kept()]
+        verdict = [self._verdict()] if self.num_rows else []
+        return [*verdict, *self._unfair(), *self._axes(), *self._kept(), *self._kinds()]
 
     def _letters(self) -> Iterator[str]:
         yield from _LETTERS
@@ -86,9 +96,12 @@ class Fairness:
         if self.frame.empty:
             text = f"fair: {self.num_rows} rows differ in nothing but the strategy"
             return Line("fair", text + parity)
-        axes = dict.fromkeys(self._explained()["axis"])
+        axes = _explaining(self.frame)
         within = f" within one value of {'; '.join(axes)}" if axes else ""
-        text = f"fair{within}: {self.num_rows} rows, the same arithmetic and work"
+        if axes and not self.num_within:
+            text = f"nothing to compare{within}: no two rows of a world share one"
+            return Line("axis", text + parity)
+        text = f"fair{within}: {self.num_within} rows, the same arithmetic and work"
         return Line("fair", text + parity)
 
     def _unfair(self) -> Iterator[Line]:
@@ -96,12 +109,9 @@ class Fairness:
             text = f"{row['fact']}  {row['values']} ({self._where(row)}): {row['effect']}"
             yield Line("unfair", clean(text), mark)
 
-    def _explained(self) -> pd.DataFrame:
-        return self.frame[self.frame["flag"].eq("unfair") & self.frame["axis"].ne("")]
-
     def _axes(self) -> Iterator[Line]:
         """What the suite's own axes change: a line an axis."""
-        for axis, lines in self._explained().groupby("axis", sort=False):
+        for axis, lines in _explained(self.frame).groupby("axis", sort=False):
             facts = dict.fromkeys(
                 f"{fact} ({values.replace('; ', ', ')})"
                 for fact, values in zip(lines["fact"], lines["values"], strict=True)
@@ -114,6 +124,11 @@ class Fairness:
         if kept:
             text = f"differs, with the same result: {', '.join(kept)} (report RUN --fairness)"
             yield Line("plain", text)
+
+    def _kinds(self) -> Iterator[Line]:
+        if len(self.kinds) > 1:
+            text = f"not compared with each other: {'; '.join(self.kinds)}"
+            yield Line("plain", clean(text))
 
     def _where(self, row: pd.Series) -> str:
         """World and settings, where not all that is shown."""
@@ -176,3 +191,15 @@ class Fairness:
     def to_csv(self) -> str:
         """Every difference; only the header where there is none."""
         return self.frame.to_csv(index=False)
+
+
+def _explained(frame: pd.DataFrame) -> pd.DataFrame:
+    """What axes of the suite make unequal."""
+    return frame[frame["flag"].eq("unfair") & frame["axis"].ne("")]
+
+
+def _explaining(frame: pd.DataFrame) -> list[str]:
+    """The axes that do."""
+    return list(
+        dict.fromkeys(axis for one in _explained(frame)["axis"] for axis in one.split(", "))
+    )

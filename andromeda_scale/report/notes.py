@@ -154,7 +154,7 @@ def _parity(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
 
 _COMPARED_WITH = {
     "full": "of the single-process reference",
-    "shallow": "of the single-process reference, both on a model of the same widths and two layers",
+    "shallow": "of the single-process reference, both on at most two layers of the same widths",
     "cross": "of each other",
 }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from andromeda_scale.optimizers import OPTIMIZERS
 from andromeda_scale.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, POLICIES
 from andromeda_scale.strategies.zero_options import OWNED, Zero3Options, ZeroOptions
 from andromeda_scale.training import Train
@@ -78,9 +79,9 @@ def _contradictions(options: ZeroOptions, stage: int, train: Train, world: World
         "communication_data_type": (_NAMES[reduce_dtype(options, train)], "strategy.reduce_dtype"),
     }
     for key, (ours, name) in numbers.items():
-        if config.get(key, ours) != ours:
+        if not _same(config.get(key, ours), ours):
             yield f"{key}: {config[key]!r} contradicts {name}: {ours}"
-    if (said := options.zero_optimization("stage", stage)) != stage:
+    if not _same(said := options.zero_optimization("stage", stage), stage):
         yield f"zero_optimization.stage: {said!r} contradicts strategy: zero{stage}"
     if train.activation_checkpointing == "selective" and options.zero_optimization(
         "memory_efficient_linear", False
@@ -127,17 +128,27 @@ def _of_optimizer(said: Any, train: Train) -> Iterator[str]:
         "lr": train.learning_rate,
         "weight_decay": train.weight_decay,
         "betas": list(spec.betas or (0.9, 0.999)),  # torch's defaults, as the suite's
-        "eps": spec.eps or 1e-8,
+        "eps": spec.eps or OPTIMIZERS[spec.name].eps,
         "momentum": spec.momentum or 0,
         "torch_adam": True,
     }
     kind = said.get("type", "auto")
     if str(kind).lower() not in ("auto", spec.name):
         yield f"optimizer.type: {kind!r} contradicts train.optimizer: {spec.name}"
+    for key in set(said) - {"type", "params"}:
+        yield f"optimizer.{key}: has no key in the suite"
     params = said.get("params", {})
-    for key, value in params.items() if isinstance(params, Mapping) else ():
-        if value not in ("auto", ours.get(key)):
+    if not isinstance(params, Mapping):
+        yield f"optimizer.params: {params!r} is no mapping"
+        return
+    for key, value in params.items():
+        if value != "auto" and not _same(value, ours.get(key)):
             yield f"optimizer.params.{key}: {value!r} contradicts the suite's: {ours.get(key)}"
+
+
+def _same(said: Any, ours: Any) -> bool:
+    """Equality of JSON values, in which true is not 1."""
+    return bool(said == ours) and isinstance(said, bool) == isinstance(ours, bool)
 
 
 def _fp16(train: Train) -> dict[str, Any]:

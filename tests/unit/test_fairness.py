@@ -76,6 +76,7 @@ def found(*rows: dict[str, Any], flag: str | None = "unfair") -> dict[str, str]:
     return dict(zip(kept["fact"], kept["values"], strict=True))
 
 
+HALF = '{"train.grad_clip": 0.5}'
 DEFAULT = [row(name) for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")]
 
 
@@ -211,7 +212,39 @@ def test_rows_of_other_models_regimes_and_worlds_are_not_compared() -> None:
     ]
     assert found(row("ddp"), *others, flag=None) == {}
     assert num_compared(results(row("ddp"), *others)) == 0
-    assert not Fairness.of(results(row("ddp"), *others))
+    (line,) = Fairness.of(results(row("ddp"), *others)).lines()
+    assert line.text == "not compared with each other: tiny, weak; small, weak; tiny, strong"
+    assert not Fairness.of(results(row("ddp"), row("zero2", odd, nodes=2)))
+
+
+def test_rows_that_share_neither_settings_nor_name_are_unfair_in_all_that_differs() -> None:
+    """What contradicted was skipped, and left a diagonal: no axis separates its ends."""
+    fp32 = {"dtypes.compute": "float32", "gradient_clipping": 1.0}
+    bf16 = {"dtypes.compute": "bfloat16", "gradient_clipping": 0.5}
+    ends = [
+        row("zero2", fp32, precision="fp32"),
+        row("zero3", bf16, precision="bf16", other='{"train.learning_rate":0.1}'),
+    ]
+    frame = differences(results(*ends))
+    unfair = frame[frame["flag"].eq("unfair") & frame["axis"].eq("")]
+    assert {"dtypes.compute", "gradient_clipping", "train.learning_rate"} <= set(unfair["fact"])
+    fairness = Fairness.of(results(*ends))
+    assert fairness.lines()[0].text.startswith("UNFAIR: 2 rows are compared")
+    assert set(fairness.marks()) == {one["case_id"] for one in ends}
+    # A row that shares settings with one end and the name of the other links them.
+    linked = results(*ends, row("zero2", bf16, precision="bf16", other=ends[1]["other"]))
+    assert not Fairness.of(linked).marks()
+
+
+def test_an_axis_that_leaves_no_two_rows_alike_is_no_fair_comparison() -> None:
+    clipped = [row("ddp", {"gradient_clipping": c}, other=o) for c, o in ((1.0, ""), (0.5, HALF))]
+    fairness = Fairness.of(results(*clipped))
+    line = fairness.lines()[0]
+    assert line.tone == "axis"
+    assert line.text.startswith("nothing to compare within one value of train.grad_clip")
+    both = [*clipped, row("fsdp2", {"gradient_clipping": 0.5}, other=HALF)]
+    line = Fairness.of(results(*both)).lines()[0]
+    assert line.text.startswith("fair within one value of train.grad_clip: 2 rows")
 
 
 def test_the_same_difference_at_several_worlds_is_one_line() -> None:

@@ -101,6 +101,10 @@ def test_a_plan_estimates_what_has_a_closed_form_and_says_where_there_is_none() 
 
 MODEL_REFUSALS = {
     "model.config.model_type: 'lama' is unknown to transformers": {**LLAMA, "model_type": "lama"},
+    "model.config.architectures: ['WibbleForCausalLM'] is not LlamaForCausalLM": {
+        **LLAMA,
+        "architectures": ["WibbleForCausalLM"],
+    },
     "model.config.model_type: 'vit' has no causal language model": {**LLAMA, "model_type": "vit"},
     "model.config.model_type: is missing": {"vocab_size": 9},
     "model.config.vocab_size: None is no number of tokens (a model of text and more": {

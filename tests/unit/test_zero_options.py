@@ -102,6 +102,10 @@ CONTRADICTIONS = {
     '{"zero_optimization": {"stage": 3}}': "zero_optimization.stage: 3 contradicts strategy: zero2",
     '{"optimizer": {"type": "SGD"}}': "optimizer.type: 'SGD' contradicts train.optimizer: adamw",
     '{"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}': "optimizer.params.lr: 0.1",
+    '{"optimizer": {"legacy_fusion": true}}': "optimizer.legacy_fusion: has no key in the suite",
+    '{"optimizer": {"params": 7}}': "optimizer.params: 7 is no mapping",
+    '{"optimizer": {"params": {"eps": 1e-6}}}': "optimizer.params.eps: 1e-06 contradicts",
+    '{"gradient_clipping": true}': "gradient_clipping: True contradicts train.grad_clip: 1.0",
     '{"scheduler": {"type": "WarmupLR"}}': "scheduler contradicts train.learning_rate",
 }
 
