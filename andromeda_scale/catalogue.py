@@ -60,4 +60,4 @@ def _strategy(name: str) -> str:
 
 
 def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    return (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".")

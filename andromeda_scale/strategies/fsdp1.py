@@ -44,7 +44,7 @@ class Fsdp1Options(Schema):
 
 
 class Fsdp1(Native):
-    """Every block is a unit, the rest is the root unit. Float32 shards, cast when gathered.
+    """Every block is one flat parameter, the rest the root's. Float32 shards, cast when gathered.
 
     A unit's flat parameter is padded: each parameter to 16 bytes, the whole to a multiple of the
     ranks; `layout` leaves that out. Under gradient accumulation gradients stay whole and unreduced
