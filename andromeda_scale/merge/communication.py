@@ -110,6 +110,8 @@ def _bandwidth(kind: Row, case: Case, row: Mapping[str, Any], ceilings: Ceilings
     size, calls = kind["bytes_per_step"], kind["count_per_step"]
     if not (size > 0 and calls > 0 and kind["transfer_s_per_step"] > 0):
         return {"busbw_cause": "no seconds of transfer"}
+    if kind["group_size"] == 1:
+        return {"bytes_per_call": size / calls, "busbw_cause": "one rank sends nothing"}
     reached = bandwidths(kind["op"], kind["group_size"], size, kind["transfer_s_per_step"])
     found: Row = {"bytes_per_call": size / calls, "busbw_gbps": reached.busbw_gbps}
     if kind["scalar"]:

@@ -15,11 +15,14 @@ from andromeda_scale.report.tables import Table, identity
 
 
 def communication_table(results: Results) -> Table:
-    """A row a case and kind of collective, the most wire bytes first; single numbers left out."""
+    """A row a case and kind of collective, the most wire bytes first.
+
+    Single numbers, and collectives of one rank, which send nothing, are in communication.parquet.
+    """
     cases, axes = arrange(results.cases)
     kinds: dict[str, list[dict[str, Any]]] = {}
     for kind in results.communication.to_dict("records"):
-        if not kind["scalar"]:
+        if not kind["scalar"] and kind["group_size"] > 1:
             kinds.setdefault(kind["case_id"], []).append({str(k): v for k, v in kind.items()})
     rows = [{**case, **kind} for case in cases for kind in kinds.get(case["case_id"], [])]
     world = next(column for column in SCALING if column.header == "world")

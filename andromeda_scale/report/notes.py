@@ -134,6 +134,11 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     conventions = dict.fromkeys(row["flop_convention"] for row in rows if has(row, "mfu"))
     if conventions:
         notes.append(f"MFU by FLOP convention {', '.join(conventions)}")
+    if any(has(row, "mfu_of_mamf") for row in rows):
+        notes.append(
+            "of mamf: a rank's FLOP/s over those of the best matrix product that andromeda-scale "
+            "probe measured on this device in this precision"
+        )
     return notes
 
 

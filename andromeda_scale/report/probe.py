@@ -129,7 +129,8 @@ def _notes(rows: list[dict[Any, Any]], problems: Iterable[str]) -> list[str]:
     if any(row["kind"] == "collective" for row in rows):
         notes.append(
             "a collective's time is the max over ranks of blocks of calls, each block after a "
-            "barrier, then the median over blocks; float32; busbw = size / time x the factor of "
+            "barrier, then the median over blocks; of products and memory the fastest block; "
+            "collectives in float32; busbw = size / time x the factor of "
             "its collective (nccl-tests)"
         )
     for row in rows:

@@ -15,6 +15,7 @@ from andromeda_scale.analysis.fabric import NO_PROBE
 from andromeda_scale.merge import merge_run
 from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.records import RankRecord, RepeatRecord
+from andromeda_scale.report.scaling import scaling_table
 
 CPU = ENVIRONMENT["cpu_model"]
 MIB = 2**20
@@ -90,6 +91,7 @@ def test_achieved_flops_stand_against_the_best_product_where_no_peak_is_publishe
     assert row["mamf_flops_per_s"] == 1e9
     scaling = andromeda_scale.load_run(tmp_path).table("scaling")
     assert scaling["mfu_of_mamf"][0] == row["mfu_of_mamf"]
+    assert "of mamf: a rank's FLOP/s over" in scaling_table(merge_run(tmp_path)).to_markdown()
 
 
 def test_without_a_probe_columns_are_empty_with_the_reason(tmp_path: Path) -> None:
@@ -129,6 +131,13 @@ def test_garbage_among_collectives_is_left_out(garbage: Any) -> None:
     values = {"values": {"communication": {"collectives": garbage}}}
     record = RepeatRecord(ranks={0: RankRecord(0, phases={"profile": values})})
     assert launch_kinds(record, 2) == []
+
+
+def test_collectives_of_one_rank_have_no_bandwidth(tmp_path: Path) -> None:
+    write_run(tmp_path, kind(ranks=[0]))
+    row = case_row(tmp_path)
+    assert row["busbw_cause"] == "one rank sends nothing"
+    assert andromeda_scale.load_run(tmp_path).table("communication").empty
 
 
 def test_a_rank_without_collectives_is_left_out_of_the_mean(tmp_path: Path) -> None:
