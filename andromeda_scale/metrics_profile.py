@@ -73,6 +73,15 @@ PROFILE_METRICS["profile_clock_step_s"] = Metric(
     "mean over the profiled steps of max over ranks of the step's wall time, as phase measure "
     "times it and not as the profiler does",
 )  # fmt: skip
+PROFILE_METRICS["ablation_s"] = Metric(
+    "s", "lower", _PER_STEP, _SLOWEST, "mean", "inspect", milliseconds,
+    "seconds per step by which blocks of steps are longer with communication than without, ABBA: "
+    "exposed communication without a profiler, and what communication takes from compute",
+)  # fmt: skip
+PROFILE_METRICS["ablation_error_s"] = Metric(
+    "s", "lower", _PER_STEP, _SLOWEST, "mean", "inspect", milliseconds,
+    "half of the 95 % t interval of ablation_s over the pairs of blocks of a launch",
+)  # fmt: skip
 PROFILE_METRICS["comm_wire_bytes"] = Metric(
     "bytes", "lower", "mean", "ranks of a group move the same", "mean", "profile", binary,
     "bytes a rank's collectives move per step, as the backend ran them",

@@ -26,6 +26,7 @@ DRIVERS = {
 }
 
 COLLECTORS = {
+    "ablation": "andromeda_scale.collectors.ablation:Ablation",
     "communication": "andromeda_scale.collectors.communication:Communication",
     "energy": "andromeda_scale.collectors.energy:Energy",
     "memory": "andromeda_scale.collectors.memory:Memory",

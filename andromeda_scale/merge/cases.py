@@ -18,7 +18,7 @@ from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import blame, communication, energy, memory, parity
+from andromeda_scale.merge import ablation, blame, communication, energy, memory, parity
 from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
@@ -66,6 +66,7 @@ COLUMNS: dict[str, str] = {
     "tokens_per_s_per_gpu_low": "float64",
     "tokens_per_s_per_gpu_high": "float64",
     **blame.COLUMNS,
+    **ablation.COLUMNS,
     **memory.COLUMNS,
     **energy.COLUMNS,
     "throttled": "str",  # of every pooled launch in which a GPU was, by rank
@@ -241,6 +242,7 @@ def _numbers(pooled: list[Row]) -> Row:
         row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one.get(name)))
     if "profile_step_s" in row:  # sums are divided, ratios are not averaged
         row |= factors(row)
+    row["exposed_method"] = _first(pooled, "exposed_method")
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
 

@@ -14,7 +14,7 @@ import pandas as pd
 from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.config import Case
-from andromeda_scale.merge import blame, devices, energy, memory, parity
+from andromeda_scale.merge import ablation, blame, devices, energy, memory, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.merge.facts import repeat_facts
@@ -71,6 +71,7 @@ COLUMNS: dict[str, str] = {
     "window_s": "float64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
     **blame.COLUMNS,
+    **ablation.COLUMNS,
     **memory.COLUMNS,
     **energy.COLUMNS,
     "throttled": "str",  # ranks whose GPU was held below its clocks in the measured window, and why
@@ -132,6 +133,8 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
             ending = Ending("invalid", why)
         if numbers and "energy" in case.collect:
             numbers |= energy.energy_columns(record, table)
+        if numbers:
+            numbers |= ablation.ablation_columns(record, size, profiled=bool(table.profile))
         if numbers and table.profile:
             numbers |= blame.of_launch(run_dir, item.device, table)
         if numbers:

@@ -143,7 +143,15 @@ COLUMNS = (
     *AGAINST_BASE,
     Column(
         "exposed ms",
-        ("comm_exposed_s", "comm_exposed_share", "comm_total_s", "exposed_wait_s"),
+        (
+            "comm_exposed_s",
+            "comm_exposed_share",
+            "comm_total_s",
+            "exposed_wait_s",
+            "exposed_method",
+            "ablation_s",
+            "ablation_error_s",
+        ),
         _exposed,
     ),
     Column("imbalance", ("imbalance", *BLAME), _imbalance),

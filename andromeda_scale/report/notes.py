@@ -183,8 +183,20 @@ def _of_profile(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         f"exposed: communication that no compute hides, mean over ranks, from {_span(steps)} "
         f"separate profiled steps a launch, {_span(slowdowns)} times as long as timed ones; in "
         "brackets the share of the profiled step",
+        *_ablation(rows, axes),
         *_blame(rows, axes),
     ]
+
+
+def _ablation(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """The other method's answer, where it was asked."""
+    found = "; ".join(
+        f"{_name(row, axes)}: {milliseconds(row['ablation_s'])} +- "
+        f"{milliseconds(row['ablation_error_s'])} ms"
+        for row in rows
+        if has(row, "ablation_s")
+    )
+    return [f"exposed by ablation, steps less steps without communication: {found}"] * bool(found)
 
 
 def _blame(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import MAX_RANKS, Schema
 from andromeda_scale.strategies import common
-from andromeda_scale.strategies.base import TrainState
+from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.native import Native
 
 if TYPE_CHECKING:
@@ -197,6 +197,19 @@ class Fsdp2(Native):
             "gathered": common.buffer_bytes(units, shards),
             "under_way": common.buffer_bytes(_under_way(groups), [*shards, *units]),
         }
+
+    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
+        from andromeda_scale.strategies import silent
+
+        names = ("shard_process_group", "replicate_process_group")
+        groups = [group for _, group in _parameter_groups(s.module)]
+        meshes = {
+            id(mesh): mesh
+            for group in groups
+            for mesh in (group.mesh_info, group.post_forward_mesh_info)
+        }
+        places = [(m, name) for m in meshes.values() for name in names if hasattr(m, name)]
+        return silent.silenced([*places, (s.extra, "sharded_over")])
 
     def expects(self) -> dict[str, Any]:
         dtypes = common.expected_dtypes(self.train.precision)

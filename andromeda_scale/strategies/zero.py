@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
@@ -9,7 +10,7 @@ from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.precision import POLICIES, element_bytes
 from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common, zero_config, zero_memory, zero_readback
-from andromeda_scale.strategies.base import Strategy, TrainState
+from andromeda_scale.strategies.base import Strategy, TrainState, Unavailable
 from andromeda_scale.strategies.zero_options import Zero12Options
 
 if TYPE_CHECKING:
@@ -214,6 +215,14 @@ class Zero(Strategy):
 
     def _gathered(self, s: TrainState) -> dict[str, int]:
         return {}
+
+    def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
+        if self.stage == 3:
+            return Unavailable("stage 3 fetches parameters by groups of its own making")
+        from andromeda_scale.strategies import silent
+
+        names = ("dp_process_group", "real_dp_process_group")
+        return silent.silenced([(s.optimizer, name) for name in names])
 
     def expects(self) -> dict[str, Any]:
         options = self.options

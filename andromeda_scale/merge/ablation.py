@@ -1,0 +1,38 @@
+"""Exposed communication as what a step costs less without any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from andromeda_scale.analysis.stats import mean_interval
+from andromeda_scale.merge.values import series_of
+from andromeda_scale.records import RepeatRecord
+
+COLUMNS: dict[str, str] = {"exposed_method": "str"}  # whose exposed seconds the row has
+
+
+def ablation_columns(record: RepeatRecord, world_size: int, *, profiled: bool) -> dict[str, Any]:
+    """COLUMNS and metrics of one launch.
+
+    A step lasts as long as its slowest rank's, with and without. Blocks are compared in the order
+    they ran, so that a drift of the machine cancels.
+    """
+    found = [record.ranks[rank].values("inspect", "ablation") for rank in sorted(record.ranks)]
+    profiler = "profiler" if profiled else ""
+    sides = []
+    for name in ("full_s", "without_s"):
+        series = [series_of(values.get(name)) for values in found]
+        rows = [one for one in series if one is not None]
+        if len(rows) < world_size or len({len(row) for row in rows}) > 1:
+            return {"exposed_method": profiler}
+        sides.append(np.max(rows, axis=0))
+    if len(sides[0]) != len(sides[1]):
+        return {"exposed_method": profiler}
+    interval = mean_interval((sides[0] - sides[1]).tolist())
+    return {
+        "exposed_method": ", ".join(method for method in (profiler, "ablation") if method),
+        "ablation_s": interval.centre,
+        "ablation_error_s": (interval.high - interval.low) / 2,
+    }

@@ -1,0 +1,60 @@
+"""Exposed communication by two methods: what a row says it has."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from merging import ENVIRONMENT
+from run_files import make_case, rank_lines, write_plan, write_repeat
+
+from andromeda_scale.merge import merge_run
+from andromeda_scale.report.scaling import scaling_table
+
+FULL = [[0.1, 0.2, 0.1], [0.12, 0.1, 0.1]]  # of two ranks; the slower: 0.12, 0.2, 0.1
+WITHOUT = [[0.1, 0.1, 0.05], [0.11, 0.19, 0.06]]  # 0.11, 0.19, 0.06
+
+
+def merged(directory: Path, *found: Any, compute_s: list[float] | None = None) -> Any:
+    """Two ranks; `found`: what the collector wrote on each."""
+    case = make_case("ddp", 2)
+    write_plan(directory, [case], 1)
+    lines: list[dict[str, Any]] = []
+    for rank, values in enumerate(found):
+        *rest, ended = rank_lines(rank, [0.1] * 4, compute_s=compute_s)
+        head = {"kind": "phase", "rank": rank, "phase": "inspect", "start_s": 4.0, "end_s": 5.0}
+        lines += [*rest, {**head, "values": {"ablation": values}}, ended]
+    write_repeat(directory, case, 0, lines, environment=ENVIRONMENT)
+    return merge_run(directory)
+
+
+def values(rank: int) -> dict[str, Any]:
+    return {"order": "ABBAAB", "full_s": FULL[rank], "without_s": WITHOUT[rank]}
+
+
+def test_ablation_is_the_difference_of_the_slowest_ranks_blocks(tmp_path: Path) -> None:
+    results = merged(tmp_path, values(0), values(1), compute_s=[0.1] * 20)
+    (row,) = results.cases.to_dict("records")
+    assert row["ablation_s"] == pytest.approx((0.01 + 0.01 + 0.04) / 3)
+    # s = 0.01732 of three differences, t(0.975, 2) = 4.3027
+    assert row["ablation_error_s"] == pytest.approx(4.302653 * 0.0173205 / math.sqrt(3), rel=1e-5)
+    assert row["exposed_method"] == "profiler, ablation"
+    notes = "\n".join(scaling_table(results).notes)
+    assert "steps less steps without communication: ddp at world 2: 20.00 +- 43.03 ms" in notes
+
+
+@pytest.mark.parametrize(
+    "second", [None, {}, {"unavailable": "x"}, {"full_s": [1.0], "without_s": [1.0]}, {"full_s": 3}]
+)
+def test_a_rank_without_blocks_leaves_the_profiler_alone(tmp_path: Path, second: Any) -> None:
+    (row,) = merged(tmp_path, values(0), second, compute_s=[0.1] * 20).cases.to_dict("records")
+    assert math.isnan(row["ablation_s"])
+    assert row["exposed_method"] == "profiler"
+
+
+def test_without_a_profile_the_ablation_stands_alone(tmp_path: Path) -> None:
+    (row,) = merged(tmp_path, values(0), values(1)).cases.to_dict("records")
+    assert row["exposed_method"] == "ablation"
+    assert row["ablation_s"] == pytest.approx(0.02)
