@@ -23,6 +23,8 @@ _SUMS = (
     "total_s_per_step",
     "transfer_s_per_step",
 )
+_ADDED = ("exposed_s_per_step", "overlapped_s_per_step", "exposed_wait_s_per_step")  # later
+_ALL = (*_SUMS, *_ADDED)
 _KIND: dict[str, str] = {
     "op": "str",
     "backend_op": "str",  # what the backend ran
@@ -34,7 +36,7 @@ _KIND: dict[str, str] = {
 COLUMNS: dict[str, str] = {
     "case_id": "str",
     **_KIND,
-    **dict.fromkeys(_SUMS, "float64"),  # of a rank, mean over ranks and launches
+    **dict.fromkeys(_ALL, "float64"),  # of a rank, mean over ranks and launches
     "bytes_per_call": "float64",
     "busbw_gbps": "float64",
     "busbw_probe_gbps": "float64",
@@ -62,7 +64,7 @@ def launch_kinds(record: RepeatRecord, ranks_per_node: int) -> list[Row]:
         mine: dict[tuple[Any, ...], Row] = {}
         for row in (_read(kind, ranks_per_node) for kind in _list(kinds)):
             if row is not None:  # a rank of several groups of one size has one row of them
-                _add(mine.setdefault(_key(row), dict.fromkeys(_SUMS, 0.0)), row)
+                _add(mine.setdefault(_key(row), dict.fromkeys(_ALL, 0.0)), row)
         for key, sums in mine.items():
             found.setdefault(key, []).append(sums)
     return [dict(zip(_KIND, key, strict=True)) | _means(rows) for key, rows in found.items()]
@@ -138,6 +140,7 @@ def _read(kind: Any, ranks_per_node: int) -> Row | None:
     row: Row = {name: number(kind, name) for name in _SUMS}
     if not ranks or any(math.isnan(value) for value in row.values()):
         return None
+    row |= {name: number(kind, name) for name in _ADDED}
     return row | {
         "op": text(kind, "op"),
         "backend_op": text(kind, "backend_op"),
@@ -153,13 +156,13 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _add(sums: Row, row: Row) -> None:
-    for name in _SUMS:
+    for name in _ALL:
         sums[name] += row[name]
 
 
 def _means(rows: Iterable[Row]) -> Row:
     rows = list(rows)
-    return {name: float(np.mean([row[name] for row in rows])) for name in _SUMS}
+    return {name: float(np.mean([row[name] for row in rows])) for name in _ALL}
 
 
 def _list(value: Any) -> list[Any]:

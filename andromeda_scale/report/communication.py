@@ -34,6 +34,13 @@ def _number(name: str, text: Any) -> Any:
     return lambda row: text(row[name]) if has(row, name) else NOT_MEASURED
 
 
+def _exposed(row: Row) -> str:
+    if not has(row, "exposed_s_per_step"):
+        return NOT_MEASURED
+    parts = (milliseconds(row[f"{name}_s_per_step"]) for name in ("exposed", "exposed_wait"))
+    return "{} ({})".format(*parts)
+
+
 _COLUMNS = (
     Column("collective", ("op", "backend_op"), lambda row: str(row["op"]), left=True),
     Column("dtype", ("dtype",), lambda row: str(row["dtype"]), left=True),
@@ -45,6 +52,11 @@ _COLUMNS = (
         "transfer ms",
         ("transfer_s_per_step", "total_s_per_step"),
         _number("transfer_s_per_step", milliseconds),
+    ),
+    Column(
+        "exposed (wait) ms",
+        ("exposed_s_per_step", "exposed_wait_s_per_step", "overlapped_s_per_step"),
+        _exposed,
     ),
     Column("busbw GB/s", ("busbw_gbps",), metric("busbw_gbps")),
     Column("probe GB/s", ("busbw_probe_gbps", "busbw_cause"), metric("busbw_probe_gbps")),
@@ -58,6 +70,14 @@ def _notes(rows: Sequence[Row], cases: Sequence[Row]) -> list[str]:
         why = "no case has profiled collectives (collect: [communication], more than one rank)"
         return [why if measured else "no case was measured"]
     notes = [f"busbw: {METRICS['busbw_gbps'].meaning}"]
+    counted = "; ".join(
+        f"{label(case)} at world {case['world_size']}: "
+        f"{case['comm_tcp_bytes'] / case['comm_wire_bytes'] - 1:+.2%}"
+        for case in cases
+        if has(case, "comm_tcp_bytes") and case["comm_wire_bytes"] > 0
+    )
+    if counted:
+        notes.append(f"kernel's count on a rank's TCP connections against wire bytes: {counted}")
     if any(has(row, "busbw_probe_gbps") for row in rows):
         notes.append(f"probe: {METRICS['busbw_probe_gbps'].meaning}")
     reasons: dict[str, dict[str, None]] = {}

@@ -15,6 +15,7 @@ from andromeda_scale.analysis.fabric import NO_PROBE
 from andromeda_scale.merge import merge_run
 from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.records import RankRecord, RepeatRecord
+from andromeda_scale.report.catalogue import make_table
 from andromeda_scale.report.scaling import scaling_table
 
 CPU = ENVIRONMENT["cpu_model"]
@@ -157,3 +158,21 @@ def test_seconds_without_transfer_make_no_bandwidth(tmp_path: Path) -> None:
     row = case_row(tmp_path)
     assert row["busbw_cause"] == "no seconds of transfer"
     assert row["busbw_gbps"] != row["busbw_gbps"]
+
+
+def test_exposed_seconds_and_the_kernels_count_stand_beside_a_collective(tmp_path: Path) -> None:
+    spent = {"exposed_s_per_step": 0.008, "exposed_wait_s_per_step": 0.002}
+    write_run(tmp_path, kind(**spent, overlapped_s_per_step=0.004))
+    for file in tmp_path.glob("cases/*/*/node-0.jsonl"):
+        counted = {"counted": {"tcp_bytes_per_step": 4.2 * MIB, "loopback_bytes_per_step": "noisy"}}
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            if line.get("phase") == "profile":
+                line["values"]["communication"] |= counted
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = merge_run(tmp_path)
+    assert results.cases["comm_tcp_bytes"].iloc[0] == pytest.approx(4.2 * MIB)
+    assert results.cases["comm_loopback_bytes"].isna().all()
+    table = make_table(results, "communication")
+    assert "8.000 (2.000)" in table.cells()[0]
+    assert any("ddp at world 2: +5.00%" in note for note in table.notes)
