@@ -69,13 +69,19 @@ def test_a_paced_link_holds_every_all_reduce_to_its_rate(uneven: list[list[Line]
         assert 0.7 * RATE < 1e3 * reduced["busbw_gbps"] < 1.15 * RATE
 
 
-def test_uneven_batches_train_as_one_process_on_the_same_global_batch(run_case: RunCase) -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("fsdp2", "zero2"))],
+)
+def test_uneven_batches_train_as_one_process_on_the_same_global_batch(
+    strategy: str, run_case: RunCase
+) -> None:
     """SGD without clipping shows the gradient's size, which Adam would hide."""
     train = {"optimizer": {"name": "sgd"}, "learning_rate": 0.5, "grad_clip": None, "grad_accum": 2}
     planted = [{"kind": "batch", "rank": 1, "ratio": 1.5}]
     losses = []
     for case, ranks in (
-        (tiny_case("ddp", train=train, parity="off", faults=planted), 2),
+        (tiny_case(strategy, train=train, parity="off", faults=planted), 2),
         (tiny_case("single", train=train | {"micro_batch_size": 5}, parity="off"), 1),
     ):
         found = [ok(lines, "warmup")["losses"] for lines in run_case(case, ranks)]
