@@ -68,7 +68,7 @@ def run(device: Literal["auto", "cpu", "cuda"], *, quick: bool, quiet: bool) -> 
     findings = [_excused(one, null, share) for one in findings]
     table = f"{place.world} ranks on {place.device}, {path}\n\n{to_table(findings)}"
     if share > MAX_OTHERS:
-        table += f"other programs had {share:.0%} of the cores: this machine was not idle\n"
+        table += f"other programs had {share:.0%} of the cores: the floors are of a busy machine\n"
     (path / TABLE).write_text(table, encoding="utf-8")
     typer.echo(table, nl=False)
     return FAILED if any(one.failed for one in findings) else DONE

@@ -122,6 +122,37 @@ def judge(
     return Finding(planted, claim, *said, verdict, timed=timed)
 
 
+def bounded(
+    planted: str,
+    claim: str,
+    pairs: Sequence[tuple[float, float]],
+    allowed: float,
+    error: float,
+    *,
+    text: Callable[[float], str],
+    both_sides: bool,
+) -> Finding:
+    """Whether a number is at most (or, with both_sides, within) `allowed` from another.
+
+    pairs: (the number, the other) of each launch; error: half of the interval of their difference
+    within a launch. Undecidable where it is beyond that by less than launches and errors differ.
+    """
+    if not np.isfinite([*np.ravel(pairs), allowed, error]).all():
+        return Finding(
+            planted, claim, "", "", "", f"{FAIL}: a launch has no such number", timed=False
+        )
+    values, others = np.array(pairs).T
+    found = float(np.median(values - others))
+    excess = (abs(found) if both_sides else found) - allowed
+    noise = max(deviation((values - others).tolist()), error)
+    verdict = PASS if excess <= 0 else FAIL
+    if 0 < excess <= noise:
+        verdict = f"{UNAVAILABLE}: too noisy (launches differ by {text(noise)})"
+    at_most = "" if both_sides else "<= "
+    said = f"{at_most}{text(float(np.median(others)))}", text(float(np.median(values)))
+    return Finding(planted, claim, *said, text(allowed), verdict)
+
+
 def counted(planted: str, claim: str, hits: int, of: int, *, timed: bool = True) -> Finding:
     """Something that must be so in every launch."""
     verdict = PASS if hits == of else FAIL

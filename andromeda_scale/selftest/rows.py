@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,10 @@ from andromeda_scale.analysis.blame import MIN_STEPS
 from andromeda_scale.faults import SlowLink, refusal
 from andromeda_scale.selftest import late
 from andromeda_scale.selftest.evidence import (
+    TOLERANCE,
     UNAVAILABLE,
     Finding,
+    bounded,
     counted,
     judge,
     mebibytes,
@@ -68,6 +71,7 @@ def rows(place: Place, null: Null, quick: bool) -> list[Row]:
         late.nobody(place, many),
         *(replace(row, unavailable=row.unavailable or null.too_noisy) for row in timed),
         _memory(place, few),
+        _silent(place, ("ddp",) if quick else ("ddp", "fsdp2", "zero2"), few),
     ]
 
 
@@ -160,6 +164,38 @@ def _link(place: Place, null: Null, launches: int) -> Row:
     cannot = refusal((SlowLink(kind="link", mbytes_per_s=rate),), place.device)
     reason = place.lacks(2) or (f"{UNAVAILABLE}: {cannot}" if cannot else "")
     return Row(planted, {"link": {"faults": [fault]}}, launches, found, reason)
+
+
+def _silent(place: Place, strategies: Sequence[str], launches: int) -> Row:
+    """Of the same steps the profiler says what is exposed, and blocks without communication do.
+
+    On a CPU communication takes from compute too, so that leaving it out gains more.
+    """
+    planted = "communication removed"
+    cases: dict[str, dict[str, Any]] = {
+        f"silent {name}": {"strategy": {"name": name}, "collect": ["communication", "ablation"]}
+        for name in strategies
+    }
+
+    def found(all_: Launches) -> list[Finding]:
+        findings = []
+        for name, case in cases.items():
+            mine = all_[name]
+            pairs = [(one.of("comm_exposed_s"), one.of("ablation_s")) for one in mine]
+            allowed = 0.02 * float(np.median([one.of("profile_step_s") for one in mine]))
+            if place.device == "cuda":
+                allowed = max(allowed, TOLERANCE * float(np.median([x for _, x in pairs])))
+            claim = f"exposed seconds of {case['strategy']['name']}"
+            error = float(np.median([one.of("ablation_error_s") for one in mine]))
+            findings.append(
+                bounded(
+                    planted, claim, pairs, allowed, error, text=milliseconds,
+                    both_sides=place.device == "cuda",
+                )
+            )  # fmt: skip
+        return findings
+
+    return Row(planted, cases, launches, found, place.lacks(2))
 
 
 def _data(place: Place, null: Null, ahead: int, launches: int) -> Row:
