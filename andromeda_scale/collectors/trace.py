@@ -108,7 +108,8 @@ def _place(event: Any) -> int:
 class Timeline:
     """One rank's profiled steps: `host` as the worker issued them, `steps` as they executed.
 
-    On a CPU both are the same. On a device a step lasts until the last kernel it launched.
+    On a CPU a step lasts until the next begins, as for the clock of timed steps. On a device it
+    lasts until the last kernel it launched.
     `compute`, `data` and `update` are unions; `parts` holds nanoseconds per step by METRICS' names.
     """
 
@@ -144,7 +145,7 @@ def read_timeline(events: Events, fused: Collection[str] = ()) -> Timeline:
         steps = device_windows(host, launched, kernels)
         parts = device_windows(ranges, launched, kernels)
     else:
-        steps, parts = host, ranges
+        steps, parts = intervals(host[:, 0], np.append(host[1:, 0], host[-1, 1])), ranges
         compute = _cpu_work(events, thread=events.thread(int(steps_at[0])))
 
     step_of = np.searchsorted(host[:, 0], ranges[:, 0], side="right") - 1

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from torch._C._autograd import DeviceType
 
-from andromeda_scale.collectors.communication import bus_factor
 from andromeda_scale.collectors.executions import canonical_op, join_gloo, join_nccl, sizes_needed
 from andromeda_scale.collectors.intervals import Intervals, intervals
 from andromeda_scale.collectors.trace import Events, TraceError, device_windows, read_timeline
+from andromeda_scale.cost.comm import bus_factor
 
 GROUPS = {"0": (0, 1)}
 
