@@ -69,7 +69,6 @@ def bare_loop(
 
     model, module, optimizer = state.wrapped, state.module, state.optimizer
     engine = model if hasattr(model, "zero_optimization_stage") else None
-    parameters = list(module.parameters())
 
     def run(first: int, num_steps: int) -> None:
         for step in range(first, first + num_steps):
@@ -83,7 +82,7 @@ def bare_loop(
                 engine.step()
                 continue
             (loss * scale).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

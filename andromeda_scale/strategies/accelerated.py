@@ -120,6 +120,7 @@ class Accelerated(Strategy):
             "sharded_over": _sharded_over(wrapped, module),
             "accelerator": accelerator,
             "prepared": optimizer,
+            "parameters": list(module.parameters()),
         }
         self.inner.prepared(factory, module)
         return TrainState(wrapped, module, optimizer.optimizer, extra)

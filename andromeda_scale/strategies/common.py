@@ -124,8 +124,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Local gradients that exist now."""
-    return [local(p.grad) for p in parameters if p.grad is not None]
+    """Local gradients that exist now: every step asks, so DTensor is looked up once."""
+    from torch.distributed.tensor import DTensor
+
+    found = [p.grad for p in parameters if p.grad is not None]
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in found]
 
 
 def dtype_name(tensors: Iterable[Tensor]) -> str | None:

@@ -35,6 +35,7 @@ class Native(Strategy):
         optimizer = common.optimizer(module.parameters(), self.train)
         scaler = scaling.LossScaler(self.train.precision, device, sharded_over)
         extra = {"device": device, "scaler": scaler, "sharded_over": sharded_over}
+        extra["parameters"] = list(module.parameters())  # no walk in every step
         return TrainState(wrapped, module, optimizer, extra)
 
     def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
@@ -59,13 +60,13 @@ class Native(Strategy):
 
     def norm(self, s: TrainState) -> Tensor:
         """Norm of the gradients as they are: whole here, or one part of them on every rank."""
-        found = common.gradients(s.module.parameters())
+        found = common.gradients(s.extra["parameters"])
         return common.total_norm(found, s.extra["device"], s.extra["sharded_over"])
 
     def clip(self, s: TrainState, max_norm: float) -> None:
         import torch
 
-        parameters = [p for p in s.module.parameters() if p.grad is not None]
+        parameters = [p for p in s.extra["parameters"] if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self.norm(s))
 
     def update(self, s: TrainState) -> None:
