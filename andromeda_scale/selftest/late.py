@@ -72,13 +72,17 @@ def two(place: Place, null: Null, launches: int) -> Row:
     first, second = place.late - 1, place.late
     delays = {first: 2 * null.delay_s, second: 2.4 * null.delay_s}
     planted = "; ".join(f"rank {r} computes {milliseconds(d)} longer" for r, d in delays.items())
+    if reason := place.lacks(3):
+        return Row(
+            "two ranks compute longer by different times", {}, launches, lambda _: [], reason
+        )
 
     def found(all_: Launches) -> list[Finding]:
         wanted = (f"{second}, {first}", "compute", "persistent")
         return [_named(planted, all_["two"], all_[NULL], null.delay_s, wanted)]
 
     faults = [{"kind": "compute", "rank": r, "delay_s": d} for r, d in delays.items()]
-    return Row(planted, {"two": {"faults": faults}}, launches, found, place.lacks(3))
+    return Row(planted, {"two": {"faults": faults}}, launches, found)
 
 
 def sometimes(place: Place, null: Null, launches: int, *, first: int, profiled: int) -> Row:
