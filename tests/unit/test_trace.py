@@ -113,6 +113,15 @@ def test_parts_add_up_over_the_micro_batches_of_their_step() -> None:
     assert timeline.parts["data_s"].tolist() == [5, 0]
     assert timeline.parts["optimizer_s"].tolist() == [0, 10]
     assert rows(timeline.data) == [[0, 5]]
+    assert rows(timeline.update) == [[80, 90]]
+
+
+def test_a_step_on_a_cpu_lasts_until_the_next_begins() -> None:
+    timeline = read_timeline(
+        on_cpu(Event("andromeda::step", 0, 50), Event("andromeda::step", 60, 90))
+    )
+    assert rows(timeline.steps) == [[0, 60], [60, 90]]
+    assert rows(timeline.host) == [[0, 50], [60, 90]]
 
 
 def test_a_trace_without_steps_is_an_error() -> None:
