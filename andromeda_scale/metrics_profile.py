@@ -111,7 +111,7 @@ PROFILE_METRICS |= {
     "busbw_gbps": Metric(
         "GB/s", "higher", "mean", "ranks of a group move the same in the same time", "mean",
         "profile", significant,
-        "bytes of a step * factor / seconds of a step that are transfer and no waiting; of a case: "
+        "bytes * factor / seconds in which one or more transfer, of the median step; of a case: "
         "of its collective with the most wire bytes (busbw_op); G = 1e9",
     ),
     "busbw_probe_gbps": Metric(

@@ -17,8 +17,8 @@ from andromeda_scale.cost.comm import bus_factor, wire_factor
 class Times(NamedTuple):
     """Nanoseconds of each collective.
 
-    `total` and `transfer` are its own. Of exposed, overlapped and exposed_wait a moment in which
-    several execute counts for the one that began first, so that they sum to those of the steps.
+    `total` and `transfer` are its own. Of the others a moment in which several execute (`moving`:
+    transfer) counts for the one that began first, so that they sum to those of the steps.
     """
 
     total: NDArray[np.int64]
@@ -26,6 +26,7 @@ class Times(NamedTuple):
     overlapped: NDArray[np.int64]
     exposed_wait: NDArray[np.int64]
     transfer: NDArray[np.int64]
+    moving: NDArray[np.int64]
 
 
 def times(
@@ -39,6 +40,7 @@ def times(
     ends = np.array([e.end_ns for e in executions], np.int64)
     own = disjoint(intervals(starts, ends))
     waiting = disjoint(intervals(starts, ends - transfers))
+    moving = disjoint(intervals(ends - transfers, ends))
     bare = length_within(exposed, own)
     return Times(
         total=ends - starts,
@@ -46,11 +48,20 @@ def times(
         overlapped=own[:, 1] - own[:, 0] - bare,
         exposed_wait=length_within(exposed_wait, waiting),
         transfer=transfers,
+        moving=moving[:, 1] - moving[:, 0],
     )
 
 
-def kinds(executions: Sequence[Execution], spent: Times, num_steps: int) -> list[dict[str, Any]]:
-    """One row per kind of collective, the largest first: means over the steps."""
+def kinds(executions: Sequence[Execution], spent: Times, steps: Intervals) -> list[dict[str, Any]]:
+    """One row per kind of collective, the largest first: means over the steps as issued.
+
+    The bandwidth is that of the median step, as a probe's is of its median repeat: one packet lost
+    in 20 steps stops a connection for longer than all its transfers take. Transfers that share the
+    link count once.
+    """
+    num_steps = len(steps)
+    issued = np.array([e.issued_ns for e in executions], np.int64)
+    step_of = np.searchsorted(steps[:, 0], issued, side="right") - 1
     found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, e in enumerate(executions):
         found[_kind(e)].append(index)
@@ -59,7 +70,8 @@ def kinds(executions: Sequence[Execution], spent: Times, num_steps: int) -> list
         size = sum(executions[index].size_bytes for index in members)
         backend = backend_op.partition(":")[0]
         wire = size * wire_factor(canonical_op(backend_op), len(ranks), backend)
-        transfer_ns = int(spent.transfer[members].sum())
+        by_step = np.bincount(step_of[members], spent.moving[members], num_steps)
+        moving_ns = float(np.median(by_step))
         row = {
             "op": op,
             "c10d_op": c10d_op,
@@ -70,7 +82,8 @@ def kinds(executions: Sequence[Execution], spent: Times, num_steps: int) -> list
             "count_per_step": len(members) / num_steps,
             "bytes_per_step": size / num_steps,
             "wire_bytes_per_step": wire / num_steps,
-            "busbw_gbps": size * bus_factor(op, len(ranks)) / max(transfer_ns, 1),
+            "moving_s_median": moving_ns / 1e9,
+            "busbw_gbps": size / num_steps * bus_factor(op, len(ranks)) / max(moving_ns, 1),
         }
         for name, values in spent._asdict().items():
             row[f"{name}_s_per_step"] = int(values[members].sum()) / num_steps / 1e9

@@ -51,10 +51,11 @@ class Communication:
                                that the mode lacks or that is fused with another is absent
     and per kind of collective, as means over the steps,
         collectives: [{op, c10d_op, backend_op, dtype, ranks, scalar, count_per_step,
-                       bytes_per_step, wire_bytes_per_step, busbw_gbps, and per step total_,
-                       exposed_, overlapped_, exposed_wait_, transfer_s_per_step}]
+                       bytes_per_step, wire_bytes_per_step, and per step total_, exposed_,
+                       overlapped_, exposed_wait_, transfer_, moving_s_per_step; of the
+                       median step moving_s_median, busbw_gbps}]
         last_step: {op, backend_op, group, seq, dtype, bytes, start_s, total_s, exposed_s,
-                    overlapped_s, exposed_wait_s, transfer_s}: lists, one value per collective
+                    overlapped_s, exposed_wait_s, transfer_s, moving_s}: lists, a value a collective
         counted: {tcp_bytes_per_step: received by this rank, as its kernel counted (gloo; null:
                   it does not), loopback_bytes_per_step: of all ranks on rank 0's device, packets'
                   headers included (rank 0, all ranks on one host; or a text: why not)}
@@ -122,7 +123,7 @@ class Communication:
         return {
             **_classes(timeline, comm, exposed_wait),
             "charged_s": (charged / 1e9).tolist(),
-            "collectives": kinds(executions, spent, num_steps),
+            "collectives": kinds(executions, spent, timeline.host),
             "last_step": one_by_one(executions, spent, timeline.host[-1]),
             "counted": {
                 f"{name}_per_step": x if x is None or isinstance(x, str) else x / num_steps

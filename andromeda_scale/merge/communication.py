@@ -23,7 +23,12 @@ _SUMS = (
     "total_s_per_step",
     "transfer_s_per_step",
 )
-_ADDED = ("exposed_s_per_step", "overlapped_s_per_step", "exposed_wait_s_per_step")  # later
+_ADDED = (  # later
+    "exposed_s_per_step",
+    "overlapped_s_per_step",
+    "exposed_wait_s_per_step",
+    "moving_s_median",  # transfers that share the link counted once
+)
 _ALL = (*_SUMS, *_ADDED)
 _KIND: dict[str, str] = {
     "op": "str",
@@ -75,8 +80,8 @@ def case_kinds(
 ) -> list[Row]:
     """A case's kinds over its pooled launches, most wire bytes first, held against a probe.
 
-    busbw = bytes x factor / transfer seconds, all of a step: the mean of a kind whose messages
-    differ in size, looked up at their mean size.
+    busbw = bytes x factor / transfer seconds, all of the median step: the mean of a kind whose
+    messages differ in size, looked up at their mean size.
     """
     found: dict[tuple[Any, ...], list[Row]] = {}
     for kinds in launches:
@@ -114,7 +119,9 @@ def _bandwidth(kind: Row, case: Case, row: Mapping[str, Any], ceilings: Ceilings
         return {"busbw_cause": "no seconds of transfer"}
     if kind["group_size"] == 1:
         return {"bytes_per_call": size / calls, "busbw_cause": "one rank sends nothing"}
-    reached = bandwidths(kind["op"], kind["group_size"], size, kind["transfer_s_per_step"])
+    median_s = kind["moving_s_median"]
+    seconds = median_s if median_s > 0 else kind["transfer_s_per_step"]  # of an older record
+    reached = bandwidths(kind["op"], kind["group_size"], size, seconds)
     found: Row = {"bytes_per_call": size / calls, "busbw_gbps": reached.busbw_gbps}
     if kind["scalar"]:
         return found | {"busbw_cause": "a single number"}
