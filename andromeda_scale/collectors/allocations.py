@@ -38,6 +38,7 @@ class CpuAllocations:
     @staticmethod
     def alive_bytes() -> int:
         """Bytes of all tensors on the CPU that Python shows now."""
+        gc.collect()
         return sum(size for _, size in _alive())
 
     def start(self) -> None:
@@ -55,7 +56,8 @@ class CpuAllocations:
         kept = sum(size for storage, size in self._before if not storage.expired())
         freed = sum(size for _, size in self._before) - kept
         # Of what was freed the profiler reports what came under a profiler before this one.
-        reported = min(max(self.alive_bytes() - kept - change, 0), freed)
+        alive = sum(size for _, size in _alive())
+        reported = min(max(alive - kept - change, 0), freed)
         always = hidden + kept + reported
         parts: dict[str, int] = {}
         for name, start, end in ranges:
@@ -91,16 +93,19 @@ class CpuAllocations:
 def _alive() -> list[tuple[Any, int]]:
     """(weak reference, bytes) of the storages of all tensors on the CPU, each once.
 
-    The collector of garbage knows all tensors but frozen ones.
+    The collector of garbage knows all tensors but frozen ones. What is garbage since long is a
+    matter of the caller: to look for it among a rank's libraries takes longer than a step.
     Storages that torch did not allocate (NumPy's) are counted too: batches are small.
     """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    gc.collect()
+    gc.collect(1)
     found: dict[int, tuple[Any, int]] = {}
-    for one in gc.get_objects():
-        if issubclass(type(one), torch.Tensor):
+    objects = gc.get_objects()
+    tensors = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    for one in objects:
+        if type(one) in tensors:
             for storage in _storages(one):
                 if storage.data_ptr() not in found:
                     reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]

@@ -56,6 +56,7 @@ class Memory:
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         if phase == "inspect":
+            gc.collect()
             gc.unfreeze()  # the worker froze what it built, and what is alive is counted
             return step_memory.of_one_step(self._context)
         host = self._host()
