@@ -1,7 +1,8 @@
 """Which ranks the others waited for, beyond chance, and why those were late. No torch.
 
 A step is one piece of evidence. In it a rank is late by what others waited for it less what it
-waited itself: `charged_s - exposed_wait_s`. Everything here is of one launch but `of_launches`.
+waited itself: `charged_s - exposed_wait_s`. A launch of MIN_STEPS has a verdict of its own, and
+`of_launches` counts these; shorter ones are judged together, by `of_short_launches`.
 """
 
 from __future__ import annotations
@@ -133,6 +134,26 @@ def of_launches(verdicts: Sequence[Verdict]) -> Verdict:
         if 2 * len(those) > len(verdicts)
     ]
     return Verdict(tuple(sorted(agreed, key=lambda one: -one.late_s)), _why(verdicts, agreed))
+
+
+def of_short_launches(
+    launches: Sequence[Mapping[str, np.ndarray]], floor_s: float | None
+) -> Verdict:
+    """The verdict on the steps of all launches together, none of which has enough alone.
+
+    A rank is blamed if it was late on average in more than half of the launches too.
+    """
+    names = launches[0].keys()
+    together = blame(
+        {x: np.concatenate([one[x] for one in launches], axis=1) for x in names}, floor_s
+    )
+    means = [(lateness(one).mean(axis=1), limit_s(one, floor_s)) for one in launches]
+    blamed = tuple(
+        one
+        for one in together.blamed
+        if 2 * sum(bool(late[one.rank] > limit) for late, limit in means) > len(launches)
+    )
+    return Verdict(blamed, "" if blamed else together.why or NO_MAJORITY)
 
 
 def _why(verdicts: Sequence[Verdict], agreed: Sequence[Blamed]) -> str:

@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale import calibration
-from andromeda_scale.analysis.blame import Verdict, blame, of_launches
+from andromeda_scale.analysis.blame import (
+    CAUSES,
+    MIN_STEPS,
+    Verdict,
+    blame,
+    of_launches,
+    of_short_launches,
+)
 from andromeda_scale.merge.ranks import RankTable
 from andromeda_scale.merge.values import number
 
@@ -37,10 +44,15 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LaunchBlame:
-    """The verdict of a launch, and host, device and READINGS of each rank it blames."""
+    """The verdict of a launch, and host, device and READINGS of each rank it may blame.
+
+    `series`: what it was judged by, where that is too short to count alone.
+    """
 
     verdict: Verdict
     places: Mapping[int, Row]
+    floor_s: float | None
+    series: Mapping[str, np.ndarray] | None
 
 
 def floor_s(calibration: Mapping[str, Any], device: str, world_size: int) -> float | None:
@@ -55,14 +67,28 @@ def of_launch(run_dir: Path, device: str, table: RankTable) -> Row:
     """COLUMNS and metrics of one launch with profiled steps, and `blame`: its LaunchBlame."""
     floor = floor_s(calibration.read(run_dir / calibration.FILE), device, len(table.frame))
     verdict = blame(table.profile, floor)
-    places = {one.rank: _place(table.frame, one.rank) for one in verdict.blamed}
-    found = LaunchBlame(verdict, places)
+    series = _if_short(table.profile)
+    ranks = [one.rank for one in verdict.blamed] if series is None else range(len(table.frame))
+    places = {rank: _place(table.frame, rank) for rank in ranks}
+    found = LaunchBlame(verdict, places, floor, series)
     return {"blame": found, "blame_floor_s": floor, **_columns(verdict, [found])}
 
 
 def case_columns(launches: Sequence[LaunchBlame]) -> Row:
-    """COLUMNS and metrics of a case: what most of its launches say."""
+    """COLUMNS and metrics of a case: what most of its launches say, or short ones together."""
+    short = [one.series for one in launches if one.series is not None]
+    if len(short) == len(launches):
+        return _columns(of_short_launches(short, launches[0].floor_s), launches)
     return _columns(of_launches([one.verdict for one in launches]), launches)
+
+
+def _if_short(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """What `blame` reads of a launch of several ranks with fewer steps than it needs."""
+    num_ranks, num_steps = series["step_s"].shape
+    names = ("step_s", "charged_s", "exposed_wait_s", *CAUSES.values())
+    if num_ranks < 2 or num_steps >= MIN_STEPS or any(name not in series for name in names):
+        return None
+    return {name: series[name] for name in names}
 
 
 def _columns(verdict: Verdict, launches: Sequence[LaunchBlame]) -> Row:

@@ -208,8 +208,8 @@ def _blame(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     notes = [
         "imbalance: max / mean - 1 of compute over ranks; rN: the rank that the others wait for, "
         f"named where more than half of the launches find it late by over {MIN_SHARE:.0%} of the "
-        f"step and the null floor in the median or mean of at least {MIN_STEPS} steps, beyond "
-        f"chance{blamed}"
+        f"step and the null floor in the median or mean of at least {MIN_STEPS} steps "
+        f"(shorter launches together), beyond chance{blamed}"
     ]
     unjudged: dict[str, list[str]] = {}
     for row in shared:

@@ -84,6 +84,19 @@ def test_too_few_steps_blame_nobody_and_say_so(tmp_path: Path) -> None:
     assert case["nobody_blamed"] == "too few steps: 19, 20 are needed"
 
 
+def test_short_launches_are_judged_together(tmp_path: Path) -> None:
+    late_run(tmp_path / "same", 1, 1, 1, num_steps=8)
+    (case,) = merge_run(tmp_path / "same").cases.to_dict("records")
+    assert (case["blamed_rank"], case["blame_kind"]) == (1, "persistent")
+    assert merge_run(tmp_path / "same").repeats["nobody_blamed"].str.startswith("too few").all()
+    late_run(tmp_path / "moving", 0, 1, 0, 1, num_steps=8)
+    (case,) = merge_run(tmp_path / "moving").cases.to_dict("records")
+    assert case["nobody_blamed"] == "nobody beyond chance"
+    late_run(tmp_path / "few", 1, 1, num_steps=8)
+    (case,) = merge_run(tmp_path / "few").cases.to_dict("records")
+    assert case["nobody_blamed"] == "too few steps: 16, 20 are needed"
+
+
 @pytest.mark.parametrize("charged", [None, "x", [1.0], [-1.0] * STEPS, [float("nan")] * STEPS])
 def test_charges_that_are_no_numbers_cost_the_verdict_alone(tmp_path: Path, charged: Any) -> None:
     case = late_run(tmp_path, 1)
