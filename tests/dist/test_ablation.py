@@ -11,6 +11,8 @@ import pytest
 import several
 from group import Group, Line, end, phase_values, read_lines, tiny_case
 
+pytestmark = pytest.mark.thorough  # some twenty seconds and more
+
 MODEL = {
     "family": "llama",
     "vocab_size": 2048,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
+import pytest
 
 COMMAND = [sys.executable, "-m", "andromeda_scale.cli"]
 LIMIT_S = 120
@@ -110,6 +111,7 @@ def first_end(folder: Path, sweep: subprocess.Popen[Any]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_a_closed_pipe_ends_the_printing_and_not_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(SUITE.replace("[ddp, single]", "[single]"), encoding="utf-8")
     sweep = subprocess.Popen(
@@ -128,6 +130,7 @@ def test_a_closed_pipe_ends_the_printing_and_not_the_sweep(tmp_path: Path) -> No
     assert (only_run(tmp_path) / "table.md").exists()
 
 
+@pytest.mark.thorough
 def test_a_closed_terminal_ends_as_an_interrupt_with_the_tables_written(tmp_path: Path) -> None:
     single = SUITE.replace("[ddp, single]", "[single]").replace("repeats: 2", "repeats: 99")
     (tmp_path / "x.yaml").write_text(single, encoding="utf-8")

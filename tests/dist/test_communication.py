@@ -194,6 +194,7 @@ def on_four(group: Group) -> list[list[list[Line]]]:
     return in_one_launch(group, ON_FOUR, 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("index", [0, 1])
 def test_groups_of_ranks_gather_inside_and_all_reduce_across(
     index: int, on_four: list[list[list[Line]]]

@@ -14,6 +14,8 @@ from andromeda_scale.collectors.energy import open_meters
 from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS
 from andromeda_scale.report.device_tables import energy_table
 
+pytestmark = pytest.mark.thorough  # some twenty seconds and more
+
 ASKED = 3
 
 

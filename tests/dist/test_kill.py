@@ -147,6 +147,7 @@ def test_a_killed_agent_costs_the_repeat_it_was_in_and_another_goes_on(waiting: 
     assert not list(waiting.path.glob("running/*"))
 
 
+@pytest.mark.thorough
 def test_agents_that_are_killed_again_and_again_end_the_sweep_with_an_error(
     tmp_path: Path,
 ) -> None:

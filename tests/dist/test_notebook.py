@@ -113,6 +113,7 @@ def test_a_cell_measures_and_shows_the_table(kernel: Kernel) -> None:
     assert table.shown == {"text/plain": "2"}, table.traceback
 
 
+@pytest.mark.thorough
 def test_another_thread_measures_and_takes_no_signal(kernel: Kernel) -> None:
     cell = kernel.run(
         "found = []\n"
