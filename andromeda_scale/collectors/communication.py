@@ -6,6 +6,7 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -143,9 +144,7 @@ class Communication:
         backend = self._context.runtime.backend
         entries = flight_recorder_entries(backend, result.trace_start_ns())
         found = join(backend, events, entries, groups)
-        steps = union(timeline.host)
-        inside = covers(steps, np.array([e.issued_ns for e in found], np.int64))
-        executions = [e for e, kept in zip(found, inside, strict=True) if kept]
+        executions = _of_steps(found, timeline)
         if not executions and self._must_communicate():
             raise TraceError("no collective in any profiled step of a run of several ranks")
         return timeline, executions
@@ -166,6 +165,22 @@ class Communication:
         """Replicas whose forward alone runs have nothing to say to each other."""
         forward_only = self._context.case.train.mode == "forward"
         return bool(self._context.runtime.world_size > 1 and not forward_only)
+
+
+def _of_steps(found: list[Execution], timeline: Timeline) -> list[Execution]:
+    """What was issued within a step, each up to the end of that step at most.
+
+    A step waits for its collectives. The event of a gloo worker may end later, when the thread that
+    trains goes on before the worker is scheduled again; on CUDA a step lasts until its last kernel.
+    """
+    issued = np.array([e.issued_ns for e in found], np.int64)
+    inside = covers(union(timeline.host), issued)
+    step = np.searchsorted(timeline.host[:, 0], issued, side="right") - 1
+    return [
+        replace(e, end_ns=max(e.start_ns, min(e.end_ns, int(timeline.steps[index, 1]))))
+        for e, kept, index in zip(found, inside, step.tolist(), strict=True)
+        if kept
+    ]
 
 
 def _durations(executions: list[Execution]) -> Durations:

@@ -268,9 +268,6 @@ def test_what_was_asked_and_what_gloo_ran_are_both_named(
     assert row["dtype"] == "Float"
 
 
-# A worker of gloo's that is not scheduled at a step's end ends its event in the next step, and the
-# sums by step and by kind then differ by that: seen in 2 of 22 ways in one of three runs.
-@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", WAYS)
 def test_the_classes_of_a_step_are_disjoint_and_complete(
     strategy: str, profiled: Callable[[str], list[list[Line]]]
