@@ -139,6 +139,8 @@ class Format(StrEnum):
     terminal = "terminal"
     md = "md"
     csv = "csv"
+    latex = "latex"
+    json = "json"
 
 
 class Shown(StrEnum):
@@ -162,11 +164,14 @@ def report(
     fairness: Annotated[
         bool, typer.Option("--fairness", help="Show every difference between the rows compared.")
     ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A file to write, instead of stdout.")
+    ] = None,
 ) -> None:
     """Merge a run's records again and print one of its tables; needs the files alone."""
-    from andromeda_scale import sweep
+    from andromeda_scale import reporting
 
-    sweep.print_report(run_dir, format_.value, table.value, fairness=fairness)
+    reporting.report(run_dir, format_.value, table.value, fairness=fairness, output=output)
 
 
 class Kind(StrEnum):

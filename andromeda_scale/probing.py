@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import typer
 
-from andromeda_scale import calibration, environment
+from andromeda_scale import calibration, environment, plan_probe
 from andromeda_scale.launch.run_dir import RunDir, write_atomic
 from andromeda_scale.merge.probe import FILE, ceilings, probe_points
-from andromeda_scale.plan_probe import make_probe
 from andromeda_scale.planned import Plan
 from andromeda_scale.references import Device
-from andromeda_scale.report.probe import ProbeTable, probe_table, write_plot
+from andromeda_scale.report.probe import plot, probe_table
+from andromeda_scale.reporting import show
 
 PLOT = "probe.html"
 SUITE_TEXT = "# a probe of the machine: its plan is plan.json\n"
@@ -27,7 +27,7 @@ def plan_here(worlds: str | None, device: str, *, quick: bool) -> Plan:
 
     kinds: dict[str, Device | None] = {"auto": None, "cpu": "cpu", "cuda": "cuda"}
     asked = [text.strip() for text in worlds.split(",")] if worlds is not None else []
-    return make_probe(asked, kinds[device], detect_machine(), quick=quick)
+    return plan_probe.make_probe(asked, kinds[device], detect_machine(), quick=quick)
 
 
 def finish(run_dir: Path, quiet: bool = False) -> int:
@@ -36,12 +36,12 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     Status 0 when anything was measured.
     """
     run = RunDir.open(run_dir)
-    points, problems = probe_points(run.path, run.plan)
+    points, problems = read_points(run_dir)
     points.to_parquet(run.path / FILE, index=False)
     table = probe_table(points, problems)
     write_atomic(run.path / "table.md", table.to_markdown())
-    write_plot(points, run.path / PLOT)
-    _print(table)
+    write_atomic(run.path / PLOT, plot(points))
+    show(table.to_rich())
     found = ceilings(points, run.path)
     if not found:
         return 1
@@ -51,16 +51,15 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     return 0
 
 
-def print_table(run_dir: Path, form: str) -> None:
-    """The table of a probe on stdout, or its points as CSV."""
+def is_probe(run_dir: Path) -> bool:
+    """Whether a run probed the machine: then it has points and no cases."""
+    return (run_dir / "plan.json").exists() and plan_probe.is_probe(RunDir.open(run_dir).plan)
+
+
+def read_points(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The points of a probe, and what of its records was not used."""
     run = RunDir.open(run_dir)
-    points, problems = probe_points(run.path, run.plan)
-    table = probe_table(points, problems)
-    if form == "terminal":
-        _print(table)
-    else:
-        text = points.to_csv(index=False) if form == "csv" else table.to_markdown()
-        typer.echo(text.rstrip("\n"))
+    return probe_points(run.path, run.plan)
 
 
 def _keep(run: RunDir, found: dict[str, dict[str, Any]], quiet: bool) -> None:
@@ -78,14 +77,3 @@ def _keep(run: RunDir, found: dict[str, dict[str, Any]], quiet: bool) -> None:
         return
     if not quiet:
         typer.echo(f"kept for later runs on this hardware: {path}")
-
-
-def _print(table: ProbeTable) -> None:
-    from rich.console import Console
-
-    from andromeda_scale.report.tables import as_text
-
-    if sys.stdout.isatty():
-        Console().print(table.to_rich())
-    else:
-        typer.echo(as_text(table.to_rich()).rstrip("\n"))

@@ -101,14 +101,15 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     Status 0 when a case was measured, 1 when none was: failed cases are rows, but a table without
     a number is no result. A full disk is status 1 too, with the table printed.
     """
-    if _is_probe(run_dir):
-        from andromeda_scale import probing
+    from andromeda_scale import probing
+    from andromeda_scale.reporting import print_table
 
+    if probing.is_probe(run_dir):
         return probing.finish(run_dir, quiet)
     results, full = tables(run_dir)
 
     def show() -> None:
-        _print_table(results)
+        print_table(results)
         if not quiet and full is None:
             files = "results.parquet, ranks.parquet, table.md, table.csv, fairness.csv"
             typer.echo(f"results: {run_dir}/{files}")
@@ -136,32 +137,6 @@ def tables(run_dir: Path) -> tuple[Results, str | None]:
             raise
         return results, full_disk(run_dir, error)
     return results, None
-
-
-def print_report(run_dir: Path, form: str, name: str, *, fairness: bool = False) -> None:
-    """A table of a run on stdout: terminal, md or csv; `fairness`: with, or for md and csv instead,
-    every difference between the rows compared."""
-    from andromeda_scale.merge import load_results
-    from andromeda_scale.report.catalogue import make_table
-    from andromeda_scale.report.fairness import Fairness
-
-    if _is_probe(run_dir):
-        from andromeda_scale import probing
-
-        return probing.print_table(run_dir, form)
-    results = load_results(run_dir)
-    if form == "terminal":
-        _print_table(results, name, fairness=fairness)
-        return
-    shown = Fairness.of(results) if fairness else make_table(results, name)
-    typer.echo((shown.to_markdown() if form == "md" else shown.to_csv()).rstrip("\n"))
-
-
-def _is_probe(run_dir: Path) -> bool:
-    """Whether a run probed the machine: then it has points and no cases."""
-    from andromeda_scale.plan_probe import is_probe
-
-    return (run_dir / "plan.json").exists() and is_probe(RunDir.open(run_dir).plan)
 
 
 def progress(run_dir: Path) -> Iterator[str]:
@@ -296,18 +271,3 @@ def _deaf_to_hangup() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def _print_table(results: Results, name: str = "scaling", *, fairness: bool = False) -> None:
-    from rich.console import Console, Group
-
-    from andromeda_scale.report.catalogue import make_table
-    from andromeda_scale.report.fairness import Fairness
-    from andromeda_scale.report.tables import as_text
-
-    full = [Fairness.of(results).to_rich_in_full()] if fairness else []
-    shown = Group(make_table(results, name).to_rich(), *full)
-    if sys.stdout.isatty():
-        Console().print(shown)
-    else:
-        typer.echo(as_text(shown).rstrip("\n"))

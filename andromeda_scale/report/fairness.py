@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from andromeda_scale.analysis.fairness import differences, kinds, num_compared
 from andromeda_scale.analysis.results import Results
+from andromeda_scale.report.media import latex, records, to_json
 from andromeda_scale.report.rows import clean
 
 Tone = Literal["unfair", "axis", "fair", "plain"]
@@ -191,6 +192,18 @@ class Fairness:
     def to_csv(self) -> str:
         """Every difference; only the header where there is none."""
         return self.frame.to_csv(index=False)
+
+    def to_latex(self) -> str:
+        """Every difference as a float."""
+        return latex("Fairness", HEADERS, self._cells(), ["left"] * len(HEADERS), self.notes("{}"))
+
+    def to_json(self) -> str:
+        """Every difference, and what is said of them all."""
+        return to_json(self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """What `to_json` writes, as a mapping."""
+        return {"said": self.notes("{}"), "differences": records(self.frame)}
 
 
 def _explained(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,10 @@
-"""What a probe found: a table for people, and a plot. No torch."""
+"""What a probe found: tables in every form, and a plot. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +17,7 @@ from tabulate import tabulate
 from andromeda_scale.analysis.fabric import DTYPES
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.formats import NOT_MEASURED, percent, significant
+from andromeda_scale.report.media import latex, records, to_json
 from andromeda_scale.report.rows import clean
 
 MAX_NOTES = 12
@@ -39,6 +39,7 @@ class ProbeTable:
     title: str
     grids: list[Grid]
     notes: list[str]
+    points: pd.DataFrame
 
     def to_rich(self) -> RenderableType:
         parts: list[RenderableType] = [Text(clean(self.title), style="bold")]
@@ -63,6 +64,26 @@ class ProbeTable:
             parts.append(f"### {clean(grid.title)}\n\n{pipe}\n")
         return "\n".join([*parts, "".join(f"- {clean(note)}\n" for note in self.notes)])
 
+    def to_latex(self) -> str:
+        """A float a grid; the notes under the last."""
+        floats = [
+            latex(
+                grid.title, grid.head, grid.rows, ["left", *["right"] * (len(grid.head) - 1)],
+                self.notes if grid is self.grids[-1] else (),
+            )
+            for grid in self.grids
+        ]  # fmt: skip
+        return "\n".join(floats)
+
+    def to_csv(self) -> str:
+        """A row a point, with full precision."""
+        return self.points.to_csv(index=False)
+
+    def to_json(self) -> str:
+        """A row a point, and the notes."""
+        notes = [clean(note) for note in self.notes]
+        return to_json({"title": self.title, "rows": records(self.points), "notes": notes})
+
 
 def probe_table(points: pd.DataFrame, problems: Sequence[str]) -> ProbeTable:
     """The points of a probe as tables: device, memory, and the fabric of every world."""
@@ -71,7 +92,7 @@ def probe_table(points: pd.DataFrame, problems: Sequence[str]) -> ProbeTable:
     names = ", ".join(dict.fromkeys(row["device_name"] for row in ok)) or "nothing measured"
     quick = " (quick)" if any(row["quick"] for row in ok) else ""
     grids = [grid for grid in (_matmul(ok), _memory(ok), *_fabric(ok)) if grid.rows]
-    return ProbeTable(f"Ceilings of {names}{quick}", grids, _notes(rows, problems))
+    return ProbeTable(f"Ceilings of {names}{quick}", grids, _notes(rows, problems), points)
 
 
 def _matmul(rows: list[dict[Any, Any]]) -> Grid:
@@ -153,9 +174,9 @@ def _notes(rows: list[dict[Any, Any]], problems: Iterable[str]) -> list[str]:
     return notes + [f"problem: {problem}" for problem in list(problems)[:MAX_NOTES]]
 
 
-def write_plot(points: pd.DataFrame, path: Path) -> None:
-    """Time and bus bandwidth over message size, a row of plots a group, as one HTML file that
-    needs no network."""
+def plot(points: pd.DataFrame) -> str:
+    """Time and bus bandwidth over message size, a row of plots a group, as an HTML page that needs
+    no network."""
     from plotly import graph_objects as go  # here: it takes a second to import
     from plotly.subplots import make_subplots
 
@@ -184,7 +205,8 @@ def write_plot(points: pd.DataFrame, path: Path) -> None:
     figure.update_yaxes(type="log", title_text="GB/s", col=2)
     names = ", ".join(dict.fromkeys(ok["device_name"])) or "nothing measured"
     figure.update_layout(title=f"Collectives on {names}", height=120 + 420 * max(1, len(groups)))
-    figure.write_html(path, include_plotlyjs=True)
+    page: str = figure.to_html(include_plotlyjs=True)
+    return page
 
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito

@@ -23,6 +23,7 @@ from andromeda_scale.report.columns import (
     setting,
 )
 from andromeda_scale.report.fairness import Fairness
+from andromeda_scale.report.media import latex, records, to_json
 from andromeda_scale.report.rows import clean, label
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
@@ -144,6 +145,28 @@ class Table:
         grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
         parts = [f"{heading} {clean(self.title)}\n", f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
+
+    def to_latex(self) -> str:
+        """A float with the rows, caption and notes, for a paper; `under` as a second one."""
+        said = self.fairness.notes("{}") if self.fairness else []
+        headers = [column.header for column in self.columns]
+        align = ["left" if column.left else "right" for column in self.columns]
+        own = latex(self.title, headers, self.cells(), align, [*said, *self.notes])
+        return own if self.under is None else f"{own}\n{self.under.to_latex()}"
+
+    def to_json(self) -> str:
+        """The frame's rows with full precision, null for what is not measured, and all notes."""
+        return to_json(self._plain())
+
+    def _plain(self) -> dict[str, Any]:
+        fairness = self.fairness
+        return {
+            "title": clean(self.title),
+            "rows": records(self.to_frame()),
+            "notes": [clean(note) for note in self.notes],
+            "fairness": None if fairness is None else fairness.plain(),
+            "under": None if self.under is None else self.under._plain(),
+        }
 
     def to_html(self) -> str:
         """What a notebook shows: the rows under a heading, the notes as a list; all escaped."""
