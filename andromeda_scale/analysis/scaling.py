@@ -86,6 +86,11 @@ def differing(
     return found
 
 
+def signature(row: Mapping[str, Any], ignore: frozenset[str] = frozenset()) -> tuple[Any, ...]:
+    """Equal for two rows exactly if `differing` finds nothing."""
+    return tuple(_value(row, key) for key in keys(row["regime"], ignore=ignore))
+
+
 def _value(row: Mapping[str, Any], key: str) -> Any:
     value = row.get(key)
     return None if value is None or value != value else value  # NaN is an absent value
@@ -146,22 +151,17 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
     alone: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     common: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        alone.setdefault(_signature(row), []).append(row)
-        common.setdefault(_signature(row, SPREAD), []).append(row)
+        alone.setdefault(signature(row), []).append(row)
+        common.setdefault(signature(row, SPREAD), []).append(row)
     found = {}
     for row in rows:
-        base = alone[_signature(row)][0]
-        best = _best_at_smallest_world(common[_signature(row, SPREAD)])
+        base = alone[signature(row)][0]
+        best = _best_at_smallest_world(common[signature(row, SPREAD)])
         found[row["case_id"]] = _columns(row, base, best, launches)
         if base is row:
             found[row["case_id"]]["not_compared"] = _refusal(row, rows)
     columns = pd.DataFrame([found.get(name, {}) for name in cases["case_id"]], index=cases.index)
     return pd.concat([cases, typed(columns, COLUMNS)], axis=1)
-
-
-def _signature(row: dict[str, Any], ignore: frozenset[str] = frozenset()) -> tuple[Any, ...]:
-    """Equal for two rows exactly if `differing` finds nothing."""
-    return tuple(_value(row, key) for key in keys(row["regime"], ignore=ignore))
 
 
 def _best_at_smallest_world(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ values, and the centre is their geometric mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 MIN_LAUNCHES = 3  # with fewer, there is no interval between launches
 CONFIDENCE = 0.95
@@ -26,6 +26,19 @@ class Interval(NamedTuple):
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+class Ratio(NamedTuple):
+    """One case over another: the ratio, the chance of such a one if they are equal, how found."""
+
+    interval: Interval
+    chance: float  # two-sided p; NaN where there is no interval
+    num_pairs: int  # launches compared one by one; 0: two independent samples
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves 1 out."""
+        return self.interval.low > 1 or self.interval.high < 1
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -50,8 +63,12 @@ def log_ratio_interval(values: Sequence[float], base: Sequence[float]) -> Interv
 
     Degrees of freedom after Welch (1947) and Satterthwaite (1946).
     """
+    return _welch(values, base)[0]
+
+
+def _welch(values: Sequence[float], base: Sequence[float]) -> tuple[Interval, float]:
     if not len(values) or not len(base):
-        return NOTHING
+        return NOTHING, math.nan
     mean_a, error_a, df_a = _mean(np.log(np.asarray(values, dtype=float)))
     mean_b, error_b, df_b = _mean(np.log(np.asarray(base, dtype=float)))
     enough = min(len(values), len(base)) >= MIN_LAUNCHES
@@ -59,7 +76,32 @@ def log_ratio_interval(values: Sequence[float], base: Sequence[float]) -> Interv
     df = math.nan
     if enough and squared_error > 0:
         df = squared_error**2 / (error_a**2 / df_a + error_b**2 / df_b)
-    return _exp(_interval(mean_a - mean_b, squared_error, df, enough=enough))
+    mean = mean_a - mean_b
+    chance = _chance(mean, squared_error, df) if enough else math.nan
+    return _exp(_interval(mean, squared_error, df, enough=enough)), chance
+
+
+def _chance(mean: float, squared_error: float, df: float) -> float:
+    """P(|t| as large as this | the mean is 0), two-sided."""
+    if squared_error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(df, -abs(mean) / math.sqrt(squared_error)))
+
+
+def compare_launches(values: Mapping[int, float], base: Mapping[int, float]) -> Ratio:
+    """`values` over `base`, both by number of launch, in pairs where there are enough of them.
+
+    Launches of one number ran in one block of the plan, so what drifts from block to block cancels
+    in d = ln(value / base): a t interval on the mean of d. Otherwise Welch's.
+    """
+    shared = sorted(values.keys() & base.keys())
+    if len(shared) < MIN_LAUNCHES:
+        interval, chance = _welch(list(values.values()), list(base.values()))
+        return Ratio(interval, chance, 0)
+    a, b = (np.array([of[key] for key in shared], dtype=float) for of in (values, base))
+    mean, squared_error, df = _mean(np.log(a / b))
+    interval = _exp(_interval(mean, squared_error, df, enough=True))
+    return Ratio(interval, _chance(mean, squared_error, df), len(shared))
 
 
 def sign_test(num_positive: int, num: int) -> float:

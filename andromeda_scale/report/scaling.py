@@ -20,6 +20,7 @@ from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.notes import footnotes
 from andromeda_scale.report.rows import arrange, has, has_base
 from andromeda_scale.report.tables import Table, identity
+from andromeda_scale.report.verdict import verdict
 
 
 def scaling_table(results: Results) -> Table:
@@ -41,4 +42,7 @@ def scaling_table(results: Results) -> Table:
     notes = footnotes(rows, axes, results.problems)
     reasons = reasons_table(rows, axes)
     beside = (*COLUMNS, MAMF, FABRIC, JOULES)
-    return Table(results.question, tuple(columns), rows, notes, fairness, beside, reasons)
+    said = tuple(sentence.text for sentence in verdict(results))
+    return Table(
+        results.question, tuple(columns), rows, notes, fairness, beside, reasons, verdict=said
+    )

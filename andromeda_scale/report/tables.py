@@ -41,6 +41,7 @@ DISPENSABLE = (
     "step ms +-MAD",
 )
 MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
+MAX_SAID = 12  # sentences of a verdict under a terminal's table
 MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bucket_view=false"
 
 
@@ -48,6 +49,7 @@ MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bu
 class Table:
     """What is shown, ready for any medium: rows of columns, a title, fairness, footnotes.
 
+    `verdict`: what the rows answer, in sentences; a terminal shows the first MAX_SAID of them.
     `beside`: columns that are not shown and stand in the frame and in CSV. `under`: a smaller
     table that explains this one, left out where a terminal is too narrow for it. `dispensable`:
     headers of those that a narrow terminal does without, the first of them first.
@@ -61,6 +63,7 @@ class Table:
     beside: tuple[Column, ...] = ()
     under: Table | None = None
     dispensable: tuple[str, ...] = DISPENSABLE
+    verdict: tuple[str, ...] = ()
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -78,6 +81,11 @@ class Table:
             notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
         yield Text(clean(self.title), style="bold")
         yield table
+        if self.verdict:
+            yield from (Text(clean(text)) for text in self.verdict[:MAX_SAID])
+            if len(self.verdict) > MAX_SAID:
+                yield Text(f"and {len(self.verdict) - MAX_SAID} more, in Markdown")
+            yield Text()
         if self.fairness:
             yield self.fairness.to_rich()
             yield Text()
@@ -143,7 +151,8 @@ class Table:
         said = self.fairness.notes() if self.fairness else []
         notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
         grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
-        parts = [f"{heading} {clean(self.title)}\n", f"{grid}\n", notes]
+        verdict = "".join(f"- {clean(text)}\n" for text in self.verdict)
+        parts = [f"{heading} {clean(self.title)}\n", verdict, f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
 
     def to_latex(self) -> str:
@@ -175,6 +184,7 @@ class Table:
         notes = "".join(f"<li>{note}</li>" for note in said)
         under = self.under.to_html() if self.under is not None else ""
         title = f"<p><b>{escape(clean(self.title))}</b></p>"
+        title += "".join(f"<p>{escape(clean(text))}</p>" for text in self.verdict)
         return f"{title}\n{self._grid('html')}\n{under}<ul>{notes}</ul>"
 
     def _grid(self, form: str, written: Callable[[str], str] = str) -> str:

@@ -175,11 +175,13 @@ def test_csv_holds_full_precision_and_every_row(tmp_path: Path) -> None:
     assert found[0]["imbalance"] == ""
 
 
-def test_markdown_is_a_pipe_table_under_the_question(tmp_path: Path) -> None:
+def test_markdown_is_the_question_the_verdict_and_a_pipe_table(tmp_path: Path) -> None:
     text = _table(tmp_path, make_case("ddp", 1), make_case("ddp", 2)).to_markdown()
-    title, blank, head, rule, row, *_ = text.splitlines()
+    title, blank, said, *rest = text.splitlines()
     assert title == "## What does a rank buy?"
     assert blank == ""
+    assert said == "- Fastest: ddp at world 2, 640.0 tokens/s [640.0, 640.0]."
+    head, rule, row = [line for line in rest if line.startswith("|")][:3]
     assert {line.count("|") for line in (head, rule, row)} == {12}
 
 

@@ -1,0 +1,101 @@
+"""Rows that do the same work spread in different ways: which of them differ beyond noise. No torch.
+
+Rivals share all that `scaling.SAME` names but the strategy, its options and its driver. At one
+world their launches ran in the same blocks of the plan, and are compared in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from andromeda_scale.analysis.scaling import SPREAD, signature
+from andromeda_scale.analysis.stats import CONFIDENCE, Ratio, compare_launches, holm
+
+Row = Mapping[str, Any]
+Launches = Mapping[str, Mapping[int, float]]  # case_id -> repeat -> value
+
+# What a row of the front is good at, and whether more of it is better.
+OBJECTIVES = {"tokens_per_s": True, "peak_memory_bytes": False, "joules_per_token": False}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One row against the fastest of its rivals at its world."""
+
+    row: Row
+    ratio: Ratio  # the fastest's throughput over this one's
+    slower: bool  # beyond noise, of all rivals together
+
+
+def launches_of(repeats: pd.DataFrame, name: str) -> dict[str, dict[int, float]]:
+    """One metric of every pooled launch, by case and number of repeat; absent values left out."""
+    if name not in repeats:
+        return {}
+    found: dict[str, dict[int, float]] = {}
+    pooled = repeats[repeats["pooled"] & repeats[name].gt(0)]
+    for case_id, repeat, value in zip(
+        pooled["case_id"], pooled["repeat"], pooled[name], strict=True
+    ):
+        found.setdefault(case_id, {})[int(repeat)] = float(value)
+    return found
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Measured rows by the work they do, in the order given."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if pd.notna(row["tokens_per_s"]):
+            found.setdefault(signature(row, SPREAD), []).append(row)
+    return list(found.values())
+
+
+def by_world(rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
+    """Rows by ranks and nodes, small worlds first."""
+    found: dict[tuple[int, int], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["world_size"], row["nodes"])):
+        found.setdefault((row["world_size"], row["nodes"]), []).append(row)
+    return found
+
+
+def series(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ by their world alone, small worlds first, where there are two or more."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["world_size"], row["nodes"])):
+        found.setdefault(signature(row), []).append(row)
+    return [one for one in found.values() if one[-1]["world_size"] > one[0]["world_size"]]
+
+
+def standings(rows: Sequence[Row], launches: Launches) -> tuple[Row, list[Standing]]:
+    """The fastest of rivals at one world, and every other against it, the fastest of them first.
+
+    `slower` by Holm's procedure over all of them at 5 %.
+    """
+    ranked = sorted(rows, key=lambda row: -float(row["tokens_per_s"]))
+    best, others = ranked[0], ranked[1:]
+    mine = launches.get(best["case_id"], {})
+    ratios = [compare_launches(mine, launches.get(row["case_id"], {})) for row in others]
+    known = [index for index, ratio in enumerate(ratios) if ratio.chance == ratio.chance]
+    passed = holm([ratios[index].chance for index in known], 1 - CONFIDENCE)
+    slower = {index for index, found in zip(known, passed, strict=True) if found}
+    return best, [
+        Standing(row, ratio, index in slower)
+        for index, (row, ratio) in enumerate(zip(others, ratios, strict=True))
+    ]
+
+
+def front(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows that no other beats in one of OBJECTIVES without being worse in another; and those
+    objectives that all rows know."""
+    names = [name for name in OBJECTIVES if all(pd.notna(row.get(name)) for row in rows)]
+
+    def beats(other: Row, row: Row) -> bool:
+        signs = [1 if OBJECTIVES[name] else -1 for name in names]
+        gains = [s * (other[name] - row[name]) for s, name in zip(signs, names, strict=True)]
+        return bool(min(gains) >= 0 and max(gains) > 0)
+
+    kept = [row for row in rows if not any(beats(other, row) for other in rows)]
+    return sorted(kept, key=lambda row: -float(row["tokens_per_s"])), names
