@@ -35,6 +35,7 @@ Table = Literal[
     "cases",
     "repeats",
     "ranks",
+    "steps",
 ]
 TABLES: tuple[Table, ...] = get_args(Table)
 
@@ -57,15 +58,15 @@ class Run:
         scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
         and what of an efficiency each class costs; communication: a row a case and kind of
         collective; memory: what a rank holds; phases: the parts of a step; energy: joules and
-        watts; fairness: what differs between compared rows; cases, repeats, ranks: results.parquet,
-        repeats.parquet, ranks.parquet.
+        watts; fairness: what differs between compared rows; cases, repeats, ranks, steps:
+        results.parquet, repeats.parquet, ranks.parquet, steps.parquet.
         """
         from andromeda_scale.report.catalogue import make_table
         from andromeda_scale.report.fairness import Fairness
 
         if name not in TABLES:
             raise UserError(f"{name!r} is no table; use one of {', '.join(TABLES)}")
-        if name in ("cases", "repeats", "ranks"):
+        if name in ("cases", "repeats", "ranks", "steps"):
             frame: pd.DataFrame = getattr(self.results, name)
             return frame.copy()
         if name == "fairness":

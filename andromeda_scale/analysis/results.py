@@ -4,6 +4,7 @@ results.parquet   a row a case
 repeats.parquet   a row a case x repeat: the launches behind a case's numbers
 ranks.parquet     a row a case x repeat x rank
 communication.parquet  a row a case x kind of collective
+steps.parquet     a row a case x repeat x step of warm-up and window
 
 A case's row pools its repeats, so the column `repeat` is in repeats.parquet and ranks.parquet only.
 """
@@ -29,8 +30,9 @@ FILES = {
     "repeats": "repeats.parquet",
     "ranks": "ranks.parquet",
     "communication": "communication.parquet",
+    "steps": "steps.parquet",
 }
-_SINCE_LATER = ("communication",)  # an earlier version wrote none
+_SINCE_LATER = ("communication", "steps")  # an earlier version wrote none
 _KEY = b"andromeda_scale"  # in the metadata of each file
 
 
@@ -42,6 +44,7 @@ class Results:
     repeats: pd.DataFrame
     ranks: pd.DataFrame
     communication: pd.DataFrame = field(default_factory=pd.DataFrame)
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
     problems: list[str] = field(default_factory=list)
     suite_name: str = ""
     question: str = ""
@@ -111,6 +114,7 @@ def read(directory: Path) -> Results:
         frames["repeats"],
         frames["ranks"],
         frames["communication"],
+        frames["steps"],
         list(about.get("problems", [])),
         str(about.get("suite_name", "")),
         str(about.get("question", "")),

@@ -15,7 +15,7 @@ from andromeda_scale.analysis.fabric import Ceilings
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import cases, communication, cross, ranks, repeats
+from andromeda_scale.merge import cases, communication, cross, ranks, repeats, steps
 from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.references import reference_of
@@ -47,7 +47,7 @@ def merge_run(run_dir: Path) -> Results:
     problems: list[str] = [known["problem"]] if "problem" in known else []
     ceilings = Ceilings(known.get("ceilings", {}))
     problems += ceilings.problems
-    repeat_rows, case_rows, rank_frames, launches, collectives = [], [], [], {}, []
+    repeat_rows, case_rows, rank_frames, launches, collectives, series = [], [], [], {}, [], []
     merged = {
         case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         for case_id, planned in items.items()  # in the order of the suite, not of the launches
@@ -66,6 +66,7 @@ def merge_run(run_dir: Path) -> Results:
         case_rows.append(row | communication.against_ceilings(row, kinds, ceilings))
         collectives += kinds
         repeat_rows += rows
+        series += [steps_of_phase for one in of_case for steps_of_phase in one.steps]
         rank_frames += [one.ranks for one in of_case if one.ranks is not None]
     empty = typed(pd.DataFrame(), ranks.COLUMNS)
     scaled = add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches)
@@ -75,6 +76,7 @@ def merge_run(run_dir: Path) -> Results:
         repeats=typed(pd.DataFrame(repeat_rows), repeats.COLUMNS),
         ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
         communication=typed(pd.DataFrame(collectives), communication.COLUMNS),
+        steps=steps.frame_of(series),
         problems=problems + unexplained,
         suite_name=plan.suite_name,
         question=plan.question,

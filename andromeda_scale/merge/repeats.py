@@ -20,6 +20,7 @@ from andromeda_scale.merge.communication import launch_kinds
 from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.profile import profile_columns
 from andromeda_scale.merge.ranks import RankTable, rank_table
+from andromeda_scale.merge.steps import Series, repeat_steps
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.merge.values import integer, number, of_ranks, text
 from andromeda_scale.metrics import METRICS
@@ -51,6 +52,7 @@ COLUMNS: dict[str, str] = {
     "rank": "Int64",
     "host": "str",
     "unfinished_ranks": "str",
+    "stderr_tail": "str",  # the last lines of the rank that ended it
     "pooled": "bool",  # its numbers are in the case's row
     "device_name": "str",
     "software": "str",
@@ -98,6 +100,7 @@ class MergedRepeat:
     problems: list[str] = field(default_factory=list)
     numbers: frozenset[str] = frozenset()  # what the row has because the repeat is ok
     collectives: list[dict[str, Any]] = field(default_factory=list)  # their kinds, if it is ok
+    steps: list[Series] = field(default_factory=list)  # of warm-up and window, however it ended
     first: First | None = None  # its losses and norms, where cases are compared with each other
 
     def condemn(self, cause: str) -> None:
@@ -149,6 +152,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         [f"{where}: {problem}" for problem in found],
         frozenset(numbers),
         launch_kinds(record, case.world.ranks_per_node) if numbers and table.profile else [],
+        repeat_steps(record, item.case_id, item.repeat),
         parity.first_of(record) if case.parity == "cross" else None,
     )
 
@@ -214,9 +218,14 @@ def _about(status: dict[str, Any], table: RankTable) -> dict[str, Any]:
     return {
         "unfinished_ranks": of_ranks(table.unfinished) if table.unfinished else "",
         "hosts": ", ".join(hosts),
+        "stderr_tail": _last_words(status.get("stderr_tail")),
         "threads": int(threads.max()) if len(threads) else None,
         **{name: number(status, name) for name in ("started_unix_s", "ended_unix_s", "outside_s")},
     }
+
+
+def _last_words(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
 def _model(rank_0: RankRecord) -> dict[str, Any]:

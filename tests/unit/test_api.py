@@ -55,7 +55,9 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
         "cases": 2,
         "repeats": 2,
         "ranks": 1,
+        "steps": rows["steps"],
     }
+    assert rows["steps"] == 6  # two of warm-up, four of the window
     assert list(run.table()["status"]) == ["ok", "pending"]
     assert {"flag", "fact", "values"} <= set(run.table("fairness").columns)
     copy = run.table("cases")
