@@ -190,8 +190,7 @@ class Worker:
         losses, tokens = [], []
         runtime.synchronize(self._runtime.device)
         self._control.barrier()
-        gc.disable()
-        try:
+        with runtime.uncollected():
             self._clock.start(num_steps)
             for index in range(num_steps):
                 before_update = self._first.prepare(self._next_step + index, self.phase)
@@ -201,9 +200,6 @@ class Worker:
                 tokens.append(count)
                 self._beat(self.phase, done + index + 1, total)
             window = self._clock.stop()
-        finally:
-            gc.enable()
-        gc.collect()
         self._next_step += num_steps
         self._first.keep(values, losses, tokens)
         return {**window, "tokens": sum(tokens)}

@@ -51,7 +51,7 @@ class Ablation:
 
     def _block(self, *, silent: bool) -> tuple[float, float | None]:
         """(seconds, bytes) per step; the first step, which changes the kind, is not counted."""
-        from andromeda_scale.runtime import synchronize
+        from andromeda_scale.runtime import synchronize, uncollected
         from andromeda_scale.train_step import unmarked
 
         context = self._context
@@ -62,10 +62,11 @@ class Ablation:
             context.gather(None)
             witness = Witness()
             witness.start()
-            started = time.perf_counter()
-            for _ in range(BLOCK_STEPS):
-                context.step(unmarked)
-            synchronize(context.runtime.device)
-            seconds = (time.perf_counter() - started) / BLOCK_STEPS
+            with uncollected():
+                started = time.perf_counter()
+                for _ in range(BLOCK_STEPS):
+                    context.step(unmarked)
+                synchronize(context.runtime.device)
+                seconds = (time.perf_counter() - started) / BLOCK_STEPS
             came = witness.received_bytes()
             return seconds, None if came is None else came / BLOCK_STEPS

@@ -27,7 +27,7 @@ from andromeda_scale.selftest.place import NULL, Launches, Null, Place, Row
 
 HELD_MIB, RATIO, AHEAD = 512, 1.5, 2
 LINK_MBYTES_PER_S = (10.0, 200.0)  # where the kernel's pacing holds its rate
-WARMUP, STEPS, PROFILED = 3, 2, 24
+WARMUP, STEPS, PROFILED, FEW = 3, 2, 24, 8
 
 
 def base(place: Place) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def rows(place: Place, null: Null, quick: bool) -> list[Row]:
         late.nobody(place, many),
         *(replace(row, unavailable=row.unavailable or null.too_noisy) for row in timed),
         _memory(place, few),
-        _silent(place, ("ddp",) if quick else ("ddp", "fsdp2", "zero2"), few),
+        _silent(place, ("ddp",) if quick else ("ddp", "fsdp2", "zero1", "zero2"), few),
     ]
 
 
@@ -223,6 +223,7 @@ def _data(place: Place, null: Null, ahead: int, launches: int) -> Row:
         ]  # fmt: skip
 
     changes: dict[str, Any] = {"faults": [{"kind": "data", "delay_s": delay}]}
+    changes["measure.profile_steps"] = FEW  # each lasts long
     if ahead:
         changes["data.prefetch"] = ahead
     return Row(planted, {name: changes}, launches, found)

@@ -54,9 +54,10 @@ def test_a_package_that_cannot_be_imported_is_named_with_what_it_costs(
 
 def test_without_torch_the_quickstart_would_not_run_and_the_status_is_one(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13 is missing')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "andromeda_scale.cli", "doctor"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
         timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import KernelManager
 from launch_support import wait_until
+
+if not os.environ.get("CI"):
+    pytest.importorskip("jupyter_client", reason="needs pip install ipykernel")
+from jupyter_client.manager import KernelManager
 
 LIMIT_S = 240
 

@@ -20,19 +20,22 @@ import json, os, sys, threading, time
 import torch
 import numpy  # its BLAS keeps threads of its own, and minds forks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from andromeda_scale.launch import preload
 
 class Seen(TorchDispatchMode):
     operators = []
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators.append(str(function))
-        return function(*args, **(kwargs or {}))
+        found = function(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) for x in tree_leaves((args, kwargs, found))):
+            self.operators.append(str(function))  # others ask a library for its version
+        return found
 
 def os_threads():
     names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
     # Where there is a GPU, an import of DeepSpeed's asks the driver for it, which keeps a thread.
     # torch's own state stays uninitialised, and ranks forked then were seen to use their GPUs.
-    return len([name for name in names if not name.startswith("cuda")])
+    return sorted(name.strip() for name in names if not name.startswith("cuda"))
 
 before = os_threads()
 with Seen():
@@ -51,7 +54,7 @@ pid = os.fork()
 if pid == 0:
     torch.set_num_threads(2)
     product = torch.ones(512, 512) @ torch.ones(512, 512)
-    said = [torch.get_num_threads(), product[0, 0].item(), os_threads()]
+    said = [torch.get_num_threads(), product[0, 0].item(), len(os_threads())]
     os.write(write, json.dumps(said).encode())
     os._exit(0)
 deadline = time.monotonic() + 30
