@@ -27,6 +27,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks-per-agent", type=int, default=1, dest="slots", metavar="K")
     parser.add_argument("--only-failed", action="store_true", help="rerun what failed")
     parser.add_argument("--allow-mixed", action="store_true", help="mix versions in one run")
+    parser.add_argument(
+        "--requeue", action="store_true", help="when the first node is lost, requeue this SLURM job"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     # Between the driver and its agent, and for tests.
     for name, kind in (("--driver", int), ("--events", int), ("--node-silence-s", float)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -17,6 +17,7 @@ from andromeda_scale.errors import UserError
 
 if TYPE_CHECKING:
     from andromeda_scale.planned import Plan
+    from andromeda_scale.submitting import Submission
     from andromeda_scale.suite_file import Loaded
 
 
@@ -65,6 +66,10 @@ class Only(StrEnum):
     failed = "failed"
 
 
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Follow a submitted job to its table; exit with its outcome."),
+]
 OnlyFailed = Annotated[
     Only | None, typer.Option("--only", help="failed: run again what did not end ok.")
 ]
@@ -105,13 +110,58 @@ def resume(
     run_dir: RunPath,
     only: OnlyFailed = None,
     allow_mixed: AllowMixed = False,
+    wait: Wait = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run where it stopped; what has ended stays."""
-    from andromeda_scale import sweep
+    """Go on with a run where it stopped; what has ended stays. What was submitted, is again."""
+    from andromeda_scale import submitting, sweep
 
+    if submitting.was_submitted(run_dir):
+        submission = submitting.again(run_dir)
+        _submit(submission, wait=wait, only_failed=only is not None, allow_mixed=allow_mixed)
     run = sweep.reopen(run_dir, allow_mixed=allow_mixed)
     raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
+
+
+@app.command()
+def submit(
+    suite: SuiteName,
+    set_: Sets = None,
+    axis: Axes = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--run-dir", help="Default: runs/SUITE-DATE-TIME; on a disk that all nodes see."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")
+    ] = False,
+    wait: Wait = False,
+) -> None:
+    """Run a suite as one SLURM job: an agent a node, smaller worlds on the first of its nodes."""
+    from andromeda_scale import submitting, sweep
+    from andromeda_scale.suite_file import read_suite
+
+    loaded = read_suite(suite, set_ or [], axis or [])
+    where = sweep.place(loaded.name, run_dir)
+    submission = submitting.prepare(loaded, where.absolute())
+    if dry_run:
+        typer.echo(submission.script().rstrip("\n"))
+        return
+    _submit(submission, wait=wait)
+
+
+@app.command()
+def cancel(run_dir: RunPath) -> None:
+    """Stop a run: its SLURM job, or the driver on this machine. What has ended stays."""
+    from andromeda_scale import submitting, sweep
+
+    if not submitting.was_submitted(run_dir):
+        typer.echo(f"told process {sweep.interrupt(run_dir)} to stop")
+        return
+    alive = submitting.cancel(run_dir)
+    typer.echo(f"cancelled job {' '.join(alive)}" if alive else "no job of it is alive")
 
 
 @app.command()
@@ -126,10 +176,11 @@ def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
 
 @app.command()
 def status(run_dir: RunPath) -> None:
-    """Say how far a run is: done, running, failed, time left."""
-    from andromeda_scale import sweep
+    """Say how far a run is: done, running, failed, time left; its SLURM jobs where it has any."""
+    from andromeda_scale import submitting, sweep
 
-    for line in sweep.progress(run_dir):
+    jobs = [str(job) for job in submitting.look(run_dir)]
+    for line in (*jobs, *sweep.progress(run_dir, planned=not jobs)):
         typer.echo(line)
 
 
@@ -297,6 +348,14 @@ def _plan(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[P
 
     loaded = read_suite(suite, sets or [], axes or [])
     return make_plan(loaded.suite, loaded.name, detect_machine(), loaded.where), loaded
+
+
+def _submit(submission: Submission, *, wait: bool, **flags: bool) -> NoReturn:
+    from andromeda_scale import submitting
+
+    job_id = submitting.submit(submission, **flags)
+    typer.echo(f"job {job_id}; andromeda-scale status {submission.run_dir}", err=True)
+    raise typer.Exit(submitting.follow(submission.run_dir, job_id) if wait else 0)
 
 
 def finish(run_dir: Path, quiet: bool = False) -> int:

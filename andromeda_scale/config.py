@@ -16,6 +16,7 @@ from andromeda_scale import faults as planted
 from andromeda_scale.faults import Fault
 from andromeda_scale.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Steps
 from andromeda_scale.secret import is_secret
+from andromeda_scale.slurm_schema import Slurm
 from andromeda_scale.training import Train
 from andromeda_scale.world import World, WorldSpec
 
@@ -184,6 +185,7 @@ class Suite(Settings):
     scaling: Scaling = "weak"
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # dotted key -> values
     env: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)  # a list is an axis
+    slurm: Slurm = Slurm()  # what `submit` asks for; changes no case
 
     @field_validator("world", mode="before")
     @classmethod

@@ -94,14 +94,23 @@ def _short(text: str) -> str:
 
 
 def _resolve_files(raw: dict[str, Any], folder: Path, suite_folder: Path) -> None:
-    """Make the relative paths of data and models absolute, in place, and put the content of a
-    DeepSpeed file in its place: a run is resumed from any directory, and is whole by itself. Paths
-    start at `folder`: the suite's, or where an option was typed."""
+    """Make the relative paths of data, models and templates absolute, in place, and put the content
+    of a DeepSpeed file in its place: a run is resumed from any directory, and is whole by itself.
+    Paths start at `folder`: the suite's, or where an option was typed."""
+
+    def path(value: Any) -> Any:
+        return str(folder / value) if isinstance(value, str) and value else value
 
     def files(value: Any) -> Any:
         if isinstance(value, list):
             return [files(name) for name in value]
-        return str(folder / value) if isinstance(value, str) and value else value
+        return path(value)
+
+    def data(value: Any) -> Any:
+        return _with(_with(value, "files", files), "tokenizer", files)
+
+    def slurm(value: Any) -> Any:
+        return _with(value, "template", path)
 
     def model(value: Any) -> Any:
         if isinstance(value, str):
@@ -119,13 +128,14 @@ def _resolve_files(raw: dict[str, Any], folder: Path, suite_folder: Path) -> Non
     axes = raw.get("axes")
     axes = axes if isinstance(axes, dict) else {}
     for key, absolute in {
-        "data": lambda value: _with(_with(value, "files", files), "tokenizer", files),
+        "data": data,
         "data.files": files,
         "data.tokenizer": files,
         "model": model,
         "model.base": model,
         "strategy": strategy,
         "strategy.config": config,
+        "slurm": slurm,
     }.items():
         if key in raw:
             raw[key] = absolute(raw[key])

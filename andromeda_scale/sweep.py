@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
+import socket
 import statistics
 import sys
 import time
@@ -58,7 +60,12 @@ def choose(
             f"--only failed: no run of {plan.suite_name} with these cases lies under {parent}/; "
             "name its directory with --run-dir, or leave out --only"
         )
-    return _fresh(plan, parent), False
+    return _fresh(plan.suite_name, parent), False
+
+
+def place(suite_name: str, run_dir: Path | None) -> Path:
+    """Where a new run goes: the given directory, or a fresh one named by the time."""
+    return run_dir or _fresh(suite_name, RUNS)
 
 
 def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = False) -> RunDir:
@@ -139,8 +146,10 @@ def tables(run_dir: Path) -> tuple[Results, str | None]:
     return results, None
 
 
-def progress(run_dir: Path) -> Iterator[str]:
-    """Lines that say how far a run is."""
+def progress(run_dir: Path, *, planned: bool = True) -> Iterator[str]:
+    """Lines that say how far a run is; of one that need not be `planned` yet, none before."""
+    if not planned and not (run_dir / "plan.json").exists():
+        return
     run = RunDir.open(run_dir)
     items = [(item, word) for item, word in run.statuses() if item.skip is None]
     counts = Counter(word for _, word in items)
@@ -161,6 +170,19 @@ def progress(run_dir: Path) -> Iterator[str]:
         yield f"time left: about {duration(left * statistics.median(times))}"
     elif left:
         yield "time left: not known before the first launch has ended"
+
+
+def interrupt(run_dir: Path) -> int:
+    """Tell the driver that holds a run on this machine to stop; its process id."""
+    run = RunDir.open(run_dir)
+    holder = run.holder()
+    if holder is None:
+        raise UserError(f"{run_dir}: nothing runs in it; there is nothing to stop")
+    pid, host = holder
+    if host != socket.gethostname():
+        raise UserError(f"{run_dir}: is run by process {pid} on {host}; type this on {host}")
+    os.kill(pid, signal.SIGINT)
+    return pid
 
 
 def earlier_seconds(plan: Plan, parent: Path) -> dict[str, list[float]]:
@@ -213,8 +235,8 @@ def _unfinished(run: RunDir) -> bool:
     )
 
 
-def _fresh(plan: Plan, parent: Path) -> Path:
-    stem = f"{plan.suite_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _fresh(suite_name: str, parent: Path) -> Path:
+    stem = f"{suite_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = parent / stem, 1
     while path.exists():
         count += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.config import Case
-from andromeda_scale.launch.control import Silence
+from andromeda_scale.launch.control import Control, Silence
 from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
 from andromeda_scale.launch.member import IMPORTS_S, Member
 from andromeda_scale.launch.messages import (
@@ -36,6 +36,7 @@ from andromeda_scale.records import SCHEMA_VERSION
 NODE_SILENCE_S = 20.0  # after which an agent that says nothing is given up
 _BEAT_PERIOD_S = 0.2
 _FAREWELL_S = 5.0
+_TOGETHER_S = 3.0  # within which all agents of a job that is stopped are told
 
 
 class Coordinator:
@@ -76,8 +77,7 @@ class Coordinator:
             if self._one(item, case).status == "interrupted":
                 interrupted = True
                 break
-        self._control.set(f"next/{self._number}", Launch(number=self._number))
-        self._say_goodbye()
+        say_over(self._control, self._others())
         return not interrupted
 
     def _open(self, items: list[PlannedRepeat]) -> None:
@@ -100,6 +100,7 @@ class Coordinator:
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
         """One repeat from its publication to status.json."""
         started_s, clock_s = time.time(), time.monotonic()
+        self._gone |= {a for a in self._others() if self._control.store.check([f"leaving/{a}"])}
         attempt = self._run_dir.begin(item, self._number)
         seats = item.skip or place(case.world, self._agents, self._gone)
         ends: list[NodeEnd] = []
@@ -148,6 +149,8 @@ class Coordinator:
                 files = self._control.pull(launch.key(f"files/{end.agent}"), end.num_chunks)
                 unpack(files, attempt)
         abort = lost or self._control.get(launch.key("abort"), Abort)
+        if abort is not None and abort.reason == "leaving":
+            abort = self._without(abort)
         return judge(ends.values(), abort, case.world.size), list(ends.values())
 
     def _enforce_limits(self, case: Case, published_s: float) -> None:
@@ -158,6 +161,19 @@ class Coordinator:
             if time.monotonic() - published_s > limit_s:
                 self._member.abort("timeout", f"not finished after {limit_s:g} s")
 
+    def _others(self) -> set[int]:
+        return {hello.agent for hello in self._agents} - {0} - self._gone
+
+    def _without(self, abort: Abort) -> Abort:
+        """What it means that an agent was told to stop: the whole job is, or its node is lost."""
+        deadline = time.monotonic() + _TOGETHER_S
+        while not self._stop.requested and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self._stop.requested:
+            return abort.model_copy(update={"reason": "interrupted"})
+        self._gone.add(abort.agent)
+        return abort.model_copy(update={"reason": "node_failed"})
+
     def _look_for_lost_nodes(self, waiting: set[int], seats: tuple[Seat, ...]) -> Abort | None:
         agent, silent_s = self._silence.longest(waiting - {0})
         if silent_s <= self._node_silence_s:
@@ -166,7 +182,7 @@ class Coordinator:
         host = next(seat.host for seat in seats if seat.agent == agent)
         cause = f"agent {agent} on {host} fell silent"
         self._member.abort("node_failed", cause)
-        return Abort(reason="node_failed", cause=cause, agent=agent)
+        return Abort(reason="node_failed", cause=cause, agent=agent, host=host)
 
     def _emit_beat(self, item: PlannedRepeat, case: Case) -> None:
         """Say how far the slowest rank of this node is, a few times a second."""
@@ -196,13 +212,14 @@ class Coordinator:
             }
         )
 
-    def _say_goodbye(self) -> None:
-        """Stay until the others have read that the sweep is over: the store dies with agent 0."""
-        others = {h.agent for h in self._agents} - {0} - self._gone
-        deadline = time.monotonic() + _FAREWELL_S
-        while others and time.monotonic() < deadline:
-            others = {a for a in others if not self._control.store.check([f"bye/{a}"])}
-            time.sleep(0.02)
+
+def say_over(control: Control, others: set[int]) -> None:
+    """Say that the sweep is over, and stay until the others know: the store dies with agent 0."""
+    control.store.set("over", "")
+    deadline = time.monotonic() + _FAREWELL_S
+    while others and time.monotonic() < deadline:
+        others = {a for a in others if not control.store.check([f"bye/{a}"])}
+        time.sleep(0.02)
 
 
 def environments(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[RankEnvironment, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -73,19 +73,21 @@ class Member:
 
     def begin(self, launch: Launch, seat: Seat) -> None:
         """Start this agent's ranks of a launch."""
-        assert launch.case is not None
-        assert launch.item is not None
         server = self._forkservers.get(RankEnvironment.of(launch.item, launch.case))
-        if self.shared_dir is not None:
-            directory = self.shared_dir / launch.directory
-        else:
-            directory = make_directory()
+        if self.shared_dir is not None and not _appears(self.shared_dir / launch.directory):
+            print(
+                f"{self.shared_dir}: is gone from this node; files go through agent 0",
+                file=sys.stderr,
+            )
+            self.shared_dir = None
+        shared = self.shared_dir is not None
+        directory = self.shared_dir / launch.directory if self.shared_dir else make_directory()
         cache = self.caches.of_case(launch.case.case_id) if launch.case.train.compile else None
         specs = rank_specs(launch, seat, directory, self.control, cache)
         group = RankGroup(server, specs)
         first_of_host = seat.first_local_rank == 0
         self._samplers.start(launch.case.collect if first_of_host else ())
-        self._run = _Run(launch, seat, directory, group)
+        self._run = _Run(launch, seat, directory, group, shared)
         group.start()
 
     @property
@@ -95,7 +97,8 @@ class Member:
     def abort(self, reason: _Reason, cause: str) -> None:
         """End the current launch on every node, unless another reason came first."""
         if self._run is not None:
-            message = Abort(reason=reason, cause=cause, agent=self.control.agent)
+            control = self.control
+            message = Abort(reason=reason, cause=cause, agent=control.agent, host=control.node)
             self.control.set_first(self._run.launch.key("abort"), message)
 
     def tick(self) -> None:
@@ -116,7 +119,6 @@ class Member:
             self._close(run)
 
     def _look_for_failure(self, run: _Run) -> None:
-        assert run.launch.case is not None
         limit_s = run.launch.case.limits.heartbeat_s
         if failed := run.group.failed:
             self.abort("rank", f"rank {failed[0].spec.rank} left first")
@@ -127,31 +129,39 @@ class Member:
 
     def _close(self, run: _Run) -> None:
         """The ranks are gone: gather their lines, give the files to agent 0, report."""
-        assert run.launch.item is not None
         agent, item = self.control.agent, run.launch.item
         node_line = None
         if run.seat.first_local_rank == 0:
             node_line = self._samplers.stop(item.case_id, item.repeat)
-        records = [rank.record for rank in run.group.ranks]
-        write_node_file(run.directory, agent, records, node_line)
-        num_chunks = 0
-        if self.shared_dir is None:
-            num_chunks = self.control.push(run.launch.key(f"files/{agent}"), pack(run.directory))
-            shutil.rmtree(run.directory, ignore_errors=True)
         ends = tuple(run.rank_ends(self.control.node))
-        end = NodeEnd(agent=agent, host=self.control.node, ranks=ends, num_chunks=num_chunks)
+        end = NodeEnd(agent=agent, host=self.control.node, ranks=ends)
+        try:
+            records = [rank.record for rank in run.group.ranks]
+            write_node_file(run.directory, agent, records, node_line)
+            if not run.shared:
+                chunks = self.control.push(run.launch.key(f"files/{agent}"), pack(run.directory))
+                end = end.model_copy(update={"num_chunks": chunks})
+                shutil.rmtree(run.directory, ignore_errors=True)
+        except OSError as error:
+            if agent == 0:  # it writes the run: without its directory there is none
+                raise
+            problem = f"{self.control.node} cannot write the run directory: {error}"
+            end = end.model_copy(update={"problem": problem})
         self.control.set(run.launch.key(f"end/{agent}"), end)
         self._run = None
 
 
-_Reason = Literal["rank", "timeout", "heartbeat", "interrupted", "node_failed"]
+_Reason = Literal["rank", "timeout", "heartbeat", "interrupted", "leaving", "node_failed"]
 
 
 class _Run:
     """A launch while this agent's ranks run."""
 
-    def __init__(self, launch: Launch, seat: Seat, directory: Path, group: RankGroup) -> None:
+    def __init__(
+        self, launch: Launch, seat: Seat, directory: Path, group: RankGroup, shared: bool
+    ) -> None:
         self.launch, self.seat, self.directory, self.group = launch, seat, directory, group
+        self.shared = shared  # agent 0 sees the directory too
         self.started_s: float | None = None  # when all local ranks were forked
         self.abort: Abort | None = None
         self.abort_s = 0.0
@@ -180,8 +190,6 @@ def rank_specs(
     launch: Launch, seat: Seat, directory: Path, control: Control, cache: Path | None
 ) -> list[RankSpec]:
     """What the worker of each rank of a seat needs to know."""
-    assert launch.case is not None
-    assert launch.item is not None
     return [
         RankSpec(
             case=launch.case,
@@ -204,16 +212,28 @@ def rank_specs(
 def sees_same_disk(sweep: Sweep, patience_s: float = 2.0) -> Path | None:
     """The run directory, if this agent finds agent 0's token in it."""
     token = Path(sweep.run_dir) / "token"
-    deadline = time.monotonic() + patience_s  # a network file system may show it late
-    while True:
+
+    def told() -> bool:
         try:
-            if token.read_text() == sweep.token:
-                return Path(sweep.run_dir)
+            return token.read_text() == sweep.token
         except OSError:
-            pass
+            return False
+
+    return Path(sweep.run_dir) if _patiently(told, patience_s) else None
+
+
+def _appears(directory: Path) -> bool:
+    """Whether a directory that agent 0 has made is seen here."""
+    return _patiently(directory.is_dir, patience_s=2.0)
+
+
+def _patiently(seen: Callable[[], bool], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s  # a network file system may show it late
+    while not seen():
         if time.monotonic() > deadline:
-            return None
+            return False
         time.sleep(0.1)
+    return True
 
 
 def follow(member: Member, stop: StopRequest) -> None:
@@ -222,30 +242,33 @@ def follow(member: Member, stop: StopRequest) -> None:
     sweep = None
     while sweep is None:
         member.tick()
+        if control.store.check(["over"]):
+            control.store.set(f"bye/{control.agent}", "")
+            return
         sweep = control.get("sweep", Sweep)
     member.use(sweep)
     member.shared_dir = sees_same_disk(sweep)
     member.wait_for_imports(stop, IMPORTS_S)
     member.before_ranks()
     control.store.set(f"warm/{control.agent}", "")
-    number = 0
+    number, told = 0, False
     while True:
         member.tick()
-        if stop.requested and member.run is not None:
-            member.abort("interrupted", f"the agent on {control.node} was told to stop")
+        if stop.requested and not told:
+            told = True
+            control.store.set(f"leaving/{control.agent}", "")
+            member.abort("leaving", f"the agent on {control.node} was told to stop")
         if member.run is not None:
             continue
+        if told or control.store.check(["over"]):
+            control.store.set(f"bye/{control.agent}", "")
+            return
         launch = control.get(f"next/{number}", Launch)
         if launch is None:
-            if stop.requested:
-                return
             continue
         number += 1
         if control.agent in launch.gone:
             print("agent 0 had given this agent up; it leaves", file=sys.stderr)
-            return
-        if launch.item is None:
-            control.store.set(f"bye/{control.agent}", "")
             return
         seat = next((s for s in launch.seats if s.agent == control.agent), None)
         if seat is not None:

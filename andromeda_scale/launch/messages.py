@@ -53,28 +53,28 @@ class Seat(Schema):
 
 
 class Launch(Schema):
-    """One repeat to be run now by the agents that have a seat; no seats: the sweep is over."""
+    """One repeat to be run now by the agents that have a seat."""
 
     number: int
-    case: Case | None = None
-    item: PlannedRepeat | None = None
-    directory: str = ""  # of this attempt, below the run directory
-    seats: tuple[Seat, ...] = ()
+    case: Case
+    item: PlannedRepeat
+    directory: str  # of this attempt, below the run directory
+    seats: tuple[Seat, ...]
     reference: parity.First | None = None
     gone: tuple[int, ...] = ()  # agents that fell silent and must leave if they wake up
 
     def key(self, name: str) -> str:
         """A key of the control store that belongs to this launch alone."""
-        assert self.item is not None
         return f"{self.item.case_id}/{self.item.repeat}/{self.number}/{name}"
 
 
 class Abort(Schema):
     """Why a launch must end at once on every node; the first one written counts."""
 
-    reason: Literal["rank", "timeout", "heartbeat", "interrupted", "node_failed"]
+    reason: Literal["rank", "timeout", "heartbeat", "interrupted", "leaving", "node_failed"]
     cause: str
     agent: int
+    host: str | None = None  # of a node that is lost
 
 
 class RankEnd(Schema):
@@ -102,6 +102,7 @@ class NodeEnd(Schema):
     host: str
     ranks: tuple[RankEnd, ...]
     num_chunks: int = 0
+    problem: str | None = None  # why the ranks' files could not be kept
 
 
 Event = dict[str, Any]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from andromeda_scale import environment
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch import placement
+from andromeda_scale.launch import anew, placement
 from andromeda_scale.launch.control import Control
-from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments
+from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments, say_over
 from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.local_files import CompileCaches
 from andromeda_scale.launch.member import Member, follow
@@ -74,7 +74,10 @@ def serve_launcher(arguments: Namespace) -> int:
         if loaded is not None:
             return _lead(arguments, loaded, member, stop)
         _say_hello(control, arguments.slots)
-        return _follow(member, stop)
+        code = _follow(member, stop)
+        if code and arguments.requeue:
+            anew.requeue(str(place.address), stop)
+        return code
     finally:
         forkservers.close()
         caches.close()
@@ -92,6 +95,18 @@ def _follow(member: Member, stop: StopRequest) -> int:
 
 
 def _lead(arguments: Namespace, loaded: Loaded, member: Member, stop: StopRequest) -> int:
+    try:
+        return _lead_sweep(arguments, loaded, member, stop)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:  # the others need not guess whether this node was lost
+        if not member.control.store.check(["over"]):
+            member.abort("interrupted", "agent 0 failed")
+            say_over(member.control, set(range(1, member.control.num_agents)))
+
+
+def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: StopRequest) -> int:
     agents = _gather(member.control, arguments.slots, stop)
     machine = replace(detect_machine(), nodes=len(placement.hosts(agents)))
     plan = make_plan(loaded.suite, loaded.name, machine, loaded.where)
@@ -108,10 +123,9 @@ def _lead(arguments: Namespace, loaded: Loaded, member: Member, stop: StopReques
         try:
             complete = coordinator.sweep(items)
         except OSError as error:
-            if not is_full(error):
-                raise
-            print(f"error: {full_disk(run_dir.path, error)}", file=sys.stderr)
-            return 1
+            if is_full(error):
+                raise OSError(full_disk(run_dir.path, error)) from None
+            raise
         finally:
             display.close()
     # The table is the command line's to make; like the worker, it is named by string.

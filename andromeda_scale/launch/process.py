@@ -46,9 +46,10 @@ def kernel_oom_kills() -> int | None:
 
 
 class StopRequest:
-    """Made by SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
+    """Made by SIGINT, SIGTERM or SIGHUP; after one, SIGINT raises KeyboardInterrupt.
 
-    Of SIGHUP a closed terminal sends several, so only the first counts.
+    Of SIGHUP a closed terminal sends several, and of SIGTERM SLURM does, to an agent itself and
+    through srun, so only the first counts.
     Signals that the parent had ignored, as nohup does, stay ignored. Outside the main thread
     Python hears none: they stay with whoever has them. With `watch_parent` the parent's death is a
     request too.
@@ -65,9 +66,7 @@ class StopRequest:
         self._before = {s: signal.signal(s, self._handle) for s in heard}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._told and number == signal.SIGHUP:
-            return
-        if self._told:
+        if self._told and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._told = True
 

@@ -6,6 +6,7 @@
     parity/<case_id>/<repeat>/       and for parity launches on a shallow model
     probes/<case_id>/<repeat>/       and for launches that probe the machine
     running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
+    slurm/                           of a submitted run: suite, script, jobs, their logs
 
 A directory moves to its place whole, so a repeat is either finished or has nothing there.
 """
@@ -71,7 +72,7 @@ class RunDir:
                     f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
                 )
             plan = old.keep_ended(plan)
-        elif any(entry.name != "lock" for entry in path.iterdir()):
+        elif any(entry.name not in ("lock", "slurm") for entry in path.iterdir()):
             raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
         run = cls(path, plan)
         try:
@@ -174,6 +175,18 @@ class RunDir:
             yield fd
         finally:
             os.close(fd)
+
+    def holder(self) -> tuple[int, str] | None:
+        """(process id, host) of the driver that holds the run; None: nobody does."""
+        try:
+            with open(self.path / "lock", "rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            pid, _, host = (self.path / "lock").read_text().strip().partition(" ")
+            return (int(pid), host) if pid.isdecimal() else None
+        return None
 
     def _take(self, fd: int) -> None:
         deadline = time.monotonic() + 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
@@ -41,17 +41,20 @@ class Verdict(Schema):
     stderr_tail: tuple[str, ...] = ()
 
 
-def judge(nodes: Iterable[NodeEnd], abort: Abort | None, world_size: int) -> Verdict:
+def judge(nodes: Collection[NodeEnd], abort: Abort | None, world_size: int) -> Verdict:
     """The verdict on a repeat from what every agent saw.
 
-    A lost node and the user's interrupt explain every death after them. Out of memory outranks
+    A lost node, a node that could not keep its ranks' files, and the user's interrupt explain
+    every death after them. Out of memory outranks
     the others, because ranks that see a peer vanish often say so first. Then the first death by
     time that is no complaint about a peer; then lateness; then the first complaint.
     """
     ranks = sorted((r for node in nodes for r in node.ranks), key=lambda r: r.ended_unix_s)
     if abort is not None and abort.reason in ("interrupted", "node_failed"):
         status: Status = "interrupted" if abort.reason == "interrupted" else "node_failed"
-        return Verdict(status=status, cause=abort.cause)
+        return Verdict(status=status, host=abort.host, cause=abort.cause)
+    if unkept := [node for node in nodes if node.problem]:
+        return Verdict(status="node_failed", host=unkept[0].host, cause=unkept[0].problem)
     failed = [r for r in ranks if r.status != "ok" and not r.ended_by_agent]
     for end in failed:
         if end.status == "oom":

@@ -1,0 +1,220 @@
+"""`submit`: a sweep as a SLURM job, followed, cancelled, taken up again. No torch.
+
+A submitted run holds slurm/: the suite as it was submitted (<suite>.yaml, resolved), the script
+(job.sbatch), jobs.jsonl, and a log a job (<job id>.out). The plan is made where the job starts,
+on the first node, because only that node knows its GPUs and cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from andromeda_scale import resources
+from andromeda_scale.config import Suite
+from andromeda_scale.errors import UserError
+from andromeda_scale.launch import jobs, sbatch
+from andromeda_scale.launch.run_dir import write_atomic
+from andromeda_scale.machine import Machine
+from andromeda_scale.plan import make_plan, require_runnable
+from andromeda_scale.suite_file import Loaded, read_suite
+from andromeda_scale.validation import place
+
+SCRIPT = "job.sbatch"
+INTERRUPTED = 130
+_POLL_S = (1.0, 15.0)  # between two looks at a job: at first, and later
+_ENOUGH = 1 << 50  # memory of a machine that is not known yet
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to be submitted: a checked suite and where it runs."""
+
+    loaded: Loaded
+    run_dir: Path
+
+    @property
+    def suite_file(self) -> Path:
+        return self.run_dir / jobs.FOLDER / f"{self.loaded.name}.yaml"
+
+    @property
+    def script_file(self) -> Path:
+        return self.run_dir / jobs.FOLDER / SCRIPT
+
+    def script(self, *, only_failed: bool = False, allow_mixed: bool = False) -> str:
+        """The job's script."""
+        suite = self.loaded.suite
+        flags = ["--only-failed"] * only_failed + ["--allow-mixed"] * allow_mixed
+        words = [str(self.suite_file), "--run-dir", str(self.run_dir), "--requeue", *flags]
+        words += ["--ranks-per-agent", str(max(w.ranks_per_node for w in suite.world))]
+        options = [f"--nodes={num_nodes(suite)}", "--ntasks-per-node=1", "--no-kill", "--requeue"]
+        options += [f"--signal=TERM@{sbatch.NOTICE_S}"]  # agents close the repeat, and merge
+        log = self.run_dir / jobs.FOLDER / "%j.out"
+        job_name = f"andromeda_scale-{self.loaded.name}"
+        name, template = _template(suite, self.loaded)
+        values = {
+            "directives": sbatch.directives(suite.slurm, job_name, log, *options),
+            "setup": sbatch.setup(suite.slurm),
+            "agent": sbatch.agent(suite.slurm, words, gpus=suite.device != "cpu"),
+        }
+        return sbatch.render(template, name, values)
+
+
+def prepare(loaded: Loaded, run_dir: Path) -> Submission:
+    """Check all that can be known before the job starts. Raises UserError; writes nothing."""
+    suite, where = loaded.suite, loaded.where
+    if suite.slurm.gres is None and suite.device != "cpu":
+        raise UserError(
+            f"slurm.gres: says no GPUs, and device is {suite.device} ({place(where, 'slurm.gres')})"
+            "; use gres: gpu:N, gres: none where whole nodes come with theirs, or device: cpu"
+        )
+    if suite.slurm.nodes is not None and suite.slurm.nodes < _largest(suite):
+        raise UserError(
+            f"slurm.nodes: {suite.slurm.nodes} is fewer than the {_largest(suite)} of the largest "
+            f"world ({place(where, 'slurm.nodes')}); leave it out, or give more for spares"
+        )
+    if "\\" in str(run_dir) or not str(run_dir).isprintable():
+        raise UserError(f"{run_dir}: has a backslash or no text in its name; choose --run-dir")
+    ranks = max(world.ranks_per_node for world in suite.world)
+    gpus = () if suite.device == "cpu" else (_ENOUGH,) * ranks
+    machine = Machine(_ENOUGH, gpus, _ENOUGH, num_nodes(suite))
+    require_runnable(make_plan(suite, loaded.name, machine, where), where)
+    submission = Submission(loaded, run_dir)
+    submission.script()  # a template that cannot be filled in is found now
+    return submission
+
+
+def submit(submission: Submission, **flags: bool) -> str:
+    """Write suite and script into the run, submit it, record the job; its id."""
+    folder = submission.run_dir / jobs.FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(submission.suite_file, resolved(submission.loaded.suite))
+        write_atomic(submission.script_file, submission.script(**flags))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose --run-dir on a disk that all "
+            "nodes see"
+        ) from None
+    job_id = jobs.submit(submission.script_file)
+    jobs.record(submission.run_dir, job_id)
+    return job_id
+
+
+def again(run_dir: Path) -> Submission:
+    """A submitted run, to be submitted once more. Raises UserError while a job of it is alive."""
+    run_dir = run_dir.absolute()
+    for job in look(run_dir):
+        if isinstance(job, jobs.Job) and not job.over:
+            raise UserError(
+                f"{run_dir}: {job}; wait for it (`andromeda-scale status {run_dir}`), or "
+                f"`andromeda-scale cancel {run_dir}`"
+            )
+    files = sorted((run_dir / jobs.FOLDER).glob("*.yaml"))
+    if len(files) != 1:
+        raise UserError(
+            f"{run_dir}/{jobs.FOLDER}: holds {len(files)} suites, not one; submit the suite again "
+            f"with --run-dir {run_dir}"
+        )
+    return prepare(read_suite(str(files[0])), run_dir)
+
+
+def was_submitted(run_dir: Path) -> bool:
+    return bool(jobs.of_run(run_dir))
+
+
+def resolved(suite: Suite) -> str:
+    """A suite as YAML that means the same in any directory, overrides and files' paths included."""
+    raw: dict[str, Any] = suite.model_dump(mode="json", exclude_unset=True)
+    raw["world"] = [str(world) for world in suite.world]
+    if "strategy" in raw:
+        raw["strategy"] = {"name": suite.strategy.name, **suite.strategy.options}
+    return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+
+
+def look(run_dir: Path) -> Iterator[jobs.Job | str]:
+    """Every job of a run as SLURM sees it; text where it cannot say."""
+    for job_id in jobs.of_run(run_dir):
+        try:
+            yield jobs.look(job_id) or f"job {job_id}: over; SLURM has forgotten it"
+        except jobs.NoAnswerError as error:
+            yield f"job {job_id}: not known here ({error})"
+
+
+def cancel(run_dir: Path) -> list[str]:
+    """Cancel what is alive of a run's jobs; their ids."""
+    alive = [job.job_id for job in look(run_dir) if isinstance(job, jobs.Job) and not job.over]
+    if alive:
+        jobs.cancel(alive)
+    return alive
+
+
+def follow(run_dir: Path, job_id: str) -> int:
+    """Print a job's log as it grows until the job is over; the exit status of its sweep.
+
+    130 where it was cancelled or ran out of time, 1 where it ended otherwise without a status.
+    """
+    log = run_dir / jobs.FOLDER / f"{job_id}.out"
+    shown, said, pause_s = 0, "", _POLL_S[0]
+    while True:
+        try:
+            job = jobs.look(job_id)
+        except jobs.NoAnswerError as error:
+            job = jobs.Job(job_id, "PENDING", f"no answer: {error}")
+        shown = _show(log, shown)
+        if job is None:
+            raise UserError(f"job {job_id}: SLURM knows it no more; `andromeda-scale report` shows")
+        if (state := f"{job.word} {job.reason} {job.nodes}") != said:
+            typer.echo(f"andromeda-scale: {job}", err=True)
+            said, pause_s = state, _POLL_S[0]
+        if job.over:
+            return _outcome(job)
+        time.sleep(pause_s)
+        pause_s = min(_POLL_S[1], 1.2 * pause_s)
+
+
+def _show(log: Path, shown: int) -> int:
+    """Print what the log holds beyond `shown` bytes; how many it holds now."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(shown)
+            data = file.read()
+    except OSError:
+        return shown  # the job has not started, or the disk shows it later
+    sys.stdout.write(data.decode("utf-8", errors="replace"))
+    sys.stdout.flush()
+    return shown + len(data)
+
+
+def _outcome(job: jobs.Job) -> int:
+    if job.word in ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"):
+        return INTERRUPTED
+    return 0 if job.word == "COMPLETED" else job.exit_code or 1
+
+
+def _largest(suite: Suite) -> int:
+    return max(world.nodes for world in suite.world)
+
+
+def num_nodes(suite: Suite) -> int:
+    """Nodes of the allocation: those of the largest world, and spares where the suite wants any."""
+    return suite.slurm.nodes or _largest(suite)
+
+
+def _template(suite: Suite, loaded: Loaded) -> tuple[str, str]:
+    """(name, text) of the template: the suite's own or the shipped one."""
+    path = Path(suite.slurm.template or resources.TOP / "slurm" / "allocation.sbatch")
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"slurm.template: {path} cannot be read ({error}; "
+            f"{place(loaded.where, 'slurm.template')}); `andromeda-scale init DIR` copies one"
+        ) from None

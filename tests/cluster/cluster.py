@@ -1,0 +1,371 @@
+"""A real SLURM on one machine: slurmctld and slurmd, each node in its own network namespace.
+
+Needs root on Debian. Every daemon lives below one directory and is ended by its process id; the
+login node and the nodes are the namespaces `asc<pid>-ctl`, `asc<pid>-n1`, ..., joined by a bridge.
+All nodes see this machine's file system and process ids.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "tc", "unshare", "nsenter")
+NETWORK = "10.77.0"  # exists only inside the namespaces
+PATIENCE_S = 60.0
+NODE_TIMEOUT_S = 6  # after which SLURM gives up a node whose daemon is silent
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}({network}.1)
+SlurmctldPort=16817
+SlurmdPort=16818
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={home}/munge/munge.sock,cred_expire=2
+CredType=cred/munge
+# No cgroups, no affinity; what is said below counts, not the hardware.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+StateSaveLocation={home}/state
+SlurmctldPidFile={home}/slurmctld.pid
+SlurmctldLogFile={home}/log/slurmctld.log
+SlurmdSpoolDir={home}/spool/%n
+SlurmdPidFile={home}/slurmd.%n.pid
+SlurmdLogFile={home}/log/slurmd.%n.log
+GresTypes=gpu
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,\
+bf_window=60,bf_min_age_reserve=0,requeue_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=10
+CompleteWait=0
+MinJobAge=600
+SlurmctldTimeout=30
+SlurmdTimeout={node_timeout_s}
+MessageTimeout=5
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+{nodes}
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=2
+"""
+
+
+class NoClusterError(Exception):
+    """Why no cluster can be started here."""
+
+
+def install() -> None:
+    """Install SLURM and munge where that is allowed. Raises NoClusterError where it is not."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if os.geteuid() != 0:
+        raise NoClusterError("needs root: network namespaces, and a munged of its own")
+    if missing and shutil.which("apt-get") is None:
+        raise NoClusterError(f"{', '.join(missing)} not found, and no apt-get to install them")
+    if missing:
+        _apt_install()
+
+
+def _apt_install() -> None:
+    policy = Path("/usr/sbin/policy-rc.d")  # keeps apt from starting daemons of its own
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+            done = subprocess.run(
+                ["apt-get", "-qq", *command], env=environment, capture_output=True, text=True,
+                timeout=240, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise NoClusterError(f"apt-get {command[0]} failed: {done.stderr.strip()[-300:]}")
+    finally:
+        if ours:
+            policy.unlink()
+
+
+class Cluster:
+    """A running cluster; `close` ends it. Raises NoClusterError where namespaces are refused."""
+
+    def __init__(self, home: Path, num_nodes: int = 4) -> None:
+        self.home, self.nodes = home, [f"n{i + 1}" for i in range(num_nodes)]
+        self._prefix = f"asc{os.getpid()}-"
+        self._pids: dict[str, int] = {}
+        self.environment = {**os.environ, "SLURM_CONF": str(home / "slurm.conf")}
+        self._remove_stale()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        for name in ("log", "state", "munge/etc", *(f"spool/{node}" for node in self.nodes)):
+            (self.home / name).mkdir(parents=True)
+        self._write_configuration()
+        self._start_munged()
+        self._make_network()
+        self._run("ip", "netns", "exec", self.space("ctl"), "slurmctld", "-c", "-i")
+        self._pids["slurmctld"] = self._pid_of("slurmctld.pid")
+        for node in self.nodes:
+            self.start_node(node)
+        self.wait_idle()
+
+    def _write_configuration(self) -> None:
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} CPUs=2 "
+            "RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
+            for node in self.nodes
+        )
+        text = CONFIGURATION.format(
+            host=socket.gethostname().partition(".")[0], home=self.home, network=NETWORK,
+            nodes=nodes, node_timeout_s=NODE_TIMEOUT_S,
+        )  # fmt: skip
+        (self.home / "slurm.conf").write_text(text)
+        # Pretended GPUs: SLURM wants device files, and only sets variables.
+        gres = f"NodeName={','.join(self.nodes)} Name=gpu File=/dev/tty[0-1]\n"
+        (self.home / "gres.conf").write_text(gres)
+        # A namespace's own /sys has no cgroups: a named plugin keeps slurmd from looking for them.
+        (self.home / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+
+    def _start_munged(self) -> None:
+        munge = self.home / "munge"
+        (munge / "etc").chmod(0o700)
+        key = munge / "etc" / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self._run(
+            "munged", f"--key-file={key}", f"--socket={munge}/munge.sock", "--num-threads=2",
+            f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log",
+            f"--seed-file={munge}/munged.seed", "--force",
+        )  # fmt: skip
+        self._pids["munged"] = self._pid_of("munge/munged.pid")
+
+    def _make_network(self) -> None:
+        names = [f"{self.address(node)} {node}" for node in self.nodes]
+        host = socket.gethostname().partition(".")[0]
+        hosts = "\n".join(["127.0.0.1 localhost", f"{NETWORK}.1 {host}", *names]) + "\n"
+        for name in ("ctl", *self.nodes):
+            space = self.space(name)
+            # `ip netns exec` shows this file as /etc/hosts inside.
+            folder = Path("/etc/netns") / space
+            folder.mkdir(parents=True)
+            (folder / "hosts").write_text(hosts)
+            self._run("ip", "netns", "add", space)
+            self._run("ip", "-n", space, "link", "set", "lo", "up")
+        ctl = self.space("ctl")
+        bridge = "type bridge forward_delay 0 stp_state 0".split()
+        self._run("ip", "-n", ctl, "link", "add", "br0", *bridge)
+        self._run("ip", "-n", ctl, "addr", "add", f"{NETWORK}.1/24", "dev", "br0")
+        self._run("ip", "-n", ctl, "link", "set", "br0", "up")
+        for node in self.nodes:
+            space = self.space(node)
+            peer = ["peer", "name", "eth0", "netns", space]
+            self._run("ip", "-n", ctl, "link", "add", f"p-{node}", "type", "veth", *peer)
+            self._run("ip", "-n", ctl, "link", "set", f"p-{node}", "master", "br0", "up")
+            self._run("ip", "-n", space, "addr", "add", f"{self.address(node)}/24", "dev", "eth0")
+            self._run("ip", "-n", space, "link", "set", "eth0", "up")
+
+    def space(self, name: str) -> str:
+        """The network namespace of a node, or of the login node `ctl`."""
+        return f"{self._prefix}{name}"
+
+    def address(self, node: str) -> str:
+        return f"{NETWORK}.{10 + int(node[1:])}"
+
+    def start_node(self, node: str) -> None:
+        """Start a node's daemon, under the node's own host name."""
+        (self.home / f"slurmd.{node}.pid").unlink(missing_ok=True)
+        shell = f"hostname {node}; exec slurmd -N {node}"
+        inside = ("ip", "netns", "exec", self.space(node))
+        self._run(*inside, "unshare", "--uts", "sh", "-c", shell)
+        self._pids[f"slurmd.{node}"] = self._pid_of(f"slurmd.{node}.pid")
+
+    def crash_node(self, node: str) -> None:
+        """Kill everything on a node at once, as a power cut does."""
+        for pid in self.processes(node):
+            _kill(pid, signal.SIGKILL)
+
+    def mend(self) -> None:
+        """Cancel every job, and bring all nodes back."""
+        self.ask("scancel", "--full", "--user", "root")
+        wait_until(lambda: not self.ask("squeue", "--noheader"), "an empty queue")
+        for node in self.nodes:
+            if not _alive(self._pids[f"slurmd.{node}"]):
+                self.start_node(node)
+        down = self.ask("sinfo", "-h", "-N", "-t", "down,drain,fail", "-o", "%N").split()
+        for node in set(down):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        """Wait until every node would take a job."""
+
+        def idle() -> bool:
+            found = self.ask("sinfo", "--noheader", "-N", "-t", "idle", "-o", "%N %t").split("\n")
+            return {line.split()[0] for line in found if line.endswith(" idle")} == set(self.nodes)
+
+        wait_until(idle, "idle nodes")
+
+    def processes(self, name: str) -> list[int]:
+        """Process ids in a namespace; () when it is gone."""
+        done = subprocess.run(
+            ["ip", "netns", "pids", self.space(name)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in done.stdout.split()]
+
+    def limit_links(self, mbit_per_s: float | None) -> None:
+        """Limit what every node sends to a rate; None: no limit."""
+        for node in self.nodes:
+            space = self.space(node)
+            done = ["tc", "-n", space, "qdisc", "del", "dev", "eth0", "root"]
+            subprocess.run(done, capture_output=True, check=False)  # there may be none
+            if mbit_per_s is not None:
+                bucket = f"rate {mbit_per_s}mbit burst 512kb latency 50ms".split()
+                self._run("tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", *bucket)
+
+    def command(self, *arguments: str) -> list[str]:
+        """A command as it is typed on the login node."""
+        return ["ip", "netns", "exec", self.space("ctl"), *arguments]
+
+    def run(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the login node to its end."""
+        return subprocess.run(
+            self.command(*arguments), cwd=cwd, env={**self.environment, **(environment or {})},
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def ask(self, *arguments: str) -> str:
+        return self.run(*arguments).stdout.strip()
+
+    def tell(self, *arguments: str) -> None:
+        """Run a command that must succeed."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+
+    def close(self) -> None:
+        """End jobs, then daemons, then whatever is left, each by its process id."""
+        if "slurmctld" in self._pids:
+            self.run("scancel", "--full", "--user", "root", timeout_s=20)
+            wait_until(lambda: not self.ask("squeue", "--noheader"), "an empty queue", strict=False)
+        for wanted in ("slurmd.", "slurmctld", "munged"):
+            pids = [pid for name, pid in self._pids.items() if name.startswith(wanted)]
+            _end(pids)
+        self._pids.clear()
+        for name in (*self.nodes, "ctl"):
+            _remove_space(self.space(name))
+
+    def _remove_stale(self) -> None:
+        """Remove the namespaces of test runs that were killed, by the pid in their names."""
+        found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+        for space in (line.split()[0] for line in found.stdout.splitlines()):
+            owner = space.removeprefix("asc").partition("-")[0]
+            ours = space.startswith("asc") and owner.isdigit()
+            if ours and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+                _remove_space(space)
+
+    def _run(self, *command: str) -> None:
+        # Daemons keep what they inherit: a pipe would never be closed.
+        with open(self.home / "start.log", "ab") as log:
+            done = subprocess.run(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                timeout=PATIENCE_S, check=False,
+            )  # fmt: skip
+        if done.returncode:
+            said = (self.home / "start.log").read_text()[-500:]
+            raise NoClusterError(f"{' '.join(command)}: {said.strip()}")
+
+    def _pid_of(self, name: str) -> int:
+        file = self.home / name
+        wait_until(lambda: file.exists() and file.read_text().strip().isdigit(), str(file))
+        return int(file.read_text())
+
+
+def _remove_space(space: str) -> None:
+    pids = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True)
+    _end([int(pid) for pid in pids.stdout.split()])
+    subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+    shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+    try:
+        Path("/etc/netns").rmdir()
+    except OSError:
+        pass  # others have theirs there
+
+
+def _end(pids: list[int]) -> None:
+    """End processes: SIGTERM, a moment, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            _kill(pid, number)
+        gone = lambda: not any(map(_alive, pids))  # noqa: E731
+        wait_until(gone, "the end of daemons", patience_s=5, strict=False)
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _alive(pid: int) -> bool:
+    """A dead child of an idle init stays a zombie for seconds: that is no life."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S, *, strict: bool = True
+) -> None:
+    """Wait until it holds; AssertionError after `patience_s`, unless not `strict`."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            if strict:
+                raise AssertionError(f"in vain waited for: {what}")
+            return
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":  # python tests/cluster/cluster.py DIR: until a line is typed
+    install()
+    started_s = time.monotonic()
+    cluster = Cluster(Path(sys.argv[1]).absolute())
+    print(f"up in {time.monotonic() - started_s:.1f} s; SLURM_CONF={cluster.home}/slurm.conf")
+    print("log in:", " ".join(cluster.command("bash")))
+    try:
+        sys.stdin.readline()
+    finally:
+        started_s = time.monotonic()
+        cluster.close()
+        print(f"down in {time.monotonic() - started_s:.1f} s")

@@ -1,0 +1,71 @@
+"""`submit` on a real SLURM: one allocation, nested worlds, one table; every value quoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster import Cluster
+from submitted import Login, acting_template
+
+HOSTILE = """a b"c'd$(touch pwned)`touch pwned`;touch pwned #\\e"""
+
+
+def test_a_suite_becomes_one_table_over_nested_worlds_of_one_allocation(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    login = Login(cluster, tmp_path, 'world: [1, 2x1, 4x1]\nslurm: {time: "10:00", gres: "gpu:1"}')
+    done = login.type(
+        "submit", "x.yaml", "--run-dir", "run", "--wait", "--set", "measure.repeats=1"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "does it run on nodes?" in done.stdout
+    assert login.words() == {("1", 0): "ok", ("2x1", 0): "ok", ("4x1", 0): "ok"}
+    # Every world is a prefix of the same nodes, in SLURM's order.
+    for line in login.lines("start"):
+        assert line["host"] == f"n{line['rank'] + 1}"
+    job_ids = {line["values"]["environment"]["slurm"]["job_id"] for line in login.lines("node")}
+    shown = login.type("status", "run").stdout
+    assert job_ids == {shown.partition(":")[0].removeprefix("job ")}
+    assert "COMPLETED on n[1-4]" in shown
+    assert "3 of 3 launches ended" in shown
+
+
+def test_values_of_a_suite_reach_sbatch_as_they_are_and_no_shell(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b'$(touch pwned)"
+    folder.mkdir()
+    section = {"template": "acts.sbatch", "modules": [HOSTILE], "extra": [f"--comment={HOSTILE}"]}
+    login = Login(cluster, folder, f"world: 1\nslurm: {json.dumps(section)}")
+    acting_template(folder)
+    text = (
+        (folder / "acts.sbatch").read_text().replace("@setup@", 'module() { echo "$@"; }\n@setup@')
+    )
+    (folder / "acts.sbatch").write_text(text)
+    job_id = login.submit()
+    assert HOSTILE in cluster.ask("scontrol", "show", "job", job_id)
+    login.wait_for_end(job_id)
+    assert f"load {HOSTILE}\n" in login.log()
+    assert login.words() == {("1", 0): "ok", ("1", 1): "ok"}
+    assert not list(tmp_path.rglob("pwned"))
+    assert not Path("pwned").exists()
+
+
+def test_what_sbatch_refuses_is_said_and_no_job_is_recorded(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    login = Login(cluster, tmp_path, "world: 1\nslurm: {partition: nosuch}")
+    done = login.type("submit", "x.yaml", "--run-dir", "run")
+    assert done.returncode == 2
+    assert "nosuch" in done.stderr or "partition" in done.stderr
+    assert not (tmp_path / "run/slurm/jobs.jsonl").exists()
+
+
+def test_wait_leaves_with_status_1_when_nothing_was_measured(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    more = f"world: 1\nenv: {{ACT_0: kill}}\nslurm: {{{acting_template(tmp_path)}}}"
+    login = Login(cluster, tmp_path, more)
+    assert login.type("submit", "x.yaml", "--run-dir", "run", "--wait").returncode == 1
+    assert login.words() == {("1", 0): "crashed", ("1", 1): "crashed"}

@@ -1,0 +1,149 @@
+"""What a suite's slurm: section may say, and the script that is made of it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from andromeda_scale import submitting
+from andromeda_scale.cli import app
+from andromeda_scale.errors import UserError
+from andromeda_scale.launch import jobs, sbatch
+from andromeda_scale.slurm_schema import Container, Slurm
+from andromeda_scale.suite_file import read_suite
+
+SUITE = """\
+question: q?
+model: andromeda-tiny
+data: {source: random}
+world: [1, 2, 4x2]
+device: cpu
+"""
+
+
+def loaded(tmp_path: Path, more: str = "", *sets: str) -> submitting.Loaded:
+    (tmp_path / "x.yaml").write_text(SUITE + more, encoding="utf-8")
+    return read_suite(str(tmp_path / "x.yaml"), sets)
+
+
+def script(tmp_path: Path, more: str = "", *sets: str) -> str:
+    return submitting.prepare(loaded(tmp_path, more, *sets), tmp_path / "run").script()
+
+
+def test_one_allocation_holds_the_largest_world_and_survives_a_lost_node(tmp_path: Path) -> None:
+    lines = script(tmp_path).splitlines()
+    asked = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")}
+    assert {"--nodes=4", "--ntasks-per-node=1", "--no-kill", "--requeue", "--exclusive"} <= asked
+    srun = " ".join(lines[-2:])
+    assert "--no-kill --kill-on-bad-exit=0 --wait=0" in srun
+    assert srun.endswith("--ranks-per-agent 2")
+
+
+def test_every_key_of_the_section_is_in_the_script(tmp_path: Path) -> None:
+    keys = {"partition": "p", "account": "a", "qos": "q", "time": "1-00", "gres": "gpu:2"}
+    section = keys | {"constraint": "h100&ib", "nodes": 5, "extra": ["--mem 0"], "modules": ["m/1"]}
+    found = script(tmp_path, f"slurm: {section}\n")
+    for key, value in keys.items():
+        assert f"#SBATCH --{key}={value}\n" in found
+    assert '#SBATCH "--constraint=h100&ib"\n' in found
+    assert "#SBATCH --nodes=5\n" in found
+    assert "#SBATCH --mem 0\n" in found
+    assert "\nmodule load m/1\n" in found
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("time: 2:00:00", "slurm.time: 7200 is a number"),
+        ("time: soon", "slurm.time: 'soon' is no time limit"),
+        ('partition: "a\\nb"', "slurm.partition: "),
+        ("extra: [rm -rf]", "slurm.extra: 'rm -rf' is no option of sbatch"),
+        ("extra: [--nodes=1]", "slurm.extra: '--nodes=1' is submit's to say"),
+        ("extra: [-N1]", "slurm.extra: '-N1' is submit's to say"),
+        ("partitions: x", "slurm.partitions: unknown key"),
+        ("nodes: 3", "slurm.nodes: 3 is fewer than the 4 of the largest world"),
+        ("template: none.sbatch", "slurm.template: "),
+    ],
+)
+def test_a_mistake_in_the_section_is_named_before_anything_is_written(
+    section: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        script(tmp_path, f"slurm: {{{section}}}\n")
+    assert str(error.value).startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpus_must_be_asked_for_or_declined(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"slurm\.gres: says no GPUs, and device is auto"):
+        script(tmp_path, "", "device=auto")
+    assert "--gres=none" in script(tmp_path, "", "device=auto", "slurm.gres=none")
+
+
+def test_a_template_must_hold_every_blank_once(tmp_path: Path) -> None:
+    template = tmp_path / "mine.sbatch"
+    for text, said in {
+        "@directives@\n@setup@": "holds @agent@ 0 times",
+        "@directives@\n@setup@\n@agent@ @agent@": "holds @agent@ 2 times",
+        "@directives@\n@setup@\n@agent@ @world@": "@world@ is no blank",
+    }.items():
+        template.write_text(text)
+        with pytest.raises(UserError, match=said):
+            script(tmp_path, "slurm: {template: mine.sbatch}\n")
+    template.write_text("@directives@\n@setup@\nsource my/env\nexec srun @agent@\n")
+    assert "\nsource my/env\n" in script(tmp_path, "slurm: {template: mine.sbatch}\n")
+
+
+def test_words_of_the_agent_are_one_shell_word_each() -> None:
+    words = ["a b", "$(touch x)", "it's", ";"]
+    shown = sbatch.agent(Slurm(python="/my python"), words, gpus=False)
+    assert shlex.split(shown) == ["/my python", "-m", "andromeda_scale.agent", *words]
+
+
+def test_a_container_holds_the_agent() -> None:
+    box = Slurm(container=Container(image="i.sif", options=("--bind=/data",)))
+    start = "apptainer exec --nv --bind=/data i.sif python -m andromeda_scale.agent"
+    assert sbatch.agent(box, [], gpus=True) == start
+    box = Slurm(container=Container(image="nvcr.io#nvidia/pytorch:25.09-py3", runtime="pyxis"))
+    assert sbatch.agent(box, [], gpus=True).startswith("'--container-image=nvcr.io#nvidia/pytorch")
+
+
+def test_a_submitted_suite_means_the_same_in_any_directory(tmp_path: Path) -> None:
+    (tmp_path / "tokens.npy").touch()
+    more = "axes: {strategy: [ddp, {name: fsdp2, reshard_after_forward: false}], seed: [1, 2]}\n"
+    more += "env: {A: ['1', '2'], B: 'x'}\nstrategy: {name: zero2, overlap_comm: false}\n"
+    first = loaded(tmp_path, more, "data={source: files, files: [tokens.npy]}", "train.seq_len=64")
+    again = tmp_path / "run" / "slurm" / "x.yaml"
+    again.parent.mkdir(parents=True)
+    again.write_text(submitting.resolved(first.suite))
+    assert read_suite(str(again)).suite == first.suite
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.yaml").write_text(SUITE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["submit", "x.yaml", "--dry-run", "--set", "slurm.qos=x"])
+    assert done.exit_code == 0
+    assert "#SBATCH --qos=x" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("0", 0), ("768", 3), ("33280", 130), ("15", 143), ("3:0", 3), ("0:9", 137), ("?", 0)],
+)
+def test_an_exit_status_is_read_as_squeue_and_as_sacct_write_it(code: str, status: int) -> None:
+    assert jobs._status(code) == status
+
+
+def test_lines_of_jobs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    jobs.record(tmp_path, "12")
+    with open(tmp_path / "slurm" / "jobs.jsonl", "a") as file:
+        file.write('nonsense\n[]\n{"job_id": 7}\n{"job_id": "--all"}\n{"job_id": "13"')
+    assert jobs.of_run(tmp_path) == ["12"]
