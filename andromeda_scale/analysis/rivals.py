@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from andromeda_scale.analysis.resampling import Series
+from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.scaling import SPREAD, signature
-from andromeda_scale.analysis.stats import CONFIDENCE, Ratio, compare_launches, holm
+from andromeda_scale.analysis.stats import CONFIDENCE, Ratio, Sample, compare_launches, holm
 
 Row = Mapping[str, Any]
-Launches = Mapping[str, Mapping[int, float]]  # case_id -> repeat -> value
 
 # What a row of the front is good at, and whether more of it is better.
 OBJECTIVES = {"tokens_per_s": True, "peak_memory_bytes": False, "joules_per_token": False}
@@ -31,16 +32,29 @@ class Standing:
     slower: bool  # beyond noise, of all rivals together
 
 
-def launches_of(repeats: pd.DataFrame, name: str) -> dict[str, dict[int, float]]:
-    """One metric of every pooled launch, by case and number of repeat; absent values left out."""
-    if name not in repeats:
-        return {}
-    found: dict[str, dict[int, float]] = {}
+def samples_of(results: Results, name: str = "tokens_per_s") -> dict[str, Sample]:
+    """One metric of every pooled launch, by case; absent values are left out.
+
+    Throughput comes with the steps it was made of.
+    """
+    repeats = results.repeats
     pooled = repeats[repeats["pooled"] & repeats[name].gt(0)]
-    for case_id, repeat, value in zip(
-        pooled["case_id"], pooled["repeat"], pooled[name], strict=True
-    ):
+    steps = _timed_steps(results.steps) if name == "tokens_per_s" else {}
+    found: dict[str, dict[int, float]] = {}
+    for case_id, repeat, value in pooled[["case_id", "repeat", name]].itertuples(index=False):
         found.setdefault(case_id, {})[int(repeat)] = float(value)
+    return {case_id: Sample(values, steps.get(case_id, {})) for case_id, values in found.items()}
+
+
+def _timed_steps(steps: pd.DataFrame) -> dict[str, dict[int, Series]]:
+    found: dict[str, dict[int, Series]] = {}
+    if len(steps):
+        timed = steps[steps["phase"].eq("measure")]
+        for case_id, of_case in timed.groupby("case_id", sort=False):
+            found[str(case_id)] = {
+                int(str(repeat)): of["step_time_s"].to_numpy()
+                for repeat, of in of_case.groupby("repeat", sort=False)
+            }
     return found
 
 
@@ -69,16 +83,17 @@ def series(rows: Sequence[Row]) -> list[list[Row]]:
     return [one for one in found.values() if one[-1]["world_size"] > one[0]["world_size"]]
 
 
-def standings(rows: Sequence[Row], launches: Launches) -> tuple[Row, list[Standing]]:
+def standings(rows: Sequence[Row], launches: Mapping[str, Sample]) -> tuple[Row, list[Standing]]:
     """The fastest of rivals at one world, and every other against it, the fastest of them first.
 
     `slower` by Holm's procedure over all of them at 5 %.
     """
     ranked = sorted(rows, key=lambda row: -float(row["tokens_per_s"]))
     best, others = ranked[0], ranked[1:]
-    mine = launches.get(best["case_id"], {})
-    ratios = [compare_launches(mine, launches.get(row["case_id"], {})) for row in others]
-    known = [index for index, ratio in enumerate(ratios) if ratio.chance == ratio.chance]
+    nothing = Sample({})
+    mine = launches.get(best["case_id"], nothing)
+    ratios = [compare_launches(mine, launches.get(row["case_id"], nothing)) for row in others]
+    known = [index for index, ratio in enumerate(ratios) if ratio.known]
     passed = holm([ratios[index].chance for index in known], 1 - CONFIDENCE)
     slower = {index for index, found in zip(known, passed, strict=True) if found}
     return best, [

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from andromeda_scale.analysis.results import typed
-from andromeda_scale.analysis.stats import Interval, log_ratio_interval
+from andromeda_scale.analysis.stats import Interval, Sample, log_ratio_interval
 
 # Keys that must be equal for two rows to differ by their world alone.
 SAME = (
@@ -38,10 +38,10 @@ SPREAD = frozenset({"strategy", "options", "driver"})
 
 @dataclass(frozen=True)
 class Launches:
-    """What each pooled launch of a case measured."""
+    """What each pooled launch of a case measured, two rates."""
 
-    tokens_per_s: Sequence[float]
-    window_step_s: Sequence[float]  # window / steps
+    tokens_per_s: Sample
+    steps_per_s: Sample  # steps / window
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def compare(
     speedup = log_ratio_interval(row_launches.tokens_per_s, base_launches.tokens_per_s)
     gain = speedup
     if row.get("regime") == "strong":
-        gain = log_ratio_interval(base_launches.window_step_s, row_launches.window_step_s)
+        gain = log_ratio_interval(row_launches.steps_per_s, base_launches.steps_per_s)
     ranks = row["world_size"] / base["world_size"]
     return Scaling(speedup, Interval(*(value / ranks for value in gain)))
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from andromeda_scale import calibration
 from andromeda_scale.analysis.breakdown import add_reasons
 from andromeda_scale.analysis.fabric import Ceilings
+from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import FILES, Results, read, typed, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
@@ -59,7 +60,7 @@ def merge_run(run_dir: Path) -> Results:
         rows = [one.row for one in of_case]
         problems += [problem for one in of_case for problem in one.problems]
         row, launches[case_id] = cases.case_row(
-            plan.cases[case_id], items[case_id], rows, helpers[case_id], problems
+            plan.cases[case_id], items[case_id], rows, helpers[case_id], problems, _timed(of_case)
         )
         pooled = [one.collectives for one in of_case if one.row["pooled"]]
         kinds = communication.case_kinds(plan.cases[case_id], row, pooled, ceilings)
@@ -100,6 +101,16 @@ def read_plan(run_dir: Path) -> Plan:
             f"{path}: repeats name cases it does not hold: {', '.join(sorted(unknown))}"
         )
     return plan
+
+
+def _timed(of_case: Sequence[MergedRepeat]) -> dict[int, Series]:
+    """The job's timed steps of each launch, seconds by repeat."""
+    return {
+        one.row["repeat"]: phase["step_time_s"]
+        for one in of_case
+        for phase in one.steps
+        if phase["phase"] == "measure"
+    }
 
 
 def _helper(run_dir: Path, plan: Plan, item: PlannedRepeat) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from andromeda_scale import registry, settings
 from andromeda_scale.analysis.breakdown import factors
+from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import log_interval
+from andromeda_scale.analysis.stats import Sample, log_interval
 from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
@@ -106,6 +107,7 @@ def case_row(
     repeats: list[Row],
     helper: Row,
     problems: list[str],
+    steps: Mapping[int, Series] | None = None,
 ) -> tuple[Row, Launches]:
     """One row from the rows of all planned repeats, whose `pooled` is set here.
 
@@ -116,9 +118,7 @@ def case_row(
     pooled = _pool(case.case_id, repeats, problems)
     for row in pooled:
         row["pooled"] = True
-    launches = Launches(
-        [row["tokens_per_s"] for row in pooled], [row["window_step_s"] for row in pooled]
-    )
+    launches = _launches(pooled, steps or {})
     ok = [row for row in repeats if row["status"] == "ok"]
     row = {
         **_outcome(items, repeats),
@@ -130,7 +130,7 @@ def case_row(
         "device_name": _first(pooled or repeats, "device_name"),
         "software": _first(pooled or repeats, "software"),
         "warmup_ended_by": ", ".join(dict.fromkeys(one["warmup_ended_by"] for one in pooled)),
-        **_numbers(pooled),
+        **_numbers(pooled, launches),
     }
     threads = _first(pooled, "threads")
     if threads is not None:  # what the ranks had, before what the plan gave them
@@ -140,6 +140,18 @@ def case_row(
     if row["estimated_memory_bytes"] and row.get("peak_allocated_bytes"):
         row["estimate_error"] = row["estimated_memory_bytes"] / row["peak_allocated_bytes"] - 1
     return row | _flops(case, row, _first(pooled, "num_parameters")), launches
+
+
+def _launches(pooled: list[Row], steps: Mapping[int, Series]) -> Launches:
+    """What the pooled launches measured, by repeat, with the job's steps of each."""
+
+    def sample(values: dict[int, float]) -> Sample:
+        return Sample(values, {key: steps[key] for key in values if key in steps})
+
+    return Launches(
+        sample({row["repeat"]: row["tokens_per_s"] for row in pooled}),
+        sample({row["repeat"]: 1 / row["window_step_s"] for row in pooled}),
+    )
 
 
 def _pool(case_id: str, repeats: list[Row], problems: list[str]) -> list[Row]:
@@ -215,7 +227,7 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
     }
 
 
-def _numbers(pooled: list[Row]) -> Row:
+def _numbers(pooled: list[Row], launches: Launches) -> Row:
     """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
     if not pooled:
         return {}
@@ -232,8 +244,10 @@ def _numbers(pooled: list[Row]) -> Row:
             row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
-    for name in ("tokens_per_s", "tokens_per_s_per_gpu"):
-        _, row[f"{name}_low"], row[f"{name}_high"] = log_interval([one[name] for one in pooled])
+    _, low, high = log_interval(launches.tokens_per_s)
+    share = row["tokens_per_s_per_gpu"] / row["tokens_per_s"]
+    row |= {"tokens_per_s_low": low, "tokens_per_s_high": high}
+    row |= {"tokens_per_s_per_gpu_low": low * share, "tokens_per_s_per_gpu_high": high * share}
     fullest = max(pooled, key=lambda one: float(one.get("peak_memory_bytes", -1.0)))
     row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
     fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))

@@ -50,7 +50,8 @@ class _Verdict:
         self._rows = rows
         self._axes = axes
         self._repeats = results.repeats
-        self._speeds = rivals.launches_of(results.repeats, "tokens_per_s")
+        self._results = results
+        self._speeds = rivals.samples_of(results)
         self._unfair = Fairness.of(results)
         self._marked = self._unfair.marks()
 
@@ -187,8 +188,8 @@ class _Verdict:
     def _noise(self, same: Sequence[Row]) -> Iterator[Sentence]:
         """Rivals that launches cannot tell from the fastest at a world."""
         best, others = rivals.standings(same, self._speeds)
-        near = [one for one in others if not one.slower and one.ratio.chance == one.ratio.chance]
-        unknown = [one.row for one in others if one.ratio.chance != one.ratio.chance]
+        near = [one for one in others if not one.slower and one.ratio.known]
+        unknown = [one.row for one in others if not one.ratio.known]
         if near:
             each = "; ".join(f"{label(one.row)} ({_times(one.ratio.interval)})" for one in near)
             text = f"Not to be told from {self._name(best)} in this noise: {each}."
@@ -219,12 +220,10 @@ class _Verdict:
         return case_name(row, self._axes)
 
     def _ratio(self, row: Row, other: Row) -> Ratio:
-        mine, theirs = (self._speeds.get(one["case_id"], {}) for one in (row, other))
-        return compare_launches(mine, theirs)
+        return compare_launches(self._speeds[row["case_id"]], self._speeds[other["case_id"]])
 
     def _interval(self, row: Row, name: str) -> Interval:
-        values = rivals.launches_of(self._repeats, name).get(row["case_id"], {})
-        return log_interval(list(values.values()))
+        return log_interval(rivals.samples_of(self._results, name)[row["case_id"]])
 
 
 _OBJECTIVES = {

@@ -16,6 +16,7 @@ from andromeda_scale.analysis.scaling import (
     compare,
     differing,
 )
+from andromeda_scale.analysis.stats import Sample
 
 WEAK = {
     "case_id": "a",
@@ -45,7 +46,8 @@ def _row(case_id: str, world: int, tokens_per_s: float, **changed: Any) -> dict[
 
 
 def _launches(*tokens_per_s: float, step_tokens: float = 1000.0) -> Launches:
-    return Launches(tokens_per_s, [step_tokens / value for value in tokens_per_s])
+    rates = dict(enumerate(tokens_per_s))
+    return Launches(Sample(rates), Sample({key: rate / step_tokens for key, rate in rates.items()}))
 
 
 def _table(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -69,7 +71,8 @@ def test_strong_efficiency_is_time_over_ranks() -> None:
     row = {"regime": "strong", "global_batch_size": 64, "world_size": 8}
     base = {**row, "world_size": 2}
     # E = n0 t(n0) / (n t(n)) = 2 * 4.0 / (8 * 1.25) = 0.8
-    found = compare(row, base, Launches([800.0], [1.25]), Launches([250.0], [4.0]))
+    mine = Launches(Sample({0: 800.0}), Sample({0: 1 / 1.25}))
+    found = compare(row, base, mine, Launches(Sample({0: 250.0}), Sample({0: 1 / 4.0})))
     assert isinstance(found, Scaling)
     assert found.efficiency.centre == pytest.approx(0.8)
     assert found.speedup.centre == pytest.approx(3.2)

@@ -10,7 +10,15 @@ from scipy import stats as scipy_stats
 
 from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import SERIES, additive
+from andromeda_scale.analysis.resampling import (
+    autocorrelation,
+    block_means,
+    block_steps,
+    correlation_time,
+)
 from andromeda_scale.analysis.stats import (
+    Sample,
+    compare_launches,
     holm,
     log_interval,
     log_ratio_interval,
@@ -120,3 +128,70 @@ def test_holm_passes_the_smallest_chances_until_one_is_too_large() -> None:
 def test_an_interval_too_wide_for_a_float_is_infinite_not_an_error() -> None:
     found = log_interval([1e-300, 1.0, 1e300])
     assert (found.low, found.high) == (0.0, math.inf)
+
+
+def _rates(rng: np.random.Generator, num: int, noise: float = 0.01) -> Sample:
+    """Launches of 30 steps of 0.1 s, with the step time's noise also between launches."""
+    times = 0.1 * np.exp(noise * rng.standard_normal((num, 30)))
+    times *= np.exp(noise * rng.standard_normal((num, 1)))
+    return Sample({i: 1 / float(t.mean()) for i, t in enumerate(times)}, dict(enumerate(times)))
+
+
+def test_from_six_launches_steps_are_resampled_within_them() -> None:
+    sample = _rates(np.random.default_rng(3), 6)
+    bootstrap, plain = log_interval(sample), log_interval(list(sample.values.values()))
+    assert bootstrap.centre == pytest.approx(plain.centre)
+    assert bootstrap != plain
+    assert bootstrap == log_interval(sample)  # the same records, the same table
+    five = Sample({key: sample.values[key] for key in range(5)}, sample.steps)
+    assert log_interval(five) == log_interval(list(five.values.values()))
+
+
+def test_bootstrap_intervals_of_six_launches_cover_95_percent() -> None:
+    rng = np.random.default_rng(4)
+    found = [log_interval(_rates(rng, 6)) for _ in range(150)]
+    covered = sum(one.low <= 10 <= one.high for one in found) / len(found)
+    assert covered > 0.88  # 95 % less 4 standard errors of the share
+
+
+def test_a_drift_that_both_share_cancels_in_pairs_of_launches() -> None:
+    rng = np.random.default_rng(5)
+    drift = np.array([1.0, 1.3, 0.8, 1.1, 0.7])
+    a, b = (
+        Sample(dict(enumerate(drift * factor * np.exp(0.002 * rng.standard_normal(5)))))
+        for factor in (1.0, 1.02)
+    )
+    paired = compare_launches(b, a)
+    assert paired.num_pairs == 5
+    assert 1 < paired.interval.low < 1.02 < paired.interval.high < 1.04
+    assert paired.chance < 0.01
+    alone = log_ratio_interval(b, a)
+    assert alone.low < 1 < alone.high
+
+
+def test_launches_that_share_no_number_are_independent_samples() -> None:
+    a, b = Sample({0: 1.0, 1: 1.1, 2: 1.2}), Sample({5: 1.0, 6: 1.1, 7: 1.2})
+    found = compare_launches(a, b)
+    assert found.num_pairs == 0
+    assert found.interval == log_ratio_interval(a, b)
+    assert found.chance == pytest.approx(1.0)
+    assert not compare_launches(Sample({0: 1.0}), Sample({0: 2.0})).known
+
+
+def test_blocks_grow_with_the_correlation_of_steps() -> None:
+    rng = np.random.default_rng(6)
+    white = rng.standard_normal(200)
+    smooth = np.convolve(rng.standard_normal(230), np.exp(-np.arange(30) / 5))[:200]
+    assert abs(autocorrelation(white)) < 0.2
+    assert autocorrelation(smooth) == pytest.approx(math.exp(-1 / 5), abs=0.1)
+    assert block_steps(smooth) > 3 * block_steps(white)
+    assert correlation_time(smooth) > 5
+    assert math.isnan(autocorrelation(np.ones(50)))
+
+
+def test_means_of_blocks_of_correlated_steps_vary_as_the_mean_does() -> None:
+    rng = np.random.default_rng(7)
+    series = np.convolve(rng.standard_normal(430), np.exp(-np.arange(30) / 3))[:400]
+    drawn = block_means(series[None], block_steps(series), 2000, rng).std()
+    alone = series.std() / math.sqrt(400)
+    assert 1.4 * alone < drawn < 3 * alone  # (1 + r)/(1 - r) of r = exp(-1/3) is 6.1, its root 2.5
