@@ -82,6 +82,11 @@ PROFILE_METRICS["ablation_error_s"] = Metric(
     "s", "lower", _PER_STEP, _SLOWEST, "mean", "inspect", milliseconds,
     "half of the 95 % t interval of ablation_s over the pairs of blocks of a launch",
 )  # fmt: skip
+PROFILE_METRICS["contention_s"] = Metric(
+    "s", "lower", "mean", _MEANS, "mean", "inspect", milliseconds,
+    "seconds per step by which communication slows compute down: compute_s less that of profiled "
+    "steps without communication. With what is exposed it makes up ablation_s",
+)  # fmt: skip
 PROFILE_METRICS["comm_wire_bytes"] = Metric(
     "bytes", "lower", "mean", "ranks of a group move the same", "mean", "profile", binary,
     "bytes a rank's collectives move per step, as the backend ran them",

@@ -149,27 +149,42 @@ def _products(seconds: float) -> None:
 
 
 class _Spin:
-    """A kernel that counts cycles, calibrated by events; the device's clock is taken as steady."""
+    """A kernel that counts cycles of the device's clock, at the rate that the last one showed.
+
+    Under load a clock falls below what it is at first: every kernel is timed by events, and the
+    next follows it.
+    """
 
     _CYCLES = 20_000_000  # some 10 ms
 
     def __init__(self, device: torch.device) -> None:
+        make: Any = torch.cuda.Event
         with torch.cuda.device(device):
-            make: Any = torch.cuda.Event
-            before, after = make(enable_timing=True), make(enable_timing=True)
+            self._before, self._after = make(enable_timing=True), make(enable_timing=True)
             for _ in range(5):  # clocks rise under load
-                self._cycles(self._CYCLES)
-            before.record()
-            self._cycles(self._CYCLES)
-            after.record()
-            after.synchronize()
-            self._cycles_per_s = self._CYCLES / (before.elapsed_time(after) / 1e3)
+                self._run(self._CYCLES)
+            self._after.synchronize()
+            self._follow()
 
     def __call__(self, seconds: float) -> None:
-        self._cycles(round(seconds * self._cycles_per_s))
+        if self._after.query():  # it does not wait
+            self._follow()
+            self._run(round(seconds * self._cycles_per_s))
+        else:
+            self._spin(round(seconds * self._cycles_per_s))
 
-    def _cycles(self, number: int) -> None:
-        torch.cuda._sleep(number)  # type: ignore[no-untyped-call]
+    def _run(self, cycles: int) -> None:
+        self._before.record()
+        self._spin(cycles)
+        self._after.record()
+        self._cycles = cycles
+
+    def _follow(self) -> None:
+        self._cycles_per_s = self._cycles / (self._before.elapsed_time(self._after) / 1e3)
+
+    @staticmethod
+    def _spin(cycles: int) -> None:
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def pace(bytes_per_s: float, gather: Callable[[Any], list[Any]], store_port: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from andromeda_scale.runtime import Runtime
 
 _TF32_SINCE = (8, 0)  # compute capability
 _TRIAD = 3.0  # any factor but 0 and 1
+FASTEST, REST_S = 4, 1.0  # shapes of a sweep that are timed again, and the pause before each
 
 
 def device_points(rt: Runtime, settings: ProbeSettings, room: int) -> Iterator[Point]:
@@ -48,6 +49,7 @@ def _matmul(
         return
     kind: torch.dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     call_s, work = 0.0, 0
+    rates: dict[tuple[int, int, int], float] = {}
     for m, n, k in matmul_shapes(settings.matmul_sizes):
         here = {**about, "shape": (m, n, k)}
         why = too_long(call_s * m * n * k / work, settings) if work else None
@@ -65,7 +67,24 @@ def _matmul(
                 yield Point(**about, left_out=f"unavailable: {str(error).splitlines()[0]}")
                 return
         work = m * n * k
+        rates[m, n, k] = work / call_s
         yield point
+    if rt.device.type == "cuda":
+        yield from _rested(rt, settings, dtype, sorted(rates, key=lambda x: -rates[x])[:FASTEST])
+
+
+def _rested(
+    rt: Runtime, settings: ProbeSettings, dtype: str, shapes: Sequence[tuple[int, int, int]]
+) -> Iterator[Point]:
+    """Shapes once more, each after a pause: a sweep heats a GPU to where its power is capped."""
+    kind: torch.dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    for shape in shapes:
+        about: dict[str, Any] = {"kind": "matmul", "op": "matmul", "dtype": dtype, "shape": shape}
+        about["rested"] = True
+        call = _product(rt, shape, kind)
+        time.sleep(REST_S)
+        with _products("high" if dtype == "tf32" else "highest"):
+            yield _timed(rt, settings, call, about)[1]
 
 
 def _product(rt: Runtime, shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], object]:

@@ -51,6 +51,7 @@ class Point(Schema):
     shape: tuple[Count, Count, Count] | None = None  # m, n, k of a matmul
     threads: Count | None = None  # of a CPU
     group_size: Ranks = 1  # the first ranks of the world
+    rested: bool = False  # measured after a pause, not in the middle of a sweep
     calls: Count | None = None
     block_ns: tuple[Count, ...] = ()
     left_out: str | None = None

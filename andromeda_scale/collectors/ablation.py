@@ -8,12 +8,15 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.intervals import length_within
+from andromeda_scale.collectors.trace import Recording, TraceError, read_timeline
 from andromeda_scale.collectors.witness import Witness
 from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.records import Phase
 
 ORDER = "ABBAABBAABBA"  # A with, B without communication: a drift hits both alike
 BLOCK_STEPS = 5
+PROFILED_STEPS = 5
 
 
 class Ablation:
@@ -21,7 +24,8 @@ class Ablation:
 
     Values of `inspect`: {order: text, full_s, without_s: seconds per step of each block,
     full_bytes, without_bytes: what came in per step over TCP (null: not counted)}, a block from
-    when all ranks are there until this one's device is done. The model is worth nothing
+    when all ranks are there until this one's device is done; without_compute_s: compute of each
+    profiled step without communication (null: no trace of it)}. The model is worth nothing
     afterwards: name this collector last.
     """
 
@@ -47,7 +51,7 @@ class Ablation:
         found: dict[str, Any] = {"order": ORDER}
         for name, kind in (("full", "A"), ("without", "B")):
             found[f"{name}_s"], found[f"{name}_bytes"] = map(list, zip(*blocks[kind], strict=True))
-        return found
+        return {**found, "without_compute_s": self._compute_without()}
 
     def _block(self, *, silent: bool) -> tuple[float, float | None]:
         """(seconds, bytes) per step; the first step, which changes the kind, is not counted."""
@@ -70,3 +74,25 @@ class Ablation:
                 seconds = (time.perf_counter() - started) / BLOCK_STEPS
             came = witness.received_bytes()
             return seconds, None if came is None else came / BLOCK_STEPS
+
+    def _compute_without(self) -> list[float] | None:
+        """Seconds of compute in each of some steps, from a profile of its own."""
+        from andromeda_scale.runtime import synchronize
+        from andromeda_scale.train_step import marked, unmarked
+
+        context = self._context
+        device = context.runtime.device
+        with context.strategy.without_communication(context.state):
+            context.step(unmarked)
+            synchronize(device)
+            context.gather(None)
+            recording = Recording("cuda" if device.type == "cuda" else None)
+            for _ in range(PROFILED_STEPS):
+                context.step(marked)
+            synchronize(device)
+            events, _ = recording.stop()
+        try:
+            timeline = read_timeline(events)
+        except TraceError:
+            return None
+        return [float(x) / 1e9 for x in length_within(timeline.compute, timeline.steps)]

@@ -30,7 +30,7 @@ from andromeda_scale.collectors.intervals import (
     minus,
     union,
 )
-from andromeda_scale.collectors.trace import Events, Timeline, TraceError, read_timeline
+from andromeda_scale.collectors.trace import Recording, Timeline, TraceError, read_timeline
 from andromeda_scale.collectors.witness import Witness
 from andromeda_scale.records import Phase
 
@@ -73,26 +73,13 @@ class Communication:
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "32768")  # some 20 steps of collectives
 
     def start(self, phase: Phase, context: Context) -> None:
-        from torch._C._autograd import _enable_profiler, _prepare_profiler
-        from torch._C._profiler import RecordScope
-        from torch.autograd.profiler import profile
-
         self._context = context
         self._witness = Witness() if context.runtime.backend == "gloo" else None
-        self._device = "cuda" if context.runtime.device.type == "cuda" else None
-        shapes = self._device is None and sizes_needed(group_ranks())
-        # Not torch.profiler: nothing but Kineto's own list of events is wanted.
-        self._profiler = profile(use_kineto=True, use_device=self._device, record_shapes=shapes)
+        device = "cuda" if context.runtime.device.type == "cuda" else None
+        shapes = device is None and sizes_needed(group_ranks())
         if self._witness is not None:
             self._witness.start()
-        if self._device is None:
-            self._profiler.__enter__()  # type: ignore[no-untyped-call]
-            return
-        # Of the host, ranges and calls of CUDA are enough; operators would cost as much again.
-        config = self._profiler.config()  # type: ignore[no-untyped-call]
-        activities = self._profiler.kineto_activities
-        _prepare_profiler(config, activities)
-        _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
+        self._recording = Recording(device, shapes=shapes)
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         counted = self._counted()
@@ -134,15 +121,11 @@ class Communication:
 
     def _read(self) -> tuple[Timeline, list[Execution]]:
         """End the profile: the timeline and the collectives issued within a step."""
-        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        result = self._profiler.kineto_results
-        assert result is not None
-        del self._profiler
-        events = Events(result.events(), device=self._device is not None)
+        events, began_ns = self._recording.stop()
         timeline = read_timeline(events, self._context.strategy.fused)
         groups = group_ranks()
         backend = self._context.runtime.backend
-        entries = flight_recorder_entries(backend, result.trace_start_ns())
+        entries = flight_recorder_entries(backend, began_ns)
         found = join(backend, events, entries, groups)
         executions = _of_steps(found, timeline)
         if not executions and self._must_communicate():

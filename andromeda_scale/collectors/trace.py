@@ -95,6 +95,37 @@ class Events:
         return found[np.argsort(self.spans[found, 0], kind="stable")]
 
 
+class Recording:
+    """A profile from now until `stop`. On a device ("cuda") the host shows ranges and calls alone.
+
+    Not torch.profiler: nothing but Kineto's own list of events is wanted.
+    """
+
+    def __init__(self, device: str | None, *, shapes: bool = False) -> None:
+        from torch._C._autograd import _enable_profiler, _prepare_profiler
+        from torch._C._profiler import RecordScope
+        from torch.autograd.profiler import profile
+
+        self._on_device = device is not None
+        self._profile = profile(use_kineto=True, use_device=device, record_shapes=shapes)
+        if not self._on_device:
+            self._profile.__enter__()  # type: ignore[no-untyped-call]
+            return
+        # Operators would cost as much again.
+        config = self._profile.config()  # type: ignore[no-untyped-call]
+        activities = self._profile.kineto_activities
+        _prepare_profiler(config, activities)
+        _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
+
+    def stop(self) -> tuple[Events, int]:
+        """(the events, when recording began in nanoseconds)."""
+        self._profile.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        result = self._profile.kineto_results
+        assert result is not None
+        del self._profile
+        return Events(result.events(), device=self._on_device), result.trace_start_ns()
+
+
 def _place(event: Any) -> int:
     """Where an event ran. A range's shadow on the device spans kernels and is none."""
     from torch._C._autograd import DeviceType

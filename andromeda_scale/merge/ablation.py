@@ -35,4 +35,17 @@ def ablation_columns(record: RepeatRecord, world_size: int, *, profiled: bool) -
         "exposed_method": ", ".join(method for method in (profiler, "ablation") if method),
         "ablation_s": interval.centre,
         "ablation_error_s": (interval.high - interval.low) / 2,
+        "contention_s": _contention(record),
     }
+
+
+def _contention(record: RepeatRecord) -> float | None:
+    """Mean over ranks of compute in profiled steps, with less without communication."""
+    found = []
+    for rank in record.ranks.values():
+        beside = series_of(rank.values("profile", "communication").get("compute_s"))
+        alone = series_of(rank.values("inspect", "ablation").get("without_compute_s"))
+        if beside is None or alone is None:
+            return None
+        found.append(float(np.mean(beside) - np.mean(alone)))
+    return float(np.mean(found))

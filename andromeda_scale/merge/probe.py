@@ -39,6 +39,7 @@ COLUMNS: dict[str, str] = {
     "group_nodes": "Int64",
     "shape": "str",  # m x n x k
     "size_bytes": "Int64",  # S of a collective; bytes moved by one call of the others
+    "rested": "bool",  # measured after a pause, not in the middle of a sweep
     "calls": "Int64",  # in a block
     "blocks": "Int64",
     "time_s": "float64",  # of a call: see `_row`
@@ -52,7 +53,7 @@ COLUMNS: dict[str, str] = {
     "quick": "bool",
     "measured_unix_s": "float64",
 }
-_KEY = ("kind", "op", "dtype", "threads", "shape", "group_size", "size_bytes")
+_KEY = ("kind", "op", "dtype", "threads", "shape", "rested", "group_size", "size_bytes")
 
 
 def probe_points(run_dir: Path, plan: Plan) -> tuple[pd.DataFrame, list[str]]:
@@ -82,6 +83,7 @@ def _launch(
         "ranks_per_node": world.ranks_per_node,
         "device": item.device,
         "quick": case.model_name == "quick",
+        "rested": False,
     }
     directory = run_dir / item.folder
     if item.skip is not None:
@@ -140,7 +142,7 @@ def _row(point: Point, block_ns: np.ndarray, ranks_per_node: int) -> dict[str, A
     of anything else its fastest block, as STREAM and the search for MAMF take it.
     """
     row: dict[str, Any] = {
-        **point.model_dump(include={"kind", "op", "dtype", "threads", "group_size", "size_bytes"}),
+        **point.model_dump(include={*_KEY} - {"shape"}),
         "shape": " x ".join(map(str, point.shape or ())),
         "group_nodes": -(-point.group_size // ranks_per_node),
         "status": "ok",

@@ -151,6 +151,7 @@ COLUMNS = (
             "exposed_method",
             "ablation_s",
             "ablation_error_s",
+            "contention_s",
         ),
         _exposed,
     ),

@@ -192,11 +192,17 @@ def _ablation(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     """The other method's answer, where it was asked."""
     found = "; ".join(
         f"{_name(row, axes)}: {milliseconds(row['ablation_s'])} +- "
-        f"{milliseconds(row['ablation_error_s'])} ms"
+        f"{milliseconds(row['ablation_error_s'])} ms{_contention(row)}"
         for row in rows
         if has(row, "ablation_s")
     )
     return [f"exposed by ablation, steps less steps without communication: {found}"] * bool(found)
+
+
+def _contention(row: Row) -> str:
+    if not has(row, "contention_s"):
+        return ""
+    return f" ({milliseconds(row['contention_s'])} ms of it compute that communication slows)"
 
 
 def _blame(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

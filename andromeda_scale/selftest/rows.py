@@ -34,7 +34,11 @@ def base(place: Place) -> dict[str, Any]:
     """A suite of short steps whose one all-reduce no backward hides."""
     model, train = {
         "cpu": ("llama-tiny", {"seq_len": 32, "micro_batch_size": 1}),
-        "cuda": ("cs336-small", {"seq_len": 256, "micro_batch_size": 1}),
+        # So much work for so few kernels that the host, even under the profiler, is ahead of it.
+        "cuda": (
+            {"base": "cs336-small", "num_layers": 4},
+            {"seq_len": 512, "micro_batch_size": 16},
+        ),
     }[place.device]
     return {
         "question": "What do the instruments say of what was planted?",
@@ -78,7 +82,7 @@ def rows(place: Place, null: Null, quick: bool) -> list[Row]:
 def _uneven(place: Place, launches: int) -> Row:
     """On the last rank and on the first in turn, so that unequal cores cancel."""
     # So much work that what takes the same time whatever the batch is 1 % of it.
-    size, seq_len = {"cpu": (16, 64), "cuda": (16, 512)}[place.device]
+    size, seq_len = {"cpu": (16, 64), "cuda": (32, 512)}[place.device]
     planted = f"one rank with {RATIO} times the batch"
     faults = {f"batch {r}": [{"kind": "batch", "rank": r, "ratio": RATIO}] for r in (place.late, 0)}
     cases = {
@@ -169,7 +173,8 @@ def _link(place: Place, null: Null, launches: int) -> Row:
 def _silent(place: Place, strategies: Sequence[str], launches: int) -> Row:
     """Of the same steps the profiler says what is exposed, and blocks without communication do.
 
-    On a CPU communication takes from compute too, so that leaving it out gains more.
+    Communication slows compute beside it, so that leaving it out gains more: on a GPU by what the
+    compute of profiled steps shows, on a CPU by what cannot be told from the threads' turns.
     """
     planted = "communication removed"
     cases: dict[str, dict[str, Any]] = {
@@ -183,9 +188,12 @@ def _silent(place: Place, strategies: Sequence[str], launches: int) -> Row:
             mine = all_[name]
             pairs = [(one.of("comm_exposed_s"), one.of("ablation_s")) for one in mine]
             allowed = 0.02 * float(np.median([one.of("profile_step_s") for one in mine]))
-            if place.device == "cuda":
-                allowed = max(allowed, TOLERANCE * float(np.median([x for _, x in pairs])))
             claim = f"exposed seconds of {case['strategy']['name']}"
+            if place.device == "cuda":
+                slower = [one.of("contention_s") for one in mine]
+                pairs = [(x + more, y) for (x, y), more in zip(pairs, slower, strict=True)]
+                allowed = max(allowed, TOLERANCE * float(np.median([x for _, x in pairs])))
+                claim = f"{claim}, and compute slowed"
             error = float(np.median([one.of("ablation_error_s") for one in mine]))
             findings.append(
                 bounded(

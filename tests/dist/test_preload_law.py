@@ -35,7 +35,8 @@ def os_threads():
     names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
     # Where there is a GPU, an import of DeepSpeed's asks the driver for it, which keeps a thread.
     # torch's own state stays uninitialised, and ranks forked then were seen to use their GPUs.
-    return sorted(name.strip() for name in names if not name.startswith("cuda"))
+    # An allocator may keep one too (pyarrow's jemalloc), and sees to it in forks.
+    return sorted(name.strip() for name in names if not name.startswith(("cuda", "jemalloc")))
 
 before = os_threads()
 with Seen():

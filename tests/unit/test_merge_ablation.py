@@ -31,7 +31,8 @@ def merged(directory: Path, *found: Any, compute_s: list[float] | None = None) -
 
 
 def values(rank: int) -> dict[str, Any]:
-    return {"order": "ABBAAB", "full_s": FULL[rank], "without_s": WITHOUT[rank]}
+    found = {"order": "ABBAAB", "full_s": FULL[rank], "without_s": WITHOUT[rank]}
+    return {**found, "without_compute_s": [0.08, 0.1 - rank / 100]}
 
 
 def test_ablation_is_the_difference_of_the_slowest_ranks_blocks(tmp_path: Path) -> None:
@@ -43,6 +44,9 @@ def test_ablation_is_the_difference_of_the_slowest_ranks_blocks(tmp_path: Path) 
     assert row["exposed_method"] == "profiler, ablation"
     notes = "\n".join(scaling_table(results).notes)
     assert "steps less steps without communication: ddp at world 2: 20.00 +- 43.03 ms" in notes
+    # compute 0.1 on both, without communication 0.09 and 0.085 on the mean
+    assert row["contention_s"] == pytest.approx((0.01 + 0.015) / 2)
+    assert "(12.50 ms of it compute that communication slows)" in notes
 
 
 @pytest.mark.parametrize(
@@ -58,3 +62,4 @@ def test_without_a_profile_the_ablation_stands_alone(tmp_path: Path) -> None:
     (row,) = merged(tmp_path, values(0), values(1)).cases.to_dict("records")
     assert row["exposed_method"] == "ablation"
     assert row["ablation_s"] == pytest.approx(0.02)
+    assert math.isnan(row["contention_s"])
