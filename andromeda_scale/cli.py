@@ -192,6 +192,7 @@ class Format(StrEnum):
     csv = "csv"
     latex = "latex"
     json = "json"
+    html = "html"
 
 
 class Shown(StrEnum):
@@ -219,7 +220,10 @@ def report(
         Path | None, typer.Option("--output", help="A file to write, instead of stdout.")
     ] = None,
 ) -> None:
-    """Merge a run's records again and print one of its tables; needs the files alone."""
+    """Merge a run's records again and print one of its tables, or write its page.
+
+    Needs the files alone. html: every table and figure in one file, report.html in RUN.
+    """
     from andromeda_scale import reporting
 
     reporting.report(run_dir, format_.value, table.value, fairness=fairness, output=output)

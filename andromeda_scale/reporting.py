@@ -1,4 +1,4 @@
-"""The command `report`: a run's table in any form, on stdout or in a file. No torch."""
+"""The command `report`: a run's table in any form, or its page. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from andromeda_scale.errors import UserError
+
+PAGE = "report.html"  # in a run directory
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +38,11 @@ def report(
     output: Path | None = None,
 ) -> None:
     """Write a run's table `name` to stdout or `output`; `fairness`: with, or in other forms than a
-    terminal's instead, every difference between the rows compared."""
+    terminal's instead, every difference between the rows compared. The page, `html`, has all
+    tables and goes to report.html in the run unless `output` names another file."""
+    if form == "html":
+        _write_page(run_dir, output)
+        return
     from andromeda_scale import probing
     from andromeda_scale.merge import load_results
     from andromeda_scale.report.catalogue import make_table
@@ -56,6 +62,31 @@ def report(
         show(shown.to_rich())
     else:
         deliver(_text(shown, form), output)
+
+
+def _write_page(run_dir: Path, output: Path | None) -> None:
+    from andromeda_scale import calibration, probing
+    from andromeda_scale.merge import load_results
+    from andromeda_scale.report.html import make_page
+    from andromeda_scale.report.probe import plot
+
+    if probing.is_probe(run_dir):
+        path, page = run_dir / probing.PLOT, plot(probing.read_points(run_dir)[0])
+    else:
+        known = calibration.read(run_dir / calibration.FILE)
+        page = make_page(load_results(run_dir), _suite(run_dir), known.get("ceilings"))
+        path = run_dir / PAGE
+    path = output or path
+    deliver(page, path)
+    typer.echo(f"page: {path}")
+
+
+def _suite(run_dir: Path) -> str | None:
+    """The suite a run was made from, where it was copied along."""
+    try:
+        return (run_dir / "suite.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 def print_table(results: Results, name: str = "scaling", *, fairness: bool = False) -> None:

@@ -62,30 +62,37 @@ def write_run(directory: Path, num_ranks: int, num_steps: int) -> None:
     item = PlannedRepeat(case_id=case.case_id, repeat=0, device="cuda")
     plan = Plan(suite_name="merge_scale", question="?", cases={case.case_id: case}, repeats=(item,))
     (directory / "plan.json").write_text(plan.model_dump_json())
-    place = directory / "cases" / case.case_id / "0"
+    write_repeat(directory, case, 0, np.random.default_rng(0))
+
+
+def write_repeat(
+    directory: Path, case: Case, repeat: int, rng: np.random.Generator, step_s: float = 0.1
+) -> None:
+    """What the nodes of a finished repeat leave, at `step_s` a step."""
+    place = directory / "cases" / case.case_id / str(repeat)
     place.mkdir(parents=True)
-    rng = np.random.default_rng(0)
     for node in range(case.world.nodes):
         lines: list[dict[str, object]] = [
             {"kind": "node", "rank": None, "values": {"environment": ENVIRONMENT}}
         ]
-        for local in range(RANKS_PER_NODE):
-            lines += rank_lines(node, local, num_ranks, num_steps, rng)
-        head = {"v": SCHEMA_VERSION, "case_id": case.case_id, "repeat": 0}
+        for local in range(case.world.ranks_per_node):
+            lines += rank_lines(case, node, local, rng, step_s)
+        head = {"v": SCHEMA_VERSION, "case_id": case.case_id, "repeat": repeat}
         text = "".join(json.dumps(head | line) + "\n" for line in lines)
         (place / f"node-{node}.jsonl").write_text(text)
     (place / "status.json").write_text(json.dumps({"v": 1, "status": "ok", "outside_s": 1.0}))
 
 
 def rank_lines(
-    node: int, local: int, world_size: int, num_steps: int, rng: np.random.Generator
+    case: Case, node: int, local: int, rng: np.random.Generator, step_s: float
 ) -> list[dict[str, object]]:
     """What one rank writes: every phase with its raw values."""
-    rank = node * RANKS_PER_NODE + local
-    step_ns = rng.normal(1e8, 1e6, num_steps).astype(int)
+    rank, world_size = node * case.world.ranks_per_node + local, case.world.size
+    num_steps, num_profiled = case.measure.steps, case.measure.profile_steps
+    step_ns = rng.normal(step_s * 1e9, step_s * 1e7, num_steps).astype(int)
     memory = {"peak_memory_bytes": int(6e10), "host": {"rss_bytes": int(3e9)}}
-    parts = {name: rng.normal(0.02, 1e-3, PROFILE_STEPS).tolist() for name in SERIES}
-    parts["step_s"] = [0.1] * PROFILE_STEPS
+    parts = {name: rng.normal(step_s / 5, step_s / 100, num_profiled).tolist() for name in SERIES}
+    parts["step_s"] = [step_s] * num_profiled
     collectives = [{"op": "all_reduce", "bytes_per_step": 10**9, "total_s": 0.03}] * 4
     start = {
         "host": f"n{node}",
@@ -100,7 +107,7 @@ def rank_lines(
             "step_time": {
                 "step_ns": step_ns.tolist(),
                 "window_ns": int(step_ns.sum()),
-                "tokens": 8192 * num_steps,
+                "tokens": case.train.seq_len * case.train.micro_batch_size * num_steps,
             },
             "memory": memory,
         },

@@ -140,7 +140,8 @@ class Fairness:
             parts.insert(0, row["regime"])
         return "; ".join(part for part in parts if part)
 
-    def _cells(self) -> list[list[str]]:
+    def cells(self) -> list[list[str]]:
+        """Every difference, under HEADERS."""
         letters = iter(self._letters())
         rows = []
         for _, row in self.frame.iterrows():
@@ -165,7 +166,7 @@ class Fairness:
         for header in HEADERS:
             folds = header in ("values", "what it does", "where")
             table.add_column(header, overflow="fold", no_wrap=not folds)
-        for flag, cells in zip(self.frame["flag"], self._cells(), strict=True):
+        for flag, cells in zip(self.frame["flag"], self.cells(), strict=True):
             table.add_row(*map(Text, cells), style=STYLES["unfair"] if flag == "unfair" else "")
         return table
 
@@ -182,7 +183,7 @@ class Fairness:
         if self.frame.empty:
             return ""
         grid = tabulate(
-            [[cell.replace("|", "\\|") for cell in cells] for cells in self._cells()],
+            [[cell.replace("|", "\\|") for cell in cells] for cells in self.cells()],
             headers=HEADERS,
             tablefmt="pipe",
             disable_numparse=True,
@@ -195,7 +196,7 @@ class Fairness:
 
     def to_latex(self) -> str:
         """Every difference as a float."""
-        return latex("Fairness", HEADERS, self._cells(), ["left"] * len(HEADERS), self.notes("{}"))
+        return latex("Fairness", HEADERS, self.cells(), ["left"] * len(HEADERS), self.notes("{}"))
 
     def to_json(self) -> str:
         """Every difference, and what is said of them all."""
