@@ -229,6 +229,39 @@ def report(
     reporting.report(run_dir, format_.value, table.value, fairness=fairness, output=output)
 
 
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="The run to hold against.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The run to judge.")],
+    fail_on_regression: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Status 1 where a case is slower by more: 2%."),
+    ] = None,
+    two_sided: Annotated[
+        bool, typer.Option("--two-sided", help="Status 1 where one is faster by more, too.")
+    ] = False,
+    format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A file to write, instead of stdout.")
+    ] = None,
+) -> None:
+    """Say what changed between two runs of the same cases, and which became slower or faster.
+
+    Only differences beyond chance count, over all cases together; what noise hides is said.
+    """
+    from andromeda_scale import comparing
+
+    status = comparing.compare(
+        before,
+        after,
+        format_.value,
+        fail_on_regression=fail_on_regression,
+        two_sided=two_sided,
+        output=output,
+    )
+    raise typer.Exit(status)
+
+
 class Kind(StrEnum):
     """What `list` can list."""
 

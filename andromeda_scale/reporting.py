@@ -58,6 +58,11 @@ def report(
             print_table(results, name, fairness=fairness)
             return
         shown = Fairness.of(results) if fairness else make_table(results, name)
+    publish(shown, form, output)
+
+
+def publish(shown: Shown, form: str, output: Path | None) -> None:
+    """Write it to stdout or `output`; a terminal gets it at its own width."""
     if form == "terminal" and output is None:
         show(shown.to_rich())
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # Beyond what anybody runs, and below where an integer of a library or a clock overflows.
 MAX_RANKS = 10**6
@@ -18,6 +18,18 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 # What the shape of a model is made of; the families' configurations use them.
 Width = Annotated[int, Field(gt=0, le=2**31)]
 Layers = Annotated[int, Field(gt=0, le=10**5)]
+
+
+def share(value: Any) -> Any:
+    """`2%` as 0.02; anything else as it is. Raises ValueError for a number that means neither."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
+
+
+Share = Annotated[
+    float, BeforeValidator(share, json_schema_input_type=float | str), Field(gt=0, lt=1)
+]
 
 
 class Schema(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -64,6 +64,7 @@ class Table:
     under: Table | None = None
     dispensable: tuple[str, ...] = DISPENSABLE
     verdict: tuple[str, ...] = ()
+    verdict_first: bool = False  # on a terminal, where what is read last is seen first
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -80,12 +81,11 @@ class Table:
         if left_out:
             notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
         yield Text(clean(self.title), style="bold")
+        if self.verdict_first:
+            yield from self._said()
         yield table
-        if self.verdict:
-            yield from (Text(clean(text)) for text in self.verdict[:MAX_SAID])
-            if len(self.verdict) > MAX_SAID:
-                yield Text(f"and {len(self.verdict) - MAX_SAID} more, in Markdown")
-            yield Text()
+        if not self.verdict_first:
+            yield from self._said()
         if self.fairness:
             yield self.fairness.to_rich()
             yield Text()
@@ -93,6 +93,14 @@ class Table:
             yield self.under
             yield Text()
         yield from (Text(clean(note), style="dim") for note in notes)
+
+    def _said(self) -> Iterator[Text]:
+        if not self.verdict:
+            return
+        yield from (Text(clean(text)) for text in self.verdict[:MAX_SAID])
+        if len(self.verdict) > MAX_SAID:
+            yield Text(f"and {len(self.verdict) - MAX_SAID} more, in Markdown")
+        yield Text()
 
     def _fitting(self, width: int) -> tuple[RichTable, list[str]]:
         """The columns that `width` has room for without breaking a number, and the others' names.
@@ -171,6 +179,7 @@ class Table:
         fairness = self.fairness
         return {
             "title": clean(self.title),
+            "verdict": [clean(text) for text in self.verdict],
             "rows": records(self.to_frame()),
             "notes": [clean(note) for note in self.notes],
             "fairness": None if fairness is None else fairness.plain(),

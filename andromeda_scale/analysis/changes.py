@@ -1,0 +1,187 @@
+"""Two runs of the same cases: what changed around them, and which case took longer. No torch.
+
+Cases are matched by their configuration, which their id is a hash of; code, libraries and hardware
+are what may have changed, and are named. The time of a case in B over that in A is its ratio of
+throughputs; launches are paired by number where both saw the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from andromeda_scale import settings
+from andromeda_scale.analysis.fairness_rules import rule_of
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.analysis.rivals import samples_of
+from andromeda_scale.analysis.stats import (
+    CONFIDENCE,
+    Ratio,
+    Sample,
+    compare_launches,
+    compare_samples,
+    holm,
+)
+
+Row = Mapping[str, Any]
+Word = Literal["slower", "faster", "same", "not resolved", "broken", "mended", "not measured"]
+SAME = 0.02  # where the whole interval is within this, there is no difference to speak of
+
+_BATCHES = "data.fingerprint"
+# Facts that say no more than the fingerprints do, or are of the result and not of its making.
+_NOT_CHANGES = ("hardware.", "software.", "loss_scale.skipped_steps")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not as it was."""
+
+    what: str
+    before: str
+    after: str
+    case_ids: tuple[str, ...] = ()  # empty: of the whole run
+    effect: str = ""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A case of both runs. `ratio`: the time it takes in B over that in A; None: no two speeds."""
+
+    before: Row
+    after: Row
+    ratio: Ratio | None
+    word: Word
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Run B against run A."""
+
+    system: list[Change]
+    facts: list[Change]
+    matched: list[Matched]
+    only_before: list[Row]
+    only_after: list[Row]
+
+
+def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
+    """B against A, cases in A's order.
+
+    A case is slower or faster where its difference is beyond chance (5 % for all cases together,
+    Holm) and the ratio itself beyond `tolerance`; the same where the whole interval is within
+    `tolerance` or SAME, the larger (equivalence); otherwise not resolved.
+    """
+    old, new = _rows(before), _rows(after)
+    shared = [case_id for case_id in old if case_id in new]
+    return Changes(
+        _system(before, after, shared),
+        _facts({case_id: (old[case_id], new[case_id]) for case_id in shared}),
+        _matched(before, after, [(old[case_id], new[case_id]) for case_id in shared], tolerance),
+        [row for case_id, row in old.items() if case_id not in new],
+        [row for case_id, row in new.items() if case_id not in old],
+    )
+
+
+def regressions(found: Changes) -> list[Matched]:
+    """What a gate stops: cases that are slower, or were measured and are not any more."""
+    return [one for one in found.matched if one.word in ("slower", "broken")]
+
+
+def improvements(found: Changes) -> list[Matched]:
+    """What a two-sided gate stops too: nobody expected it, so something else may have changed."""
+    return [one for one in found.matched if one.word in ("faster", "mended")]
+
+
+def _rows(results: Results) -> dict[str, Row]:
+    return {
+        row["case_id"]: {str(key): value for key, value in row.items()}
+        for row in results.cases.to_dict("records")
+    }
+
+
+def _system(before: Results, after: Results, case_ids: Sequence[str]) -> list[Change]:
+    """Keys of the fingerprints of pooled launches that have other values."""
+    old, new = (_prints(results.repeats, case_ids) for results in (before, after))
+    return [
+        Change(key, " | ".join(old.get(key, ["-"])), " | ".join(new.get(key, ["-"])))
+        for key in dict.fromkeys((*old, *new))
+        if old and new and set(old.get(key, ())) != set(new.get(key, ()))
+    ]
+
+
+def _prints(repeats: pd.DataFrame, case_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Every value of every key of the nodes' fingerprints."""
+    pooled = repeats[repeats["pooled"] & repeats["case_id"].isin(case_ids)]
+    found: dict[str, list[str]] = {}
+    for text in dict.fromkeys(line for one in pooled["fingerprint"] for line in one.splitlines()):
+        for key, value in json.loads(text).items():
+            values = found.setdefault(key, [])
+            if str(value) not in values:
+                values.append(str(value))
+    return found
+
+
+def _facts(pairs: Mapping[str, tuple[Row, Row]]) -> list[Change]:
+    """What ranks read back otherwise than before; what changes the arithmetic or work first."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for case_id, (before, after) in pairs.items():
+        old, new = (json.loads(row.get("facts") or "{}") for row in (before, after))
+        old["threads_per_rank"], new["threads_per_rank"] = (
+            int(row["threads_per_rank"]) for row in (before, after)
+        )
+        if not before.get("facts") or not after.get("facts"):
+            continue
+        for fact in dict.fromkeys((*old, *new)):
+            values = tuple(settings.text(one.get(fact)) for one in (old, new))
+            if values[0] != values[1] and not fact.startswith(_NOT_CHANGES):
+                found.setdefault((fact, *values), []).append(case_id)
+    made = [
+        Change(fact, old, new, tuple(case_ids), rule_of(fact).effect)
+        for (fact, old, new), case_ids in found.items()
+    ]
+    return sorted(made, key=lambda change: rule_of(change.what).flag == "differs")
+
+
+def _matched(
+    before: Results, after: Results, pairs: Sequence[tuple[Row, Row]], tolerance: float
+) -> list[Matched]:
+    nothing = Sample({})
+    old, new = samples_of(before), samples_of(after)
+    ratios: list[Ratio | None] = []
+    for mine, theirs in pairs:
+        case_id = mine["case_id"]
+        both = old.get(case_id, nothing), new.get(case_id, nothing)
+        compare = compare_launches if _same_batches(mine, theirs) else compare_samples
+        ratios.append(compare(*both) if all(map(len, both)) else None)
+    known = [index for index, ratio in enumerate(ratios) if ratio is not None and ratio.known]
+    chances = [ratio.chance for ratio in ratios if ratio is not None and ratio.known]
+    passed = holm(chances, 1 - CONFIDENCE)
+    beyond = {index for index, found in zip(known, passed, strict=True) if found}
+    return [
+        Matched(mine, theirs, ratio, _word(mine, theirs, ratio, index in beyond, tolerance))
+        for index, ((mine, theirs), ratio) in enumerate(zip(pairs, ratios, strict=True))
+    ]
+
+
+def _same_batches(before: Row, after: Row) -> bool:
+    prints = [json.loads(row.get("facts") or "{}").get(_BATCHES) for row in (before, after)]
+    return prints[0] is not None and prints[0] == prints[1]
+
+
+def _word(before: Row, after: Row, ratio: Ratio | None, beyond: bool, tolerance: float) -> Word:
+    if ratio is None:
+        measured = [pd.notna(row["tokens_per_s"]) for row in (before, after)]
+        return "broken" if measured[0] else "mended" if measured[1] else "not measured"
+    centre, low, high = ratio.interval
+    if beyond and centre > 1 + tolerance:
+        return "slower"
+    if beyond and centre < 1 - tolerance:
+        return "faster"
+    margin = max(tolerance, SAME)
+    if low >= 1 - margin and high <= 1 + margin:
+        return "same"
+    return "not resolved"

@@ -1,0 +1,120 @@
+"""Run B against run A, for a terminal, a pull request, or a program. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from andromeda_scale.analysis.changes import Change, Changes, Matched
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.formats import NOT_MEASURED
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.report.columns import WORLD, Column, metric
+from andromeda_scale.report.rows import arrange, case_name, has
+from andromeda_scale.report.tables import Table, identity
+
+MAX_NAMED = 3  # cases that a change is said to be of
+
+_COLUMNS = (
+    WORLD,
+    Column("status A", ("status_before",), lambda row: str(row["status_before"]), left=True),
+    Column("status B", ("status",), lambda row: str(row["status"]), left=True),
+    Column("tokens/s A", ("tokens_per_s_before",), lambda row: _rate(row, "tokens_per_s_before")),
+    Column("tokens/s B", ("tokens_per_s",), metric("tokens_per_s")),
+    Column("B takes", ("time_ratio", "time_ratio_low", "time_ratio_high"), lambda row: _time(row)),
+    Column("launches", ("launches",), lambda row: str(row["launches"])),
+    Column("verdict", ("verdict",), lambda row: str(row["verdict"]), left=True),
+    Column("memory", ("memory_ratio",), lambda row: _memory(row)),
+)
+_NOTES = (
+    "B takes: the time of B over that of A for the same tokens, with its 95 % interval over "
+    "launches; paired by number of launch where both saw the same batches (launches: N pairs)",
+    "slower, faster: beyond chance, 5 % for all cases together (Holm){beyond}; same: the whole "
+    "interval within {margin:.0%}; not resolved: this noise hides either, more launches would tell",
+)
+
+
+def compare_table(
+    before: Results, after: Results, found: Changes, tolerance: float, margin: float
+) -> Table:
+    """A row a case of both runs; what changed around them first of all that is said."""
+    of = {one.after["case_id"]: one for one in found.matched}
+    rows, axes = arrange(after.cases[after.cases["case_id"].isin(list(of))])
+    shown = [{**row, **_compared(of[row["case_id"]])} for row in rows]
+    beyond = f" and by more than {tolerance:.1%}" if tolerance else ""
+    notes = [note.format(beyond=beyond, margin=margin) for note in _NOTES] if shown else []
+    notes += [
+        f"only in {run}: {case_name(row, ())} ({row['case_id']})"
+        for run, only in (("A", found.only_before), ("B", found.only_after))
+        for row in only
+    ]
+    title = f"B against A: {after.question}"
+    if before.question != after.question:
+        title = f"B ({after.question}) against A ({before.question})"
+    said = (*_said(found), _summary(found))
+    columns = (*identity(axes), *_COLUMNS)
+    return Table(title, columns, shown, notes, verdict=said, verdict_first=True)
+
+
+def _said(found: Changes) -> Iterator[str]:
+    """Changes of software and hardware, then of what ranks read back."""
+    if not found.system and not found.facts:
+        yield "A and B: the same software, hardware and facts."
+    for change in found.system:
+        yield f"Changed: {change.what}: {change.before} -> {change.after}."
+    for change in found.facts:
+        yield f"Changed{_where(change, found.matched)}: {_what(change)}."
+
+
+def _where(change: Change, matched: Sequence[Matched]) -> str:
+    if len(change.case_ids) == len(matched):
+        return ""
+    rows = [one.after for one in matched if one.after["case_id"] in change.case_ids]
+    names = [case_name(row, ()) for row in rows[:MAX_NAMED]]
+    more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
+    return f" in {', '.join(names)}{more}"
+
+
+def _what(change: Change) -> str:
+    effect = f" ({change.effect})" if change.effect else ""
+    return f"{change.what}: {change.before} -> {change.after}{effect}"
+
+
+def _summary(found: Changes) -> str:
+    counts = Counter(one.word for one in found.matched)
+    words = ", ".join(f"{number} {word}" for word, number in counts.items())
+    return f"{len(found.matched)} cases of both: {words}."
+
+
+def _compared(one: Matched) -> dict[str, Any]:
+    ratio = one.ratio
+    row: dict[str, Any] = {
+        "status_before": one.before["status"],
+        "tokens_per_s_before": one.before["tokens_per_s"],
+        "verdict": one.word,
+        "launches": f"{one.before['num_launches']} / {one.after['num_launches']}",
+        "memory_ratio": one.after["peak_memory_bytes"] / one.before["peak_memory_bytes"],
+    }
+    if ratio is not None:
+        names = ("time_ratio", "time_ratio_low", "time_ratio_high")
+        row |= dict(zip(names, ratio.interval, strict=True))
+        if ratio.num_pairs:
+            row["launches"] = f"{ratio.num_pairs} pairs"
+    return row
+
+
+def _rate(row: Any, name: str) -> str:
+    return METRICS["tokens_per_s"].text(row[name]) if has(row, name) else NOT_MEASURED
+
+
+def _time(row: Any) -> str:
+    if not has(row, "time_ratio"):
+        return NOT_MEASURED
+    if not has(row, "time_ratio_low"):
+        return f"{row['time_ratio']:.3f}x"
+    return f"{row['time_ratio']:.3f}x [{row['time_ratio_low']:.3f}, {row['time_ratio_high']:.3f}]"
+
+
+def _memory(row: Any) -> str:
+    return f"{row['memory_ratio']:.3f}x" if has(row, "memory_ratio") else NOT_MEASURED

@@ -1,0 +1,158 @@
+"""Two runs of the same cases: what changed, what is slower beyond noise, what a gate says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from noisy_runs import noisy_run, other_torch
+from run_files import make_case, write_plan
+from typer.testing import CliRunner
+
+from andromeda_scale import cli
+from andromeda_scale.analysis.changes import changes
+from andromeda_scale.merge import load_results, merge_run, write
+
+DDP, ZERO = make_case("ddp", 2), make_case("zero1", 2)
+OOM = {"v": 1, "status": "oom", "cause": "2 GiB"}
+
+
+def _compare(*arguments: Any) -> tuple[int, str]:
+    found = CliRunner().invoke(cli.app, ["compare", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found.exit_code, found.output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`old`; `same` measured again; `slow`: ddp 4 % slower, on another torch; `fast`: 4 % faster;
+    `broken`: zero1 out of memory; `slower1`: 1 % slower."""
+    here = tmp_path_factory.mktemp("runs")
+
+    def make(name: str, ddp_s: float, seed: int, **settings: Any) -> None:
+        """The tables alone, as one copies them from a cluster."""
+        records = here / f"{name}-records"
+        cases = [(DDP, ddp_s), (ZERO, 0.2)]
+        (here / name).mkdir()
+        write(merge_run(noisy_run(records, cases, seed=seed, **settings)), here / name)
+
+    make("old", 0.1, 1)
+    make("same", 0.1, 2)
+    make("slow", 0.104, 13, environment=other_torch())
+    make("fast", 0.096, 4)
+    make("broken", 0.1, 5, status={ZERO.case_id: OOM})
+    make("slower1", 0.101, 6, noise=0.2)
+    return here
+
+
+def _words(runs: Path, name: str, tolerance: float = 0.0) -> dict[str, str]:
+    found = changes(load_results(runs / "old"), load_results(runs / name), tolerance)
+    return {one.after["strategy"]: one.word for one in found.matched}
+
+
+def test_a_slower_case_is_told_from_one_that_is_the_same(runs: Path) -> None:
+    assert _words(runs, "slow") == {"ddp": "slower", "zero1": "same"}
+    assert _words(runs, "fast") == {"ddp": "faster", "zero1": "same"}
+    assert _words(runs, "same") == {"ddp": "same", "zero1": "same"}
+    (ddp, _) = changes(load_results(runs / "old"), load_results(runs / "slow")).matched
+    assert ddp.ratio is not None
+    assert ddp.ratio.interval.low < 1.04 < ddp.ratio.interval.high
+    assert ddp.ratio.interval.low > 1
+
+
+def test_a_difference_within_the_tolerance_is_the_same_and_without_one_is_slower(
+    runs: Path,
+) -> None:
+    assert _words(runs, "slower1")["ddp"] == "slower"
+    assert _words(runs, "slower1", 0.02)["ddp"] == "same"
+
+
+def test_the_gate_stops_a_regression_and_two_sided_an_improvement_too(runs: Path) -> None:
+    gate = ("--fail-on-regression", "2%")
+    assert _compare(runs / "old", runs / "same", *gate, "--two-sided")[0] == 0
+    assert _compare(runs / "old", runs / "slow", *gate)[0] == 1
+    assert _compare(runs / "old", runs / "slow")[0] == 0
+    assert _compare(runs / "old", runs / "slow", "--fail-on-regression", "10%")[0] == 0
+    assert _compare(runs / "old", runs / "fast", *gate)[0] == 0
+    assert _compare(runs / "old", runs / "fast", *gate, "--two-sided")[0] == 1
+
+
+def test_a_case_that_has_no_speed_any_more_is_a_regression(runs: Path) -> None:
+    status, output = _compare(runs / "old", runs / "broken", "--fail-on-regression", "50%")
+    assert status == 1
+    assert "broken" in output
+    assert _words(runs, "broken")["zero1"] == "broken"
+
+
+def test_changes_of_software_are_named_before_any_number(runs: Path) -> None:
+    _, output = _compare(runs / "old", runs / "slow", "--format", "md")
+    said, _, table = output.partition("| strategy")
+    assert "Changed: torch: " in said
+    assert "-> 9.9.0" in said
+    assert "2 cases of both: 1 slower, 1 same" in said
+    assert "| ddp" in table
+    assert "1.0" in table
+    _, output = _compare(runs / "old", runs / "same", "--format", "md")
+    assert "the same software, hardware and facts" in output
+
+
+def test_a_fact_that_changed_is_named_with_what_it_does(runs: Path, tmp_path: Path) -> None:
+    changed = {"dtypes": {"reduction": "float16"}}
+    noisy_run(tmp_path / "new", [(DDP, 0.1), (ZERO, 0.2)], seed=2)
+    for file in (tmp_path / "new" / "cases" / DDP.case_id).glob("*/node-0.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            if line["kind"] == "describe":
+                line["values"]["dtypes"] |= changed["dtypes"]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = changes(load_results(runs / "old"), merge_run(tmp_path / "new"))
+    (change,) = found.facts
+    assert (change.what, change.before, change.after) == (
+        "dtypes.reduction",
+        "float32",
+        "float16",
+    )
+    assert change.case_ids == (DDP.case_id,)
+    assert "halve the traffic" in change.effect
+
+
+def test_cases_of_one_run_alone_are_named_and_runs_that_share_none_are_refused(
+    runs: Path, tmp_path: Path
+) -> None:
+    noisy_run(tmp_path / "more", [(DDP, 0.1), (make_case("fsdp2", 2), 0.1)])
+    _, output = _compare(runs / "old", tmp_path / "more")
+    assert f"only in A: zero1 at world 2 ({ZERO.case_id})" in output
+    assert "only in B: fsdp2 at world 2" in output
+    noisy_run(tmp_path / "other", [(make_case("ddp", 4), 0.1)])
+    status, output = _compare(runs / "old", tmp_path / "other", "--fail-on-regression", "2%")
+    assert status == 2
+    assert "share no measured case" in output
+
+
+def test_two_launches_decide_nothing(tmp_path: Path) -> None:
+    noisy_run(tmp_path / "a", [(DDP, 0.1)], repeats=2)
+    noisy_run(tmp_path / "b", [(DDP, 0.2)], repeats=2)
+    assert _compare(tmp_path / "a", tmp_path / "b", "--fail-on-regression", "2%")[0] == 0
+    (found,) = changes(merge_run(tmp_path / "a"), merge_run(tmp_path / "b")).matched
+    assert found.word == "not resolved"
+    assert found.ratio is not None
+    assert found.ratio.interval.centre == pytest.approx(2.0, rel=0.02)
+
+
+@pytest.mark.parametrize("text", ["2", "-1%", "two", "100%", "nan"])
+def test_a_tolerance_that_is_no_share_is_refused(runs: Path, text: str) -> None:
+    gate = f"--fail-on-regression={text}"
+    status, output = _compare(runs / "old", runs / "same", gate)
+    assert status == 2
+    assert "write 2% or 0.02" in output
+
+
+def test_two_sided_without_a_gate_and_a_run_without_results_are_refused(
+    runs: Path, tmp_path: Path
+) -> None:
+    assert _compare(runs / "old", runs / "same", "--two-sided")[0] == 2
+    assert _compare(runs / "old", tmp_path / "none")[0] == 2
+    write_plan(tmp_path / "pending", [DDP])
+    assert _compare(tmp_path / "pending", tmp_path / "pending")[0] == 2
