@@ -31,6 +31,7 @@ Table = Literal[
     "memory",
     "phases",
     "energy",
+    "laws",
     "fairness",
     "cases",
     "repeats",
@@ -58,8 +59,9 @@ class Run:
         scaling: a row a case, the columns of table.csv; breakdown: where the time of a step goes,
         and what of an efficiency each class costs; communication: a row a case and kind of
         collective; memory: what a rank holds; phases: the parts of a step; energy: joules and
-        watts; fairness: what differs between compared rows; cases, repeats, ranks, steps:
-        results.parquet, repeats.parquet, ranks.parquet, steps.parquet.
+        watts; fairness: what differs between compared rows; laws: Amdahl, Gustafson and USL
+        through the worlds; cases, repeats, ranks, steps: results.parquet, repeats.parquet,
+        ranks.parquet, steps.parquet.
         """
         from andromeda_scale.report.catalogue import make_table
         from andromeda_scale.report.fairness import Fairness

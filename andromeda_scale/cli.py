@@ -204,6 +204,7 @@ class Shown(StrEnum):
     memory = "memory"
     phases = "phases"
     energy = "energy"
+    laws = "laws"
 
 
 @app.command()

@@ -66,6 +66,12 @@ METRICS: dict[str, Metric] = {
         "weak: (X(n)/n) / (X(n0)/n0), X = tokens_per_s; strong: n0 t(n0) / (n t(n)), "
         "t = window_step_s",
     ),
+    "karp_flatt": Metric(
+        "1", "lower", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
+        "measure", percent,
+        "strong: (1/S - 1/p) / (1 - 1/p), S = speedup, p = world_size / base_world_size: the "
+        "serial share a row alone implies; where it grows with p, overhead grows",
+    ),
     "efficiency_common": Metric(
         "1", "higher", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
         "measure", percent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from andromeda_scale.analysis.results import typed
-from andromeda_scale.analysis.stats import Interval, Sample, log_ratio_interval
+from andromeda_scale.analysis.stats import NOTHING, Interval, Sample, log_ratio_interval
 
 # Keys that must be equal for two rows to differ by their world alone.
 SAME = (
@@ -120,6 +121,16 @@ def compare(
     return Scaling(speedup, Interval(*(value / ranks for value in gain)))
 
 
+def karp_flatt(speedup: Interval, ranks: float) -> Interval:
+    """The serial share that a speed-up on `ranks` times the base's ranks implies, under strong
+    scaling: e = (1/S - 1/p) / (1 - 1/p) (Karp and Flatt 1990)."""
+
+    def share(s: float) -> float:
+        return (1 / s - 1 / ranks) / (1 - 1 / ranks) if s > 0 else math.nan
+
+    return Interval(share(speedup.centre), share(speedup.high), share(speedup.low))
+
+
 COLUMNS: dict[str, str] = {
     "speedup": "float64",
     "speedup_low": "float64",
@@ -131,7 +142,12 @@ COLUMNS: dict[str, str] = {
     "base_world_size": "Int64",
     "base_tokens_per_s": "float64",
     "base_tokens_per_s_per_gpu": "float64",
+    "karp_flatt": "float64",
+    "karp_flatt_low": "float64",
+    "karp_flatt_high": "float64",
     "efficiency_common": "float64",
+    "efficiency_common_low": "float64",
+    "efficiency_common_high": "float64",
     "common_base_case_id": "str",
     "not_compared": "str",  # why a row is its own base, where a smaller world was measured
 }
@@ -182,6 +198,10 @@ def _columns(
     assert isinstance(result, Scaling)
     assert isinstance(shared, Scaling)
     known = row["case_id"] != base["case_id"]  # against itself there is nothing to estimate
+    apart = row["case_id"] != common["case_id"]
+    serial = NOTHING
+    if row["regime"] == "strong" and row["world_size"] > base["world_size"]:
+        serial = karp_flatt(result.speedup, row["world_size"] / base["world_size"])
     return {
         "speedup": result.speedup.centre,
         "speedup_low": result.speedup.low if known else None,
@@ -193,7 +213,12 @@ def _columns(
         "base_world_size": base["world_size"],
         "base_tokens_per_s": base["tokens_per_s"],
         "base_tokens_per_s_per_gpu": base["tokens_per_s_per_gpu"],
+        "karp_flatt": serial.centre,
+        "karp_flatt_low": serial.low,
+        "karp_flatt_high": serial.high,
         "efficiency_common": shared.efficiency.centre,
+        "efficiency_common_low": shared.efficiency.low if apart else None,
+        "efficiency_common_high": shared.efficiency.high if apart else None,
         "common_base_case_id": common["case_id"],
     }
 

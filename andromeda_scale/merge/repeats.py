@@ -33,6 +33,7 @@ MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
 OF_CASES = (
     "speedup",
     "efficiency",
+    "karp_flatt",
     "efficiency_common",
     "mfu",
     "estimate_error",

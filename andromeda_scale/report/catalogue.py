@@ -9,6 +9,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.report.breakdown import breakdown_table
 from andromeda_scale.report.communication import communication_table
 from andromeda_scale.report.device_tables import energy_table, memory_table, phases_table
+from andromeda_scale.report.laws import laws_table
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import Table
 
@@ -20,6 +21,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "memory": memory_table,
     "phases": phases_table,
     "energy": energy_table,
+    "laws": laws_table,
 }
 
 

@@ -104,7 +104,13 @@ AGAINST_BASE = (
     Column("speedup", _with_interval("speedup"), _speedup),
     Column(
         "efficiency %",
-        (*_with_interval("efficiency"), "base_case_id", "base_world_size", "efficiency_common"),
+        (
+            *_with_interval("efficiency"),
+            "base_case_id",
+            "base_world_size",
+            *_with_interval("efficiency_common"),
+            *_with_interval("karp_flatt"),
+        ),
         _efficiency,
         folds=True,
     ),

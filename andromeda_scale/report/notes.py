@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from andromeda_scale.analysis.blame import MIN_SHARE, MIN_STEPS, NO_MAJORITY, NOBODY
-from andromeda_scale.analysis.stats import MIN_LAUNCHES
+from andromeda_scale.analysis.stats import MIN_BOOTSTRAP, MIN_LAUNCHES
 from andromeda_scale.formats import milliseconds, rate, scientific
 from andromeda_scale.report import device_notes
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base
@@ -102,6 +102,8 @@ def _launches(rows: Sequence[Row]) -> str:
     text = f"{num} {launches} a row, combined by geometric mean"
     if counts[-1] >= MIN_LAUNCHES:
         text += "; [low, high] is a 95 % t interval on the logs of the launches"
+        if counts[-1] >= MIN_BOOTSTRAP:
+            text += f", from {MIN_BOOTSTRAP} a bootstrap-t of launches and blocks of their steps"
     if counts[0] < MIN_LAUNCHES:
         text += f"; under {MIN_LAUNCHES} launches there is no interval between launches"
     return text

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from andromeda_scale.analysis import rivals
+from andromeda_scale.analysis import laws, rivals
 from andromeda_scale.analysis.losses import REMEDIES, largest_loss
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.rivals import Row
@@ -23,7 +23,17 @@ from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.rows import arrange, case_name, has, label
 
-Kind = Literal["fastest", "cheapest", "front", "scaling", "loss", "noise", "refused", "nothing"]
+Kind = Literal[
+    "fastest",
+    "cheapest",
+    "front",
+    "loss",
+    "noise",
+    "scaling",
+    "odd",
+    "refused",
+    "nothing",
+]
 PAYS = 0.5  # of what the ranks before gave: less, and another rank does not pay
 BILLION = 1e9  # tokens
 
@@ -39,8 +49,8 @@ class Sentence:
 
 
 def verdict(results: Results) -> list[Sentence]:
-    """The sentences of a run, the most wanted first: the order of `Kind` within each group of rows
-    that do the same work."""
+    """The sentences of a run, in the order of `Kind` within each group of rows that do the same
+    work; what cannot be compared last."""
     rows, axes = arrange(results.cases)
     return [*_Verdict(results, rows, axes).sentences()]
 
@@ -64,7 +74,10 @@ class _Verdict:
             fair = [row for row in rows if row["case_id"] not in self._marked]
             if fair:
                 yield from self._ranking(fair, all_=len(fair) == len(rows))
-            yield from (self._scaling(one) for one in rivals.series(rows))
+            for one in rivals.series(rows):
+                yield self._scaling(one)
+                yield from self._law(one)
+                yield from self._odd(one)
         yield from self._refused(measured)
 
     def _ranking(self, fair: Sequence[Row], *, all_: bool) -> Iterator[Sentence]:
@@ -166,6 +179,31 @@ class _Verdict:
             f"{label(rows[0])} pays up to {rows[-1]['world_size']}, the largest measured: {said}."
         )
         return Sentence("scaling", text, ids, {"marginal": gain.centre})
+
+    def _law(self, rows: Sequence[Row]) -> Iterator[Sentence]:
+        """Where throughput peaks by the law of both regimes, where it may speak of that."""
+        for fit in laws.fits(rows):
+            peak = fit.peak()
+            if peak is None:
+                continue
+            worst = max(map(abs, fit.residuals))
+            kappa = fit.parameters["kappa"]
+            doubt = "" if kappa.low > 0 else "; noise could explain that it has one"
+            text = (
+                f"{label(rows[0])} peaks near {peak:.0f} ranks by {fit.law} through "
+                f"{len(fit.worlds)} sizes, which misses none by more than {worst:.1%}{doubt}."
+            )
+            ids = tuple(row["case_id"] for row in rows)
+            yield Sentence("scaling", text, ids, {"peak": peak, "residual": worst})
+
+    def _odd(self, rows: Sequence[Row]) -> Iterator[Sentence]:
+        for odd, other, rise in laws.odd_rows(rows):
+            text = (
+                f"Odd: throughput per rank rises by {rise:.1%} between {self._name(odd)} and "
+                f"world {other['world_size']}, which more ranks cannot do: look at the first."
+            )
+            ids = (odd["case_id"], other["case_id"])
+            yield Sentence("odd", text, ids, {"rise": rise})
 
     def _marginal(self, smaller: Row, larger: Row) -> Interval:
         """(X2/X1 - 1) / (n2/n1 - 1)."""

@@ -51,6 +51,7 @@ def test_a_loaded_run_has_every_table_as_a_frame(stored: Path) -> None:
         "memory": 2,
         "phases": 2,
         "energy": 2,
+        "laws": 0,  # under five worlds
         "fairness": rows["fairness"],
         "cases": 2,
         "repeats": 2,
