@@ -86,7 +86,9 @@ def test_nothing_is_sent_without_communication(
 
 
 @pytest.mark.parametrize("name", ALL_REFUSED)
-def test_what_cannot_be_silenced_says_why(name: str, runs: Callable[[str], list[list[Line]]]) -> None:
+def test_what_cannot_be_silenced_says_why(
+    name: str, runs: Callable[[str], list[list[Line]]]
+) -> None:
     for lines in runs(name):
         assert REFUSED[name] in ablation(lines)["unavailable"]
 

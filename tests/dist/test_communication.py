@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,17 +23,18 @@ from andromeda_scale.world import World
 
 RunCase = Callable[..., list[list[Line]]]
 
+
 class Way(NamedTuple):
     """A strategy under settings that make it communicate otherwise."""
 
     strategy: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     driver: str = "native"
     grad_accum: int = 1
 
     def case(self, **settings: Any) -> Any:
         return tiny_case(
-            {"name": self.strategy, "options": self.options},
+            {"name": self.strategy, "options": dict(self.options)},
             driver=self.driver,
             train={"grad_accum": self.grad_accum},
             **PROFILED,
@@ -338,7 +340,9 @@ def run_slow(run_case: RunCase, kind: str) -> list[dict[str, Any]]:
     """What two ranks of ddp found when rank 1 was late by LATE_S in every step."""
     planted = [{"kind": kind, "rank": 1, "delay_s": LATE_S}]
     settings = PROFILED | {"measure": {"steps": 1, "profile_steps": MIN_STEPS}}
-    return [communication(lines) for lines in run_case(tiny_case("ddp", faults=planted, **settings), 2)]
+    return [
+        communication(lines) for lines in run_case(tiny_case("ddp", faults=planted, **settings), 2)
+    ]
 
 
 def blamed(*ranks: dict[str, Any]) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""A real run that collects energy: its window is extended, and without a counter the rest goes on."""
+"""A run that collects energy: its window is extended, and without a counter the rest goes on."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def test_without_a_counter_there_is_a_reason_and_everything_else(
     if not any(meter.kind == "packages" for meter in meters):
         assert why in case["energy_unavailable"]
         assert node["energy"].get("unavailable", why) == why
-        assert any(note.startswith("energy unavailable") for note in energy_table(run.results).notes)
+        assert any(
+            note.startswith("energy unavailable") for note in energy_table(run.results).notes
+        )
     else:
         assert case["energy_j"] > 0
         assert node["energy"]["idle"]["packages"]

@@ -22,9 +22,9 @@ from launch_support import (
 )
 
 from andromeda_scale.config import Limits
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.world import World
-from andromeda_scale.launch.run_dir import RunDir
 
 # act of rank 1 -> status, who is named (None: nobody is), and what the cause says. Rank 0 waits
 # for rank 1 in an all-reduce, and complains about it.

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from launch_support import tagged
+
 from andromeda_scale.merge.blame import COLUMNS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "launch"

@@ -17,16 +17,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from group import Group, tiny_case
-from training_run import make_strategy
+from training_run import built
 
 from andromeda_scale import runtime
 from andromeda_scale.collectors.allocations import CpuAllocations
 from andromeda_scale.config import Case
-from andromeda_scale.data import Batches
 from andromeda_scale.fits import estimate_memory
-from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
-from andromeda_scale.train_step import TrainStep
 from andromeda_scale.world import World
 
 pytestmark = pytest.mark.thorough
@@ -125,20 +122,7 @@ def measure(specs: list[RankSpec], out: str) -> None:
 
 def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
     case = spec.case
-    strategy = make_strategy(case)
-    factory = ModelFactory(case.model, case.train, case.seed)
-    state = strategy.build(factory, rt)
-    batches = Batches(
-        case.data,
-        vocab_size=factory.config.vocab_size,
-        seq_len=case.train.seq_len,
-        micro_batch_size=case.train.micro_batch_size,
-        grad_accum=case.train.grad_accum,
-        rank=rt.rank,
-        world_size=rt.world_size,
-        seed=case.seed,
-    )
-    step = TrainStep(strategy, state, batches, case.train, rt)
+    strategy, state, step = built(case, rt)
     step(0)
     step(1)  # DDP makes its buckets anew before the second step
     peaks = []

@@ -12,8 +12,8 @@ import pytest
 from group import LLAMA, Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import parity
-from andromeda_scale.faults import NotANumber
 from andromeda_scale.config import Measure
+from andromeda_scale.faults import NotANumber
 from andromeda_scale.precision import refusal
 
 RunCase = Callable[..., list[list[Line]]]

@@ -149,6 +149,6 @@ def test_what_ends_a_rank_is_found_with_status_rank_and_phase(tmp_path: Any) -> 
         said[kind] = (end_of["status"], end_of["rank"], end_of["phase"])
     said["nan"] = ("diverged", 1, said["nan"][2])  # every rank sees it; the cause says whose it is
     assert said == {kind: (status, 1, "measure") for kind, status in kinds.items()}
-    causes = {status: cause for status, cause in zip(repeats["status"], repeats["cause"], strict=True)}
+    causes = dict(zip(repeats["status"], repeats["cause"], strict=True))
     assert causes["diverged"] == "loss nan at step 6 is not finite: that of rank 1"
     assert causes["crashed"] == "killed by SIGSEGV"

@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 from group import Group, end, no_beat, of_kind, read_lines, tiny_case
-from training_run import make_strategy
+from training_run import built
 
 from andromeda_scale import runtime, worker
 from andromeda_scale.config import Case
-from andromeda_scale.data import Batches
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
-from andromeda_scale.train_step import TrainStep
 from andromeda_scale.training import Train
 
 pytestmark = pytest.mark.thorough
@@ -62,20 +59,7 @@ def train(spec: RankSpec, out: str, names: tuple[str, ...]) -> None:
 
 
 def _steps(case: Case, rt: runtime.Runtime) -> dict[str, Any]:
-    strategy = make_strategy(case)
-    factory = ModelFactory(case.model, case.train, case.seed)
-    state = strategy.build(factory, rt)
-    batches = Batches(
-        case.data,
-        vocab_size=256,
-        seq_len=case.train.seq_len,
-        micro_batch_size=case.train.micro_batch_size,
-        grad_accum=case.train.grad_accum,
-        rank=rt.rank,
-        world_size=rt.world_size,
-        seed=case.seed,
-    )
-    step = TrainStep(strategy, state, batches, case.train, rt)
+    strategy, state, step = built(case, rt)
     norms: list[float] = []
 
     def before_update() -> None:

@@ -1,7 +1,8 @@
 """Bytes of live states under every strategy at 1, 2 and 4 ranks, against closed forms to the byte.
 
 All cases of a world share one process group. A case is built, takes a step, and is read back
-between backward and update of a second; of some, a third is taken apart into the peaks of its parts.
+between backward and update of a second; of some, a third is taken apart into the peaks of its
+parts.
 """
 
 from __future__ import annotations
@@ -18,18 +19,16 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from group import Group, tiny_case
-from training_run import make_strategy
+from training_run import built
 
 from andromeda_scale import runtime
 from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.config import Case
-from andromeda_scale.data import Batches
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.registry import load
 from andromeda_scale.strategies.hsdp import shard_size
-from andromeda_scale.train_step import TrainStep
 from andromeda_scale.world import World
 
 WORLDS = (1, 2, 4)
@@ -125,20 +124,7 @@ def measure(specs: list[RankSpec], taken_apart: list[bool], out: str) -> None:
 def _held(
     case: Case, rt: runtime.Runtime, control: runtime.Control, *, taken_apart: bool
 ) -> dict[str, Any]:
-    strategy = make_strategy(case)
-    factory = ModelFactory(case.model, case.train, case.seed)
-    state = strategy.build(factory, rt)
-    batches = Batches(
-        case.data,
-        vocab_size=factory.config.vocab_size,
-        seq_len=case.train.seq_len,
-        micro_batch_size=case.train.micro_batch_size,
-        grad_accum=case.train.grad_accum,
-        rank=rt.rank,
-        world_size=rt.world_size,
-        seed=case.seed,
-    )
-    step = TrainStep(strategy, state, batches, case.train, rt)
+    strategy, state, step = built(case, rt)
     described: dict[str, Any] = {}
     step(0)
     step(1, before_update=lambda: described.update(strategy.describe(state)))
@@ -249,7 +235,9 @@ def test_communication_buffers_are_read_where_they_are_fullest(held: Callable[[i
     total = sum(counts.values())
     block = sum(count for name, count in counts.items() if name.startswith("blocks.0."))
     root = total - 2 * block
-    buffers = {name: [one["communication_buffers"] for one in held(2)[name]] for name in TAKEN_APART}
+    buffers = {
+        name: [one["communication_buffers"] for one in held(2)[name]] for name in TAKEN_APART
+    }
     assert buffers["ddp"] == [{"buckets": 0}] * 2  # its gradients are views of them
     assert buffers["ddp, buckets apart"] == [{"buckets": 4 * total}] * 2
     # DeepSpeed's bucket holds a small model whole, in the dtype of its parameters or reduction.

@@ -53,18 +53,11 @@ def make_strategy(case: Any) -> Any:
     return strategy
 
 
-def train(spec: RankSpec, out: str, first_scale: float | None = None) -> None:
-    """Build, take STEPS steps, and save weights, losses, norms before clipping, what was read.
-
-    `first_scale`: the loss scale of DeepSpeed's first step, to see it overflow.
-    """
-    case = spec.case
-    rt = runtime.start(spec)
-    runtime.init_process_group(spec, rt)
+def built(case: Any, rt: runtime.Runtime) -> tuple[Any, Any, TrainStep]:
+    """(strategy, state, step) of a case on one rank."""
     strategy = make_strategy(case)
     factory = ModelFactory(case.model, case.train, case.seed)
     state = strategy.build(factory, rt)
-    trace: Trace = {"weights": full_parameters(state), "norms": [], "losses": [], "read": []}
     batches = Batches(
         case.data,
         vocab_size=factory.config.vocab_size,
@@ -75,7 +68,19 @@ def train(spec: RankSpec, out: str, first_scale: float | None = None) -> None:
         world_size=rt.world_size,
         seed=case.seed,
     )
-    step = TrainStep(strategy, state, batches, case.train, rt)
+    return strategy, state, TrainStep(strategy, state, batches, case.train, rt)
+
+
+def train(spec: RankSpec, out: str, first_scale: float | None = None) -> None:
+    """Build, take STEPS steps, and save weights, losses, norms before clipping, what was read.
+
+    `first_scale`: the loss scale of DeepSpeed's first step, to see it overflow.
+    """
+    case = spec.case
+    rt = runtime.start(spec)
+    runtime.init_process_group(spec, rt)
+    strategy, state, step = built(case, rt)
+    trace: Trace = {"weights": full_parameters(state), "norms": [], "losses": [], "read": []}
 
     def before_update() -> None:
         if case.train.mode != "forward":
