@@ -105,7 +105,6 @@ def run(
     on; RuntimeError when the sweep itself broke.
     """
     from andromeda_scale import sweep
-    from andromeda_scale.launch import driver
     from andromeda_scale.machine import detect_machine
     from andromeda_scale.plan import make_plan, require_runnable
     from andromeda_scale.suite_file import mapping_suite, read_suite
@@ -124,7 +123,7 @@ def run(
     chosen = None if run_dir is None else Path(run_dir)
     path, _ = sweep.choose(plan, sweep.RUNS, chosen, new=new, only_failed=only_failed)
     started = sweep.start(path, plan, loaded.text, allow_mixed=allow_mixed)
-    outcome = driver.run(started, only_failed=only_failed, quiet=quiet)
+    outcome = sweep.refined(started, only_failed=only_failed, quiet=quiet)
     results, full = sweep.tables(started.path)
     if outcome.interrupted:
         raise KeyboardInterrupt(f"{path}: interrupted; the same call goes on with it")

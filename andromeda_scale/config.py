@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from andromeda_scale import faults as planted
 from andromeda_scale.faults import Fault
-from andromeda_scale.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Steps
+from andromeda_scale.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Share, Steps
 from andromeda_scale.secret import is_secret
 from andromeda_scale.slurm_schema import Slurm
 from andromeda_scale.training import Train
@@ -139,7 +139,25 @@ class Measure(Schema):
     # Independent launches: the unit of replication. With 5 a difference of 2 % is found in 19 of 20
     # comparisons (docs/statistics.md).
     repeats: Annotated[int, Field(gt=0, le=10**4)] = 5
+    # `1%`: more launches until the 95 % interval of tokens/s is that narrow, or max_repeats made
+    precision: Share | None = None
+    max_repeats: Annotated[int, Field(gt=0, le=10**4)] = 30
     profile_steps: Steps = 20  # separate steps under the profiler; 0: none
+
+    @model_validator(mode="after")
+    def _precision_can_be_judged(self) -> Measure:
+        if self.precision is None:
+            return self
+        if self.repeats < 3:
+            raise ValueError(
+                f"repeats: {self.repeats} launches have no interval to judge precision by; "
+                "use 3 or more"
+            )
+        if self.max_repeats < self.repeats:
+            raise ValueError(
+                f"max_repeats: {self.max_repeats} is below repeats {self.repeats}; raise it"
+            )
+        return self
 
 
 class Limits(Schema):
@@ -253,7 +271,11 @@ def _refuse_variable(key: str, values: tuple[str, ...]) -> None:
 
 
 # Keys that do not change what a repeat does: they never rename a case.
-_NOT_IN_ID: Any = {"model_name": True, "limits": True, "measure": {"repeats"}}
+_NOT_IN_ID: Any = {
+    "model_name": True,
+    "limits": True,
+    "measure": {"repeats", "precision", "max_repeats"},
+}
 
 
 class Case(Settings):

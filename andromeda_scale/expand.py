@@ -23,7 +23,16 @@ from andromeda_scale.world import World
 MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
 
 # These do not change what a repeat does, or are lists already.
-_NO_AXES = ("question", "axes", "world", "limits", "measure.repeats", "slurm")
+_NO_AXES = (
+    "question",
+    "axes",
+    "world",
+    "limits",
+    "measure.repeats",
+    "measure.precision",
+    "measure.max_repeats",
+    "slurm",
+)
 # The key that the short form `model: NAME` or `strategy: NAME` stands for.
 _SHORT_FORMS = {"model": "base", "strategy": "name"}
 

@@ -39,6 +39,15 @@ METRICS: dict[str, Metric] = {
         "s", "lower", _PER_STEP, _SLOWEST, "mean", "measure", milliseconds,
         "median over the steps of |max over ranks of the step's wall time - step_time_s|",
     ),
+    "step_autocorrelation": Metric(
+        "1", "none", _PER_STEP, _SLOWEST, "mean", "measure", significant,
+        "correlation of a step's time with the next one's: the error of their mean is "
+        "sqrt((1 + r)/(1 - r)) times that of independent steps; empty under 8 steps",
+    ),
+    "half_width": Metric(
+        "1", "lower", "as tokens_per_s", "it is tokens_per_s's own", "max", "measure", percent,
+        "half of the 95 % interval of tokens_per_s over launches, relative: sqrt(high/low) - 1",
+    ),
     "window_step_s": Metric(
         "s", "lower", "max", "the window ends when the last rank ends it", "geometric mean",
         "measure", milliseconds,

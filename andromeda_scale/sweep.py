@@ -28,6 +28,7 @@ from andromeda_scale.planned import Plan
 
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
+    from andromeda_scale.launch.driver import Outcome
 
 RUNS = Path("runs")  # where a run goes that is given no directory
 MEASURED, NOTHING_MEASURED = 0, 1
@@ -92,14 +93,24 @@ def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
 
 def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> int:
     """Launch what is left, merge, print; the exit status."""
-    from andromeda_scale.launch import driver
-
-    outcome = driver.run(run, only_failed=only_failed, quiet=quiet)
+    outcome = refined(run, only_failed=only_failed, quiet=quiet)
     if outcome.error:
         _complain(outcome.error)
     with _deaf_to_hangup():
         measured = finish(run.path, quiet)
     return outcome.exit_code or measured
+
+
+def refined(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> Outcome:
+    """Launch what is left of the plan, then what `measure.precision` asks for beyond it."""
+    from andromeda_scale import refining
+    from andromeda_scale.launch import driver
+
+    outcome = driver.run(run, only_failed=only_failed, quiet=quiet)
+    while outcome.exit_code == 0 and (more := refining.extend(run)) is not None:
+        run = more
+        outcome = driver.run(run, quiet=quiet)
+    return outcome
 
 
 def finish(run_dir: Path, quiet: bool = False) -> int:

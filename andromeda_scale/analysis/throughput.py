@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from andromeda_scale.analysis.resampling import autocorrelation
+
 
 def step_times(step_s: np.ndarray) -> dict[str, float]:
     """Order statistics of a job's steps from (ranks, steps) seconds.
@@ -18,6 +20,7 @@ def step_times(step_s: np.ndarray) -> dict[str, float]:
         "step_time_p95_s": float(p95),
         "step_time_p99_s": float(p99),
         "step_time_mad_s": float(np.median(np.abs(job - median))),
+        "step_autocorrelation": autocorrelation(job),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from andromeda_scale import registry, settings
 from andromeda_scale.analysis.breakdown import factors
+from andromeda_scale.analysis.precision import WANTED, half_width, needed
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import Sample, log_interval
@@ -62,6 +63,10 @@ COLUMNS: dict[str, str] = {
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
+    "half_width": "float64",
+    "wanted_precision": "float64",  # measure.precision, or what the next two are told for
+    "launches_needed": "Int64",  # of as many steps, to know tokens_per_s so well; empty: unknown
+    "steps_needed": "Int64",  # a launch, in as many launches; empty: launches differ by more
     "tokens_per_s_low": "float64",
     "tokens_per_s_high": "float64",
     "tokens_per_s_per_gpu_low": "float64",
@@ -97,7 +102,7 @@ _NOT_OTHER: Any = {
     "device": True,
     "fallback": True,
     "train": {"mode", "seq_len", "micro_batch_size", "grad_accum", "precision"},
-    "measure": {"repeats", "profile_steps"},
+    "measure": {"repeats", "precision", "max_repeats", "profile_steps"},
 }
 
 
@@ -131,6 +136,7 @@ def case_row(
         "software": _first(pooled or repeats, "software"),
         "warmup_ended_by": ", ".join(dict.fromkeys(one["warmup_ended_by"] for one in pooled)),
         **_numbers(pooled, launches),
+        **_needed(launches, case.measure.precision or WANTED),
     }
     threads = _first(pooled, "threads")
     if threads is not None:  # what the ranks had, before what the plan gave them
@@ -244,7 +250,9 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
             row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
-    _, low, high = log_interval(launches.tokens_per_s)
+    interval = log_interval(launches.tokens_per_s)
+    _, low, high = interval
+    row["half_width"] = half_width(interval)
     share = row["tokens_per_s_per_gpu"] / row["tokens_per_s"]
     row |= {"tokens_per_s_low": low, "tokens_per_s_high": high}
     row |= {"tokens_per_s_per_gpu_low": low * share, "tokens_per_s_per_gpu_high": high * share}
@@ -259,6 +267,16 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
     row["exposed_method"] = _first(pooled, "exposed_method")
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
+
+
+def _needed(launches: Launches, precision: float) -> Row:
+    """What it would take to know tokens_per_s within `precision`."""
+    found = needed(launches.tokens_per_s, precision)
+    return {
+        "wanted_precision": precision,
+        "launches_needed": found.launches,
+        "steps_needed": found.steps,
+    }
 
 
 def _flops(case: Case, row: Row, built: int | None) -> Row:

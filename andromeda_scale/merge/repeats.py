@@ -32,6 +32,7 @@ from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repea
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
 OF_CASES = (
     "speedup",
+    "half_width",
     "efficiency",
     "karp_flatt",
     "efficiency_common",

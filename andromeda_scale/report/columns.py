@@ -93,7 +93,8 @@ def _with_interval(name: str) -> tuple[str, ...]:
     return tuple(part.format(name) for part in _INTERVAL)
 
 
-TOKENS = Column("tokens/s", _with_interval("tokens_per_s"), metric("tokens_per_s"))
+PRECISION = ("half_width", "wanted_precision", "launches_needed", "steps_needed")
+TOKENS = Column("tokens/s", (*_with_interval("tokens_per_s"), *PRECISION), metric("tokens_per_s"))
 # Which lines of the fairness table a row stands out in.
 UNFAIR = Column("unfair", ("unfair",), lambda row: str(row["unfair"]), left=True)
 COMPILE = ("compile_cold_s", "compile_warm_s")
@@ -144,7 +145,11 @@ COLUMNS = (
     ),
     TOKENS,
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
-    Column("step ms +-MAD", ("step_time_s", "step_time_mad_s", "step_time_p95_s"), _step),
+    Column(
+        "step ms +-MAD",
+        ("step_time_s", "step_time_mad_s", "step_time_p95_s", "step_autocorrelation"),
+        _step,
+    ),
     COMPILED,
     *AGAINST_BASE,
     Column(

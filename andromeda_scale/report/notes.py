@@ -7,7 +7,7 @@ from typing import Any
 
 from andromeda_scale.analysis.blame import MIN_SHARE, MIN_STEPS, NO_MAJORITY, NOBODY
 from andromeda_scale.analysis.stats import MIN_BOOTSTRAP, MIN_LAUNCHES
-from andromeda_scale.formats import milliseconds, rate, scientific
+from andromeda_scale.formats import milliseconds, percent, rate, scientific
 from andromeda_scale.report import device_notes
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base
 from andromeda_scale.report.rows import case_name as _name
@@ -23,6 +23,7 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
     notes = [f"[{mark}] {text}" for mark, text in failures.items()]
     if measured:
         notes += [_what(measured, axes), _bases(measured, axes), _launches(measured)]
+        notes += _precision(measured, axes)
         notes += _explanations(measured, axes)
     notes += [
         f"{_name(row, axes)} is not compared with {row['not_compared']}"
@@ -107,6 +108,25 @@ def _launches(rows: Sequence[Row]) -> str:
     if counts[0] < MIN_LAUNCHES:
         text += f"; under {MIN_LAUNCHES} launches there is no interval between launches"
     return text
+
+
+def _precision(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """How well the least known row is known, and what would make it better known."""
+    known = [row for row in rows if has(row, "half_width")]
+    if not known:
+        return []
+    worst = max(known, key=lambda row: float(row["half_width"]))
+    text = f"tokens/s known within +-{percent(worst['half_width'])} or better"
+    if worst["half_width"] <= worst["wanted_precision"]:
+        return [text]
+    text += f", the least of all for {_name(worst, axes)}: "
+    ways = []
+    if has(worst, "launches_needed"):
+        ways.append(f"{worst['launches_needed']} launches of as many steps")
+    if has(worst, "steps_needed"):
+        ways.append(f"{worst['steps_needed']} steps in as many launches")
+    wanted = percent(worst["wanted_precision"])
+    return [text + (" or ".join(ways) or "no number of launches") + f" would give +-{wanted}"]
 
 
 def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 
 from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import SERIES, additive
+from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.resampling import (
     autocorrelation,
     block_means,
@@ -17,6 +18,7 @@ from andromeda_scale.analysis.resampling import (
     correlation_time,
 )
 from andromeda_scale.analysis.stats import (
+    Interval,
     Sample,
     compare_launches,
     holm,
@@ -195,3 +197,33 @@ def test_means_of_blocks_of_correlated_steps_vary_as_the_mean_does() -> None:
     drawn = block_means(series[None], block_steps(series), 2000, rng).std()
     alone = series.std() / math.sqrt(400)
     assert 1.4 * alone < drawn < 3 * alone  # (1 + r)/(1 - r) of r = exp(-1/3) is 6.1, its root 2.5
+
+
+def _sample_of(noise: float, launches: int, steps: int, between: float = 0.0) -> Sample:
+    rng = np.random.default_rng(8)
+    times = np.exp(noise * rng.standard_normal((launches, steps)))
+    times *= np.exp(between * rng.standard_normal((launches, 1)))
+    return Sample({i: 1 / float(t.mean()) for i, t in enumerate(times)}, dict(enumerate(times)))
+
+
+def test_launches_needed_make_the_t_interval_as_narrow_as_wanted() -> None:
+    sample = Sample(dict(enumerate(np.exp([-0.02, 0.0, 0.02]).tolist())))  # s = 0.02
+    found = needed(sample, 0.01)
+    # t(0.975, n - 1) 0.02 / sqrt n: 0.01035 at 17, 0.00995 = ln 1.01 at 18
+    widths = {n: scipy_stats.t.ppf(0.975, n - 1) * 0.02 / math.sqrt(n) for n in (17, 18)}
+    assert widths[18] <= math.log(1.01) < widths[17]
+    assert found.launches == 18
+    assert found.steps is None  # of steps nothing is known
+
+
+def test_more_steps_help_only_where_launches_agree() -> None:
+    steps = needed(_sample_of(0.05, 5, 40), 0.01)
+    assert steps.steps is not None
+    assert 40 < steps.steps < 1000
+    assert needed(_sample_of(0.001, 5, 40, between=0.03), 0.01).steps is None
+    assert needed(_sample_of(0.05, 2, 40), 0.01) == (None, None)
+
+
+def test_half_of_an_interval_of_logs_is_its_relative_error() -> None:
+    assert half_width(Interval(100.0, 100 / 1.02, 102.0)) == pytest.approx(0.02)
+    assert math.isnan(half_width(Interval(1.0, math.nan, math.nan)))
