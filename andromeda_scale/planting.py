@@ -184,7 +184,7 @@ class _Spin:
 
     @staticmethod
     def _spin(cycles: int) -> None:
-        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(cycles)
 
 
 def pace(bytes_per_s: float, gather: Callable[[Any], list[Any]], store_port: int) -> None:

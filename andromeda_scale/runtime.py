@@ -174,7 +174,7 @@ def _device_uuid(device: torch.device) -> str | None:
 def init_process_group(spec: RankSpec, rt: Runtime) -> Control:
     """Join the repeat's process group under its prefix of the agents' store."""
     import torch.distributed as dist
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # no stubs
 
     timeout = timedelta(seconds=spec.case.limits.timeout_s)
     client = TCPStore(spec.store_host, spec.store_port, is_master=False, timeout=timeout)

@@ -47,7 +47,7 @@ class CpuAllocations:
         self._before = _alive()
         # Not torch.profiler: nothing but Kineto's own list of events is wanted.
         self._profiler = profile(use_kineto=True, profile_memory=True)
-        self._profiler.__enter__()  # type: ignore[no-untyped-call]
+        self._profiler.__enter__()
 
     def stop(self, hidden: int = 0) -> Allocated:
         """The most bytes that were held at once, those alive at the start included."""
@@ -74,7 +74,7 @@ class CpuAllocations:
     def _trace(self) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, int]]]:
         """Times of every allocation and release, bytes held after each above those at the start,
         and the worker's ranges: (part, start, end) in the same nanoseconds."""
-        self._profiler.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._profiler.__exit__(None, None, None)
         result: Any = self._profiler.kineto_results
         del self._profiler
         events = result.events()
@@ -108,7 +108,7 @@ def _alive() -> list[tuple[Any, int]]:
         if type(one) in tensors:
             for storage in _storages(one):
                 if storage.data_ptr() not in found:
-                    reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    reference = StorageWeakRef(storage)
                     found[storage.data_ptr()] = (reference, storage.nbytes())
     return list(found.values())
 
@@ -125,5 +125,5 @@ def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
             storage = torch.Tensor.untyped_storage(one)
             if storage.data_ptr():
                 yield storage
-        except (RuntimeError, NotImplementedError):  # sparse, or a wrapper around other tensors
-            continue
+        except (RuntimeError, NotImplementedError):
+            continue  # sparse, or a wrapper around other tensors: torch says that it has no memory

@@ -104,7 +104,7 @@ def flight_recorder_entries(backend: str, since_ns: int) -> list[Entry]:
     """The collectives that gloo or nccl created from `since_ns` (Unix time) on, in this order."""
     from torch._C import _distributed_c10d as c10d
 
-    dump = c10d._dump_fr_trace_json  # type: ignore[attr-defined]
+    dump = c10d._dump_fr_trace_json  # type: ignore[attr-defined]  # no stub
     if backend == "nccl":  # it has a recorder of its own
         dump = getattr(c10d, "_dump_nccl_trace_json", dump)
     entries = [

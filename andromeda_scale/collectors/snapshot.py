@@ -36,7 +36,7 @@ class AllocatorSnapshot:
         import torch
 
         try:
-            torch.cuda.memory._dump_snapshot(str(self._path))  # type: ignore[no-untyped-call]
+            torch.cuda.memory._dump_snapshot(str(self._path))
         finally:
             torch.cuda.memory._record_memory_history(enabled=None, device=self._device)
         return {"file": self._path.name, "bytes": self._path.stat().st_size}

@@ -131,4 +131,4 @@ class _Buffers:
 
         for one in output if isinstance(output, tuple) else (output,):
             if isinstance(one, torch.Tensor) and one.requires_grad:
-                one.register_hook(self._read)  # type: ignore[no-untyped-call]
+                one.register_hook(self._read)

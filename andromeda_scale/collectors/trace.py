@@ -109,17 +109,17 @@ class Recording:
         self._on_device = device is not None
         self._profile = profile(use_kineto=True, use_device=device, record_shapes=shapes)
         if not self._on_device:
-            self._profile.__enter__()  # type: ignore[no-untyped-call]
+            self._profile.__enter__()
             return
         # Operators would cost as much again.
-        config = self._profile.config()  # type: ignore[no-untyped-call]
+        config = self._profile.config()
         activities = self._profile.kineto_activities
         _prepare_profiler(config, activities)
         _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
 
     def stop(self) -> tuple[Events, int]:
         """(the events, when recording began in nanoseconds)."""
-        self._profile.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._profile.__exit__(None, None, None)
         result = self._profile.kineto_results
         assert result is not None
         del self._profile

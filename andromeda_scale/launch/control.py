@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from andromeda_scale.schema import Schema
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Store, TCPStore
 
 S = TypeVar("S", bound=Schema)
 
@@ -53,7 +53,7 @@ class Control:
         """Store bytes in chunks; returns how many."""
         chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
         for index, chunk in enumerate(chunks):
-            self.store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]
+            self.store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]  # bytes are taken too
         return len(chunks)
 
     def pull(self, key: str, num_chunks: int) -> bytes:
@@ -95,11 +95,11 @@ class Silence:
         return worst
 
 
-def open_server(host: str, port: int, *, loopback: bool) -> Store:
+def open_server(host: str, port: int, *, loopback: bool) -> TCPStore:
     """agent 0's store; port 0 lets the operating system choose. On loopback nobody else hears."""
     import socket
 
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # no stubs
 
     listener = socket.create_server(
         ("127.0.0.1" if loopback else "", port),
@@ -118,7 +118,7 @@ def open_server(host: str, port: int, *, loopback: bool) -> Store:
 
 def open_client(host: str, port: int, timeout_s: float) -> Store:
     """Another agent's connection to it."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # no stubs
 
     return TCPStore(
         host,

@@ -114,10 +114,11 @@ def _job_port(env: Mapping[str, str]) -> int:
 def connect(place: Place, stop: StopRequest) -> Control:
     """Open or join the control store. Raises UserError when agent 0 cannot be reached."""
     if place.count == 1:
-        host, store = "127.0.0.1", open_server("127.0.0.1", 0, loopback=True)
-        return _control(place, store, host, store.port)  # type: ignore[attr-defined]
+        own = open_server("127.0.0.1", 0, loopback=True)
+        return _control(place, own, "127.0.0.1", own.port)
     assert place.address is not None
     assert place.port is not None
+    store: Store
     try:
         if place.launcher_store:
             return _through_launcher(place, _join(place.address, place.port, stop), stop)
@@ -163,7 +164,7 @@ def _ask(store: Store, key: str, stop: StopRequest) -> str:
 
 def _through_launcher(place: Place, launcher: Store, stop: StopRequest) -> Control:
     """agent 0 opens a store of its own and says where through torchrun's."""
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # no stubs
 
     assert place.address is not None
     shared = PrefixStore(f"andromeda_scale/{place.scope}", launcher)
@@ -172,11 +173,10 @@ def _through_launcher(place: Place, launcher: Store, stop: StopRequest) -> Contr
     if place.index == 0:
         local = len(hosts) == 1
         host = "127.0.0.1" if local else _own_address(place.address)
-        store = open_server(host, 0, loopback=local)
-        shared.set("address", f"{host} {store.port}")  # type: ignore[attr-defined]
+        own = open_server(host, 0, loopback=local)
+        shared.set("address", f"{host} {own.port}")
     host, _, port = _ask(shared, "address", stop).partition(" ")
-    if place.index:
-        store = _join(host, int(port), stop)
+    store: Store = _join(host, int(port), stop) if place.index else own
     return _control(place, store, host, int(port))
 
 

@@ -108,13 +108,13 @@ def _note(block: nn.Module) -> None:
 
 def _checkpointed_call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return block._call_impl(*args, **kwargs)
     return _again(_noted_call, block, *args, **kwargs, preserve_rng_state=True)
 
 
 def _noted_call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     _note(block)
-    return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+    return block._call_impl(*args, **kwargs)
 
 
 def _selective_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def _noted_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _selective_contexts() -> tuple[Any, Any]:
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(_keep_products)  # type: ignore[no-untyped-call]
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(_keep_products)
     return contexts
 
 

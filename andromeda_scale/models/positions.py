@@ -67,7 +67,7 @@ class PositionTables(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionTables:
         # Moving off the meta device leaves garbage, and module.bfloat16() rounds cosines:
         # whatever happened to the tables, they are computed again.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # a method of nn.Module
         self.compute()
         return self
 

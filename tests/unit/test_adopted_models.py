@@ -141,7 +141,7 @@ def test_checkpointed_blocks_are_run_again_and_give_the_same_gradients(
         hugging_face(config, TRAIN.model_copy(update={"activation_checkpointing": kind}))
     )
     for module in (plain, again):
-        loss_of(module).backward()  # type: ignore[no-untyped-call]
+        loss_of(module).backward()
     assert plain.describe_checkpointing()["blocks_recomputed"] == 0
     assert again.describe_checkpointing()["blocks_recomputed"] == (
         1 if kind == Every(every=2) else 2
@@ -223,7 +223,7 @@ def test_named_blocks_are_the_modules_own_and_can_be_checkpointed() -> None:
     train = TRAIN.model_copy(update={"activation_checkpointing": "block"})
     module = filled(custom(blocks="layers", train=train))
     assert list(module.blocks) == list(module.model.layers)
-    loss_of(module).backward()  # type: ignore[no-untyped-call]
+    loss_of(module).backward()
     assert module.describe_checkpointing()["blocks_recomputed"] == 2
 
 
