@@ -33,7 +33,7 @@ SlurmdPort=16818
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={home}/munge/munge.sock,cred_expire=2
+AuthInfo=socket={home}/munge/munge.sock,cred_expire=5
 CredType=cred/munge
 # No cgroups, no affinity; what is said below counts, not the hardware.
 ProctrackType=proctrack/linuxproc
@@ -113,6 +113,7 @@ class Cluster:
         self.home, self.nodes = home, [f"n{i + 1}" for i in range(num_nodes)]
         self._prefix = f"asc{os.getpid()}-"
         self._pids: dict[str, int] = {}
+        self._hidden: set[str] = set()  # nodes that do not see some folder
         self.environment = {**os.environ, "SLURM_CONF": str(home / "slurm.conf")}
         self._remove_stale()
         try:
@@ -208,13 +209,24 @@ class Cluster:
         for pid in self.processes(node):
             _kill(pid, signal.SIGKILL)
 
+    def hide(self, node: str, folder: Path) -> None:
+        """Let a folder be empty on one node, until its daemon starts anew."""
+        daemon = str(self._pids[f"slurmd.{node}"])
+        self._run(
+            "nsenter", "--target", daemon, "--mount", "mount", "-t", "tmpfs", "x", str(folder)
+        )
+        self._hidden.add(node)
+
     def mend(self) -> None:
         """Cancel every job, and bring all nodes back."""
         self.ask("scancel", "--full", "--user", "root")
         wait_until(lambda: not self.ask("squeue", "--noheader"), "an empty queue")
         for node in self.nodes:
+            if node in self._hidden:
+                _end([self._pids[f"slurmd.{node}"]])
             if not _alive(self._pids[f"slurmd.{node}"]):
                 self.start_node(node)
+        self._hidden.clear()
         down = self.ask("sinfo", "-h", "-N", "-t", "down,drain,fail", "-o", "%N").split()
         for node in set(down):
             self.run("scontrol", "update", f"nodename={node}", "state=resume")

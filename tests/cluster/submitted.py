@@ -92,6 +92,11 @@ class Login:
     def words(self) -> dict[tuple[str, int], str]:
         return {key: status["status"] for key, status in self.ended().items()}
 
+    def hosts(self, repeat: int) -> list[str]:
+        """The nodes of a repeat, as each wrote into its own file."""
+        nodes = [line for line in self.lines("node") if line["repeat"] == repeat]
+        return [line["values"]["environment"]["hostname"] for line in nodes]
+
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """Lines of one kind of all records of the cases."""
         files = sorted(self.run.glob("cases/*/*/node-*.jsonl"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cluster import Cluster
 from submitted import Login, acting_template
 
@@ -62,6 +63,7 @@ def test_what_sbatch_refuses_is_said_and_no_job_is_recorded(
     assert not (tmp_path / "run/slurm/jobs.jsonl").exists()
 
 
+@pytest.mark.thorough
 def test_wait_leaves_with_status_1_when_nothing_was_measured(
     cluster: Cluster, tmp_path: Path
 ) -> None:

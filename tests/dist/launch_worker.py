@@ -128,6 +128,13 @@ def _wait_later(spec: RankSpec, record: RecordWriter) -> None:
     _meet(spec)
 
 
+def _held(spec: RankSpec, record: RecordWriter) -> None:
+    """In repeat 1, wait for the file GO; meet the others in every repeat."""
+    while spec.item.repeat == 1 and not os.path.exists(os.environ["GO"]):
+        time.sleep(0.05)
+    _meet(spec)
+
+
 def _environment(spec: RankSpec, record: RecordWriter) -> None:
     names = ("DS_ACCELERATOR", "PLANTED", "RANK", "MASTER_PORT")
     print({name: os.environ.get(name) for name in names})
@@ -167,6 +174,7 @@ ACTS = {
     "oom": _oom,
     "half_line": _half_line,
     "wait_later": _wait_later,
+    "held": _held,
     "environment": _environment,
 }
 ENDS_ITSELF = {"oom"}
