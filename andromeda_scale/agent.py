@@ -30,6 +30,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--requeue", action="store_true", help="when the first node is lost, requeue this SLURM job"
     )
+    parser.add_argument("--array", action="store_true", help="run the case of this array's task")
+    parser.add_argument("--gather", action="store_true", help="merge what an array's tasks ran")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     # Between the driver and its agent, and for tests.
     for name, kind in (("--driver", int), ("--events", int), ("--node-silence-s", float)):

@@ -147,7 +147,8 @@ def submit(
     where = sweep.place(loaded.name, run_dir)
     submission = submitting.prepare(loaded, where.absolute())
     if dry_run:
-        typer.echo(submission.script().rstrip("\n"))
+        for name, text in submission.scripts().items():
+            typer.echo(f"# {name}\n{text}" if loaded.suite.slurm.array else text.rstrip("\n"))
         return
     _submit(submission, wait=wait)
 

@@ -40,6 +40,7 @@ class Slurm(Schema):
     constraint: Line | None = None
     # Above the largest world: spares, which take over where a node is lost
     nodes: Annotated[int, Field(gt=0, le=10**5)] | None = None
+    array: bool = False  # a job a case and one that merges, where long allocations are forbidden
     exclusive: bool = True  # whole nodes: who shares one measures its neighbour
     modules: tuple[Line, ...] = ()
     container: Annotated[Container | None, BeforeValidator(_container)] = None

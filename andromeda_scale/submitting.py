@@ -1,7 +1,7 @@
 """`submit`: a sweep as a SLURM job, followed, cancelled, taken up again. No torch.
 
-A submitted run holds slurm/: the suite as it was submitted (<suite>.yaml, resolved), the script
-(job.sbatch), jobs.jsonl, and a log a job (<job id>.out). The plan is made where the job starts,
+A submitted run holds slurm/: the suite as it was submitted (<suite>.yaml, resolved), the scripts
+(*.sbatch), jobs.jsonl, and a log a job (<job id>.out). The plan is made where the job starts,
 on the first node, because only that node knows its GPUs and cores.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import yaml
 from andromeda_scale import resources
 from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch import jobs, sbatch
+from andromeda_scale.launch import gather, jobs, sbatch
 from andromeda_scale.launch.run_dir import write_atomic
 from andromeda_scale.machine import Machine
 from andromeda_scale.plan import make_plan, require_runnable
+from andromeda_scale.planned import Plan
 from andromeda_scale.suite_file import Loaded, read_suite
 from andromeda_scale.validation import place
 
-SCRIPT = "job.sbatch"
 INTERRUPTED = 130
 _POLL_S = (1.0, 15.0)  # between two looks at a job: at first, and later
 _ENOUGH = 1 << 50  # memory of a machine that is not known yet
@@ -35,36 +35,56 @@ _ENOUGH = 1 << 50  # memory of a machine that is not known yet
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted: a checked suite and where it runs."""
+    """What is to be submitted: a checked suite, its plan as far as it is known, where it runs."""
 
     loaded: Loaded
+    plan: Plan
     run_dir: Path
 
     @property
-    def suite_file(self) -> Path:
-        return self.run_dir / jobs.FOLDER / f"{self.loaded.name}.yaml"
+    def folder(self) -> Path:
+        return self.run_dir / jobs.FOLDER
 
     @property
-    def script_file(self) -> Path:
-        return self.run_dir / jobs.FOLDER / SCRIPT
+    def suite_file(self) -> Path:
+        return self.folder / f"{self.loaded.name}.yaml"
 
-    def script(self, *, only_failed: bool = False, allow_mixed: bool = False) -> str:
-        """The job's script."""
+    def scripts(self, *, only_failed: bool = False, allow_mixed: bool = False) -> dict[str, str]:
+        """Name -> text of the scripts in the order of their submission; the last makes the table.
+
+        One for a whole sweep; of an array one a number of nodes, and one that merges.
+        """
         suite = self.loaded.suite
         flags = ["--only-failed"] * only_failed + ["--allow-mixed"] * allow_mixed
-        words = [str(self.suite_file), "--run-dir", str(self.run_dir), "--requeue", *flags]
+        if not suite.slurm.array:
+            nodes = [f"--nodes={num_nodes(suite)}"]
+            return {"job.sbatch": self._script("%j", nodes, ["--requeue", *flags])}
+        tasks: dict[int, list[str]] = {}
+        for index, case_id in enumerate(gather.case_ids(self.plan)):
+            tasks.setdefault(self.plan.cases[case_id].world.nodes, []).append(str(index))
+        scripts = {}
+        for nodes_of_world, indices in sorted(tasks.items()):
+            options = [f"--nodes={nodes_of_world}", f"--array={','.join(indices)}"]
+            name = f"array-{nodes_of_world}.sbatch"
+            scripts[name] = self._script("%A_%a", options, ["--array", "--requeue", *flags])
+        scripts["merge.sbatch"] = self._script("%j", ["--nodes=1"], ["--gather", *flags])
+        return scripts
+
+    def _script(self, log: str, options: Sequence[str], flags: Sequence[str]) -> str:
+        suite, slurm = self.loaded.suite, self.loaded.suite.slurm
+        # Before the time limit agents are told: they close the repeat, and merge.
+        options = [*options, "--ntasks-per-node=1", "--no-kill", "--requeue"]
+        options += [f"--signal=TERM@{sbatch.NOTICE_S}"]
+        name, output = f"andromeda_scale-{self.loaded.name}", self.folder / f"{log}.out"
+        words = [str(self.suite_file), "--run-dir", str(self.run_dir), *flags]
         words += ["--ranks-per-agent", str(max(w.ranks_per_node for w in suite.world))]
-        options = [f"--nodes={num_nodes(suite)}", "--ntasks-per-node=1", "--no-kill", "--requeue"]
-        options += [f"--signal=TERM@{sbatch.NOTICE_S}"]  # agents close the repeat, and merge
-        log = self.run_dir / jobs.FOLDER / "%j.out"
-        job_name = f"andromeda_scale-{self.loaded.name}"
-        name, template = _template(suite, self.loaded)
+        path, template = _template(suite, self.loaded)
         values = {
-            "directives": sbatch.directives(suite.slurm, job_name, log, *options),
-            "setup": sbatch.setup(suite.slurm),
-            "agent": sbatch.agent(suite.slurm, words, gpus=suite.device != "cpu"),
+            "directives": sbatch.directives(slurm, name, output, *options),
+            "setup": sbatch.setup(slurm),
+            "agent": sbatch.agent(slurm, words, gpus=suite.device != "cpu"),
         }
-        return sbatch.render(template, name, values)
+        return sbatch.render(template, path, values)
 
 
 def prepare(loaded: Loaded, run_dir: Path) -> Submission:
@@ -85,27 +105,32 @@ def prepare(loaded: Loaded, run_dir: Path) -> Submission:
     ranks = max(world.ranks_per_node for world in suite.world)
     gpus = () if suite.device == "cpu" else (_ENOUGH,) * ranks
     machine = Machine(_ENOUGH, gpus, _ENOUGH, num_nodes(suite))
-    require_runnable(make_plan(suite, loaded.name, machine, where), where)
-    submission = Submission(loaded, run_dir)
-    submission.script()  # a template that cannot be filled in is found now
+    plan = make_plan(suite, loaded.name, machine, where)
+    require_runnable(plan, where)
+    submission = Submission(loaded, plan, run_dir)
+    submission.scripts()  # a template that cannot be filled in is found now
     return submission
 
 
 def submit(submission: Submission, **flags: bool) -> str:
-    """Write suite and script into the run, submit it, record the job; its id."""
-    folder = submission.run_dir / jobs.FOLDER
+    """Write suite and scripts into the run, submit them, record the jobs; the last one's id."""
+    folder, scripts = submission.folder, submission.scripts(**flags)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(submission.suite_file, resolved(submission.loaded.suite))
-        write_atomic(submission.script_file, submission.script(**flags))
+        for name, text in scripts.items():
+            write_atomic(folder / name, text)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose --run-dir on a disk that all "
             "nodes see"
         ) from None
-    job_id = jobs.submit(submission.script_file)
-    jobs.record(submission.run_dir, job_id)
-    return job_id
+    submitted: list[str] = []
+    for name in scripts:
+        after = [f"--dependency=afterany:{':'.join(submitted)}"] if name == "merge.sbatch" else []
+        submitted.append(jobs.submit(folder / name, *after))
+        jobs.record(submission.run_dir, submitted[-1], Path(name).stem)
+    return submitted[-1]
 
 
 def again(run_dir: Path) -> Submission:

@@ -61,7 +61,7 @@ def submit(script: Path, *options: str) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def record(run_dir: Path, job_id: str, kind: str = "sweep") -> None:
+def record(run_dir: Path, job_id: str, kind: str = "job") -> None:
     """Add a job to the run's list."""
     line = {"job_id": job_id, "kind": kind, "submitted_unix_s": time.time()}
     with open(run_dir / FOLDER / _JOBS, "a", encoding="utf-8") as file:

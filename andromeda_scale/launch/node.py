@@ -14,7 +14,7 @@ from pathlib import Path
 
 from andromeda_scale import environment
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch import anew, placement
+from andromeda_scale.launch import anew, gather, placement
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments, say_over
 from andromeda_scale.launch.forkservers import Forkservers
@@ -109,11 +109,19 @@ def _lead(arguments: Namespace, loaded: Loaded, member: Member, stop: StopReques
 def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: StopRequest) -> int:
     agents = _gather(member.control, arguments.slots, stop)
     machine = replace(detect_machine(), nodes=len(placement.hosts(agents)))
+    if arguments.gather:
+        machine = replace(machine, nodes=max(world.nodes for world in loaded.suite.world))
     plan = make_plan(loaded.suite, loaded.name, machine, loaded.where)
-    require_runnable(plan, loaded.where)
     path = Path(arguments.run_dir or f"runs/{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if arguments.array:
+        plan, path = gather.one_case(plan, path, os.environ)
+    else:
+        require_runnable(plan, loaded.where)
     found = environment.fingerprint(environment.collect())
     run_dir = RunDir.create(path, plan, loaded.text, found, allow_mixed=arguments.allow_mixed)
+    if arguments.gather:
+        gather.gather(run_dir)
+        return _finish(run_dir.path, arguments.quiet)
     display = make_display(quiet=arguments.quiet)
     silence_s = arguments.node_silence_s or NODE_SILENCE_S
     with run_dir.lock():
@@ -128,9 +136,14 @@ def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: Stop
             raise
         finally:
             display.close()
-    # The table is the command line's to make; like the worker, it is named by string.
-    code: int = import_module("andromeda_scale.cli").finish(run_dir.path, arguments.quiet)
+    code = _finish(run_dir.path, arguments.quiet)
     return code if complete else INTERRUPTED
+
+
+def _finish(run_dir: Path, quiet: bool) -> int:
+    # The table is the command line's to make; like the worker, it is named by string.
+    code: int = import_module("andromeda_scale.cli").finish(run_dir, quiet)
+    return code
 
 
 def serve(arguments: Namespace) -> int:

@@ -7,6 +7,7 @@
     probes/<case_id>/<repeat>/       and for launches that probe the machine
     running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
     slurm/                           of a submitted run: suite, script, jobs, their logs
+    tasks/<index>/                   of one submitted as an array: a run a case
 
 A directory moves to its place whole, so a repeat is either finished or has nothing there.
 """
@@ -72,7 +73,7 @@ class RunDir:
                     f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
                 )
             plan = old.keep_ended(plan)
-        elif any(entry.name not in ("lock", "slurm") for entry in path.iterdir()):
+        elif any(entry.name not in ("lock", "slurm", "tasks") for entry in path.iterdir()):
             raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
         run = cls(path, plan)
         try:
@@ -268,6 +269,10 @@ class RunDir:
     def finish(self, item: PlannedRepeat, attempt: Path, status: Mapping[str, Any]) -> None:
         """Write status.json and move the attempt to its place, where it replaces an older one."""
         write_atomic(attempt / "status.json", json.dumps(status, indent=1))
+        self.place(item, attempt)
+
+    def place(self, item: PlannedRepeat, attempt: Path) -> None:
+        """Move the directory of a repeat that ended to its place."""
         place = self.case_dir(item)
         place.parent.mkdir(parents=True, exist_ok=True)
         old = place.with_name(f"{place.name}.old")

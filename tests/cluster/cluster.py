@@ -255,7 +255,9 @@ class Cluster:
             done = ["tc", "-n", space, "qdisc", "del", "dev", "eth0", "root"]
             subprocess.run(done, capture_output=True, check=False)  # there may be none
             if mbit_per_s is not None:
-                bucket = f"rate {mbit_per_s}mbit burst 512kb latency 50ms".split()
+                # A bucket holds 4 ms of the rate: a timer tick's, and little beside a message.
+                burst = max(32, int(mbit_per_s / 2))
+                bucket = f"rate {mbit_per_s:g}mbit burst {burst}kb latency 50ms".split()
                 self._run("tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", *bucket)
 
     def command(self, *arguments: str) -> list[str]:

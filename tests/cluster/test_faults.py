@@ -20,11 +20,11 @@ OK = ["ok", "ok", "ok"]
 class Held:
     """A job on two of `nodes` nodes whose second of three repeats waits for `go`."""
 
-    def __init__(self, cluster: Cluster, folder: Path, nodes: int, more: str = "") -> None:
+    def __init__(self, cluster: Cluster, folder: Path, nodes: int) -> None:
         self._go = folder / "go"
         template = acting_template(folder)
         variables = f"GLOO_SOCKET_IFNAME: eth0, ACT_1: held, GO: '{self._go}'"
-        text = f"world: 2x1\nenv: {{{variables}}}\nslurm: {{{template}, nodes: {nodes}{more}}}\n"
+        text = f"world: 2x1\nenv: {{{variables}}}\nslurm: {{{template}, nodes: {nodes}}}\n"
         self.cluster, self.login = cluster, Login(cluster, folder, text)
         self.job_id = self.login.submit("--set", "measure.repeats=3")
         self.login.wait_for_ranks("2x1", 1, rank=1)
@@ -136,11 +136,12 @@ def test_a_job_that_is_requeued_or_preempted_goes_on_where_it_was(
 def test_a_job_that_meets_its_time_limit_is_closed_and_its_table_printed(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    held = Held(cluster, tmp_path, nodes=2, more=", time: '1'")
+    held = Held(cluster, tmp_path, nodes=2)
+    cluster.tell("scontrol", "update", f"jobid={held.job_id}", "TimeLimit=1")
     job = held.login.wait_for_end(held.job_id)  # TERM comes before the limit
     assert job.exit_code == 130
     assert held.login.words() == {("2x1", 0): "ok", ("2x1", 1): "interrupted"}
     assert "does it run on nodes?" in held.login.log()
     held.go()
-    held.login.type("resume", "run", "--wait", "--set", "slurm.time=5")
+    held.login.type("resume", "run", "--wait")
     assert list(held.login.words().values()) == OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from cluster import Cluster
 from submitted import Login, acting_template
@@ -71,3 +72,23 @@ def test_wait_leaves_with_status_1_when_nothing_was_measured(
     login = Login(cluster, tmp_path, more)
     assert login.type("submit", "x.yaml", "--run-dir", "run", "--wait").returncode == 1
     assert login.words() == {("1", 0): "crashed", ("1", 1): "crashed"}
+
+
+@pytest.mark.thorough
+def test_an_array_runs_each_case_in_a_job_of_its_size_and_merges_one_table(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    login = Login(cluster, tmp_path, "world: [1, 2x1]\nslurm: {array: true}")
+    once = ["--set", "measure.repeats=1"]
+    done = login.type("submit", "x.yaml", "--run-dir", "run", "--wait", *once)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "does it run on nodes?" in done.stdout
+    assert login.words() == {("1", 0): "ok", ("2x1", 0): "ok"}
+    assert len(login.type("status", "run").stdout.split("COMPLETED")) == 1 + 3
+    cases = pd.read_parquet(tmp_path / "run" / "results.parquet").set_index("world_size")
+    assert cases.loc[2, "base_world_size"] == 1
+    again = login.type("resume", "run", "--wait")  # nothing is left to run: the same table
+    assert again.returncode == 0
+    assert pd.read_parquet(tmp_path / "run" / "results.parquet")["step_time_s"].tolist() == (
+        cases["step_time_s"].tolist()
+    )

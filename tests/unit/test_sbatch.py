@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def loaded(tmp_path: Path, more: str = "", *sets: str) -> submitting.Loaded:
 
 
 def script(tmp_path: Path, more: str = "", *sets: str) -> str:
-    return submitting.prepare(loaded(tmp_path, more, *sets), tmp_path / "run").script()
+    return scripts(tmp_path, more, *sets)["job.sbatch"]
+
+
+def scripts(tmp_path: Path, more: str = "", *sets: str) -> dict[str, str]:
+    return submitting.prepare(loaded(tmp_path, more, *sets), tmp_path / "run").scripts()
 
 
 def test_one_allocation_holds_the_largest_world_and_survives_a_lost_node(tmp_path: Path) -> None:
@@ -75,6 +80,16 @@ def test_a_mistake_in_the_section_is_named_before_anything_is_written(
         script(tmp_path, f"slurm: {{{section}}}\n")
     assert str(error.value).startswith(said)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_array_has_a_task_a_case_by_their_nodes_and_a_job_that_merges(tmp_path: Path) -> None:
+    found = scripts(tmp_path, "slurm: {array: true}\naxes: {seed: [1, 2]}\n")
+    assert list(found) == ["array-1.sbatch", "array-4.sbatch", "merge.sbatch"]
+    told = re.findall(r"^#SBATCH --array=([\d,]+)$", "\n".join(found.values()), re.MULTILINE)
+    assert sorted(index for tasks in told for index in tasks.split(",")) == list("012345")
+    assert "#SBATCH --nodes=4\n" in found["array-4.sbatch"]
+    assert "--array --requeue" in found["array-4.sbatch"]
+    assert "--gather" in found["merge.sbatch"]
 
 
 def test_gpus_must_be_asked_for_or_declined(tmp_path: Path) -> None:
