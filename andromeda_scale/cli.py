@@ -196,6 +196,14 @@ class Format(StrEnum):
     html = "html"
 
 
+class Tracker(StrEnum):
+    """Where `report` can send results."""
+
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+    wandb = "wandb"
+
+
 class Shown(StrEnum):
     """The tables that `report` can print."""
 
@@ -221,6 +229,12 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", help="A file to write, instead of stdout.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Draw the table again as repeats of a run end.")
+    ] = False,
+    to: Annotated[
+        Tracker | None, typer.Option("--to", help="Send the results there instead.")
+    ] = None,
 ) -> None:
     """Merge a run's records again and print one of its tables, or write its page.
 
@@ -228,6 +242,16 @@ def report(
     """
     from andromeda_scale import reporting
 
+    if follow and (to or output or fairness or format_ is not Format.terminal):
+        raise UserError("--follow: draws a table on the terminal; leave the other options out")
+    if follow:
+        from andromeda_scale.following import follow as follow_run
+
+        follow_run(run_dir, table.value)
+        return
+    if to is not None:
+        reporting.export(run_dir, to.value)
+        return
     reporting.report(run_dir, format_.value, table.value, fairness=fairness, output=output)
 
 

@@ -86,6 +86,17 @@ def _write_page(run_dir: Path, output: Path | None) -> None:
     typer.echo(f"page: {path}")
 
 
+def export(run_dir: Path, to: str) -> None:
+    """Send a run's results to a tracker, and say where they are."""
+    from andromeda_scale import probing
+    from andromeda_scale.merge import load_results
+    from andromeda_scale.report import exports
+
+    if probing.is_probe(run_dir):
+        raise UserError(f"{run_dir}: is a probe; --to exports the cases of a run")
+    typer.echo(exports.export(load_results(run_dir), to, run_dir))
+
+
 def _suite(run_dir: Path) -> str | None:
     """The suite a run was made from, where it was copied along."""
     try:
