@@ -1,4 +1,5 @@
 # make bench [SUITE=configs/suites/quickstart.yaml] [ARGS="--set measure.repeats=5"]
+# make docs    # site/, from docs/ and the registries
 # make test | test-fast | test-thorough | lint
 
 SUITE ?= configs/suites/quickstart.yaml
@@ -6,10 +7,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test test-fast test-thorough lint
+.PHONY: bench docs test test-fast test-thorough lint
 
 bench: $(VENV)/.installed
 	$(BIN)/andromeda-scale run $(SUITE) $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
 
 test: test-fast lint
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/replay $(ARGS)
@@ -36,4 +40,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@

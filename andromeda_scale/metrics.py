@@ -192,6 +192,49 @@ METRICS: dict[str, Metric] = {
 METRICS |= PROFILE_METRICS
 METRICS |= DEVICE_METRICS
 
+# What a reader asks, and the numbers that answer; every metric answers one question.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "How fast does it train?": (
+        "tokens_per_s", "tokens_per_s_per_gpu", "step_time_s", "step_time_p95_s",
+        "step_time_p99_s", "step_time_mad_s", "window_step_s",
+    ),
+    "What does the next GPU buy?": ("speedup", "efficiency", "efficiency_common"),
+    "How much of the device is used?": ("mfu", "mfu_of_mamf"),
+    "Where does the time of a step go?": (
+        "profile_step_s", "compute_s", "optimizer_compute_s", "comm_total_s", "comm_exposed_s",
+        "comm_exposed_share", "comm_overlapped_s", "exposed_wait_s", "exposed_transfer_s",
+        "data_s", "host_s", "end_skew_s", "forward_s", "backward_s", "optimizer_s", "data_part_s",
+        "residual_s", "profile_clock_step_s", "profile_slowdown",
+    ),
+    "What did the efficiency lose, and to what?": (
+        "data_eff", "host_eff", "transfer_eff", "serialisation_eff", "load_balance",
+        "compute_scaling", "explained_efficiency", "profile_efficiency", "least_data_s",
+        "least_host_s", "least_transfer_s", "most_compute_s",
+    ),
+    "Whom do the others wait for?": (
+        "imbalance", "imbalance_persistent", "imbalance_transient", "charged_s", "late_s",
+        "blame_s", "blame_floor_s", "blamed_clock_mhz", "blamed_temperature_c", "blamed_power_w",
+    ),
+    "What crosses the network, and how fast?": (
+        "comm_wire_bytes", "comm_tcp_bytes", "comm_loopback_bytes", "busbw_gbps",
+        "busbw_probe_gbps", "busbw_share", "ablation_s", "ablation_error_s",
+    ),
+    "Does it fit into memory?": (
+        "peak_memory_bytes", "peak_allocated_bytes", "estimate_error", "state_bytes",
+        "communication_buffers_bytes", "activation_bytes", "start_memory_bytes",
+        "peak_setup_bytes", "peak_forward_bytes", "peak_backward_bytes", "peak_update_bytes",
+        "peak_reserved_bytes", "outside_allocator_bytes", "rss_bytes", "uss_bytes",
+        "peak_rss_bytes", "alloc_retries", "alloc_ooms",
+    ),
+    "What does it cost in energy?": (
+        "energy_j", "joules_per_token", "power_w", "power_per_device_w", "idle_power_w",
+    ),
+    "How long until the first step?": (
+        "setup_s", "first_step_s", "compile_cold_s", "compile_warm_s",
+    ),
+    "Is it the same training?": ("parity_loss_difference", "parity_norm_difference"),
+}  # fmt: skip
+
 # What a case was, beside its numbers: columns that identify a row and decide what may be compared.
 SETTINGS: dict[str, str] = {
     "strategy": "how the model is spread over ranks, without its options",

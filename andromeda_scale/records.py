@@ -54,6 +54,22 @@ Status = Literal[
 ]
 
 
+STATUSES: dict[Status, str] = {
+    "pending": "planned, and not started",
+    "running": "being measured now",
+    "ok": "every rank wrote its end, and its numbers are in the table",
+    "oom": "a rank asked for more memory than there was",
+    "timeout": "it took longer than limits.timeout_s, or a rank said nothing for limits.heartbeat_s",
+    "diverged": "its first losses or gradients are not those of its reference: it has no speed",
+    "crashed": "a rank ended with an error or by a signal",
+    "node_failed": "an agent was lost, with its node or the network to it",
+    "interrupted": "the run was stopped while it was going on; a resume launches it again",
+    "unavailable": "this machine lacks what it needs, such as a library or a device",
+    "invalid": "it ended well and its records contradict each other or what was asked",
+    "skipped": "the planner left it out, and says why",
+}
+
+
 class RecordWriter:
     """Appends one rank's lines to its own file; the agent later gathers them per node."""
 

@@ -152,4 +152,6 @@ def _text(shown: Shown, form: str) -> str:
         "latex": shown.to_latex,
         "json": shown.to_json,
     }
+    if form not in forms:
+        raise UserError(f"--format {form}: a run has a page, this has none; use {', '.join(forms)}")
     return forms[form]()
