@@ -198,7 +198,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "tokens_per_s", "tokens_per_s_per_gpu", "step_time_s", "step_time_p95_s",
         "step_time_p99_s", "step_time_mad_s", "window_step_s",
     ),
-    "What does the next GPU buy?": ("speedup", "efficiency", "efficiency_common"),
+    "What does the next GPU buy?": ("speedup", "efficiency", "efficiency_common", "karp_flatt"),
     "How much of the device is used?": ("mfu", "mfu_of_mamf"),
     "Where does the time of a step go?": (
         "profile_step_s", "compute_s", "optimizer_compute_s", "comm_total_s", "comm_exposed_s",
@@ -217,7 +217,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "What crosses the network, and how fast?": (
         "comm_wire_bytes", "comm_tcp_bytes", "comm_loopback_bytes", "busbw_gbps",
-        "busbw_probe_gbps", "busbw_share", "ablation_s", "ablation_error_s",
+        "busbw_probe_gbps", "busbw_share", "ablation_s", "ablation_error_s", "contention_s",
     ),
     "Does it fit into memory?": (
         "peak_memory_bytes", "peak_allocated_bytes", "estimate_error", "state_bytes",

@@ -59,7 +59,7 @@ STATUSES: dict[Status, str] = {
     "running": "being measured now",
     "ok": "every rank wrote its end, and its numbers are in the table",
     "oom": "a rank asked for more memory than there was",
-    "timeout": "it took longer than limits.timeout_s, or a rank said nothing for limits.heartbeat_s",
+    "timeout": "it took over limits.timeout_s, or a rank said nothing for limits.heartbeat_s",
     "diverged": "its first losses or gradients are not those of its reference: it has no speed",
     "crashed": "a rank ended with an error or by a signal",
     "node_failed": "an agent was lost, with its node or the network to it",

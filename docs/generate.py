@@ -72,7 +72,7 @@ def suite() -> str:
     schema = suite_schema()
     parts = [
         "# Suite keys\n",
-        "Any key can be set (`--set train.seq_len=4096`) or swept (`--axis train.seq_len=1024,2048`) "
+        "Any key can be set (`--set train.seq_len=4096`) or swept (`--axis train.seq_len=64,128`) "
         "on the command line. `andromeda-scale schema` prints the JSON schema for an editor.\n",
     ]
     top = {k: v for k, v in schema["properties"].items() if "$ref" not in v}
