@@ -198,6 +198,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "tokens_per_s", "tokens_per_s_per_gpu", "step_time_s", "step_time_p95_s",
         "step_time_p99_s", "step_time_mad_s", "window_step_s",
     ),
+    "How sure is it?": ("half_width", "step_autocorrelation"),
     "What does the next GPU buy?": ("speedup", "efficiency", "efficiency_common", "karp_flatt"),
     "How much of the device is used?": ("mfu", "mfu_of_mamf"),
     "Where does the time of a step go?": (
