@@ -145,6 +145,7 @@ def submit(
 
     loaded = read_suite(suite, set_ or [], axis or [])
     where = sweep.place(loaded.name, run_dir)
+    submitting.refuse_used(where)
     submission = submitting.prepare(loaded, where.absolute())
     if dry_run:
         for name, text in submission.scripts().items():

@@ -133,6 +133,19 @@ def submit(submission: Submission, **flags: bool) -> str:
     return submitted[-1]
 
 
+def refuse_used(run_dir: Path) -> None:
+    """Raise UserError for a directory that holds a run, or something else, already."""
+    if was_submitted(run_dir) or (run_dir / "plan.json").exists():
+        raise UserError(
+            f"--run-dir {run_dir}: holds a run already; go on with it by `andromeda-scale resume "
+            f"{run_dir}`, or name another directory"
+        )
+    # A script that sbatch refused may lie there, to be written anew.
+    foreign = run_dir.is_dir() and any(f.name != jobs.FOLDER for f in run_dir.iterdir())
+    if foreign or (run_dir.exists() and not run_dir.is_dir()):
+        raise UserError(f"--run-dir {run_dir}: is not empty and holds no run; name another one")
+
+
 def again(run_dir: Path) -> Submission:
     """A submitted run, to be submitted once more. Raises UserError while a job of it is alive."""
     run_dir = run_dir.absolute()

@@ -137,6 +137,18 @@ def test_a_submitted_suite_means_the_same_in_any_directory(tmp_path: Path) -> No
     assert read_suite(str(again)).suite == first.suite
 
 
+def test_a_directory_that_holds_something_is_not_submitted_into(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    submitting.refuse_used(tmp_path)  # sbatch had refused it
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        submitting.refuse_used(tmp_path)
+    jobs.record(tmp_path, "12")
+    with pytest.raises(UserError, match=r"holds a run already; go on with it by `.* resume"):
+        submitting.refuse_used(tmp_path)
+    submitting.refuse_used(tmp_path / "new")
+
+
 def test_a_dry_run_prints_the_script_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
