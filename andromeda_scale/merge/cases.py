@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale import registry, settings
-from andromeda_scale.analysis.breakdown import factors
+from andromeda_scale.analysis.breakdown import CLASSES, factors
 from andromeda_scale.analysis.precision import WANTED, half_width, needed
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import Sample, log_interval
+from andromeda_scale.analysis.stats import Sample, log_interval, mean_interval
 from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
@@ -28,6 +28,9 @@ from andromeda_scale.metrics import METRICS
 from andromeda_scale.planned import PlannedRepeat
 
 Row = dict[str, Any]
+
+# Beside throughput and what is made of it: numbers with an interval over launches.
+BOUNDED = ("step_time_s", *CLASSES, "end_skew_s", "comm_exposed_share")
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -63,6 +66,7 @@ COLUMNS: dict[str, str] = {
     "num_steps": "Int64",
     "num_profile_steps": "Int64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
+    **{f"{name}_{end}": "float64" for name in BOUNDED for end in ("low", "high")},
     "half_width": "float64",
     "wanted_precision": "float64",  # measure.precision, or what the next two are told for
     "launches_needed": "Int64",  # of as many steps, to know tokens_per_s so well; empty: unknown
@@ -250,6 +254,7 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
             row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
+    row |= _ends(pooled)
     interval = log_interval(launches.tokens_per_s)
     _, low, high = interval
     row["half_width"] = half_width(interval)
@@ -267,6 +272,16 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
     row["exposed_method"] = _first(pooled, "exposed_method")
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
+
+
+def _ends(pooled: list[Row]) -> Row:
+    """Intervals over launches of the step time, and of the seconds that add up to a step."""
+    found: Row = {}
+    for name in BOUNDED:
+        values = [one[name] for one in pooled if name in one]
+        interval = log_interval if name == "step_time_s" else mean_interval
+        _, found[f"{name}_low"], found[f"{name}_high"] = interval(values)
+    return found
 
 
 def _needed(launches: Launches, precision: float) -> Row:

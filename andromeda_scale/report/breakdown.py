@@ -7,8 +7,7 @@ from typing import Any
 
 from andromeda_scale.analysis.breakdown import FACTORS, against
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.formats import NOT_MEASURED, milliseconds
-from andromeda_scale.metrics import METRICS
+from andromeda_scale.formats import NOT_MEASURED, milliseconds, significant
 from andromeda_scale.report.columns import WORLD, Column, metric
 from andromeda_scale.report.rows import Row, arrange, has, is_base
 from andromeda_scale.report.tables import Table, identity
@@ -34,8 +33,9 @@ REASONS_NOTES = (
 )
 ADDITIVE_NOTES = (
     "means over ranks and steps in ms: compute (of which in the update) + transfer + wait + data + "
-    "host + skew = step; transfer, wait: communication that no compute hides, after and before "
-    "the last rank has come; skew: from the end of a rank's step to the end of the longest",
+    "host + skew = step; +-: half of the 95 % t interval over launches; transfer, wait: "
+    "communication that no compute hides, after and before the last rank has come; skew: from the "
+    "end of a rank's step to the end of the longest",
 )
 
 
@@ -81,9 +81,11 @@ def breakdown_table(results: Results) -> Table:
         *identity(axes),
         WORLD,
         Column("step ms", ("profile_step_s",), metric("profile_step_s")),
-        Column("compute (update)", ("compute_s", "optimizer_compute_s"), _compute),
+        Column(
+            "compute (update)", ("compute_s", "optimizer_compute_s", *_ends("compute_s")), _compute
+        ),
         *(
-            Column(f"+ {header}", (name,), metric(name))
+            Column(f"+ {header}", (name, *_ends(name)), _within(name))
             for name, header in (
                 ("exposed_transfer_s", "transfer"),
                 ("exposed_wait_s", "wait"),
@@ -105,6 +107,23 @@ def breakdown_table(results: Results) -> Table:
     return Table(title, tuple(columns), shown, notes, None, beside, under)
 
 
+def _ends(name: str) -> tuple[str, str]:
+    return f"{name}_low", f"{name}_high"
+
+
+def _within(name: str) -> Callable[[Row], str]:
+    """Milliseconds, with half of the interval over launches where there is one."""
+
+    def text(row: Row) -> str:
+        low, high = _ends(name)
+        if not has(row, low) or not has(row, name):
+            return metric(name)(row)
+        half = significant((row[high] - row[low]) / 2 * 1e3, 2)
+        return f"{milliseconds(row[name])} +-{half}"
+
+    return text
+
+
 def _percent(name: str) -> Callable[[Row], str]:
     return lambda row: f"{row[name] * 100:.1f}" if has(row, name) else NOT_MEASURED
 
@@ -114,7 +133,7 @@ def _factor(name: str) -> Callable[[Row], str]:
 
 
 def _compute(row: Row) -> str:
-    whole = METRICS["compute_s"].text(row["compute_s"])
+    whole = _within("compute_s")(row)
     if not has(row, "optimizer_compute_s"):
         return whole
     return f"{whole} ({milliseconds(row['optimizer_compute_s'])})"

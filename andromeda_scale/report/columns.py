@@ -147,7 +147,12 @@ COLUMNS = (
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
     Column(
         "step ms +-MAD",
-        ("step_time_s", "step_time_mad_s", "step_time_p95_s", "step_autocorrelation"),
+        (
+            *_with_interval("step_time_s"),
+            "step_time_mad_s",
+            "step_time_p95_s",
+            "step_autocorrelation",
+        ),
         _step,
     ),
     COMPILED,

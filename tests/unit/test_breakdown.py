@@ -172,7 +172,9 @@ def test_the_additive_table_sums_to_the_step(tmp_path: Path) -> None:
     assert frame[parts].sum(axis=1).to_numpy() == pytest.approx(frame["profile_step_s"])
     assert frame["host_eff_vs_base"].iloc[0] == 1.0
     ratios = {f"{name}_vs_base" for name in FACTORS}
-    assert set(frame) - {"case_id", *ratios, *_identity()} <= set(METRICS)
+    ends = {f"{name}_{end}" for name in parts for end in ("low", "high")}
+    assert ends <= set(frame)
+    assert set(frame) - {"case_id", *ratios, *ends, *_identity()} <= set(METRICS)
     assert table.cells()[1][3].startswith("130.0")
 
 
