@@ -126,9 +126,9 @@ class Cluster:
         for name in ("log", "state", "munge/etc", *(f"spool/{node}" for node in self.nodes)):
             (self.home / name).mkdir(parents=True)
         self._write_configuration()
-        self._start_munged()
         self._make_network()
-        self._run("ip", "netns", "exec", self.space("ctl"), "slurmctld", "-c", "-i")
+        self._start_munged()
+        self._run(*self.command("slurmctld", "-c", "-i"))
         self._pids["slurmctld"] = self._pid_of("slurmctld.pid")
         for node in self.nodes:
             self.start_node(node)
@@ -157,11 +157,12 @@ class Cluster:
         key = munge / "etc" / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        self._run(
+        daemon = self.command(
             "munged", f"--key-file={key}", f"--socket={munge}/munge.sock", "--num-threads=2",
             f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log",
             f"--seed-file={munge}/munged.seed", "--force",
         )  # fmt: skip
+        self._run(*daemon)
         self._pids["munged"] = self._pid_of("munge/munged.pid")
 
     def _make_network(self) -> None:
