@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.models.layers import Linear
+from andromeda_scale.models.layers import Embedding, Linear
 from andromeda_scale.training import Train
 
 
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         norm: nn.Module,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.embedding = Embedding(shape.vocab_size, shape.d_model)
         self.tables = tables
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm

@@ -17,6 +17,20 @@ class Linear(nn.Linear):
     init_std: float = INIT_STD
 
 
+class Embedding(nn.Embedding):
+    """Rows of a table, (B, T) to (B, T, d), whose gradients are added up in float32 or better.
+
+    On a CPU torch adds them in the table's own dtype, one by one: in bfloat16, 4,096 tokens of 256
+    kinds lost a tenth of the gradient's norm. On CUDA it adds in float32 by itself.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        table: Tensor = self.weight
+        if table.device.type == "cpu" and table.dtype != torch.float32:
+            return F.embedding(tokens, table.float()).to(table.dtype)
+        return F.embedding(tokens, table)
+
+
 class QkNorm(nn.Module):
     """Unit-length queries and keys with learned scales per dimension, which the heads share."""
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from andromeda_scale import resources
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.models.layers import Embedding
 from andromeda_scale.models.positions import PositionTables, alibi_slopes, rotate
 from andromeda_scale.registry import load
 from andromeda_scale.training import Train
@@ -235,3 +236,17 @@ def test_tables_survive_a_cast_of_the_module_and_a_copy() -> None:
     assert torch.equal(rounded.tables.bias, bias)
     assert rounded.blocks[0].attention._tables[0] is rounded.tables
     assert "tables.rotary_q" not in module.state_dict()
+
+
+def test_gradients_of_an_embedding_in_bfloat16_are_added_up_in_float32() -> None:
+    """4,096 tokens of 4 kinds: bfloat16 would stop adding when a sum is 256 times an addend."""
+    tokens = torch.arange(4096).view(2, 2048) % 4
+    table = torch.randn(4, 8)
+    grads = torch.rand(2, 2048, 8) + 0.5
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        embedding = Embedding(4, 8, _weight=table.to(dtype).clone())
+        embedding(tokens).backward(grads.to(dtype))
+        assert embedding.weight.grad is not None
+        found[dtype] = embedding.weight.grad.float()
+    torch.testing.assert_close(found[torch.bfloat16], found[torch.float32], rtol=2**-8, atol=0)
