@@ -81,6 +81,7 @@ def test_the_loss_of_the_first_node_requeues_the_job_which_resumes(
     assert "n1" not in held.login.hosts(1) + held.login.hosts(2)
 
 
+@pytest.mark.thorough
 def test_a_cancelled_run_is_closed_as_interrupted_and_a_resume_finishes_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
