@@ -137,6 +137,10 @@ def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
     around the norms of queries and keys: the peak was 8 % above the estimate.
     """
     inputs = 2 * shape.d_model + shape.d_ff
+    if (
+        kernel(shape, train) == "naive"
+    ):  # scores, which a product gives, and weights, which one takes
+        inputs += 2 * shape.num_heads * train.seq_len
     return _selected_bytes(shape, train, w) + w.compute * inputs
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from andromeda_scale.selftest.evidence import (
     UNAVAILABLE,
@@ -41,11 +42,24 @@ class Place:
         return f"{UNAVAILABLE}: needs {ranks} ranks with a {unit} each, {self.world} here"
 
 
+def next_at_most(values: Sequence[float]) -> float:
+    """The largest of these, or what one more of their kind exceeds in 1 of 100, if that is more.
+
+    mean + t(0.99, n - 1) s sqrt(1 + 1/n), the prediction bound of normal numbers: the largest of n
+    alone would be exceeded in 1 of n + 1.
+    """
+    if len(values) < 2:
+        return max(values)
+    spread = float(np.std(values, ddof=1)) * np.sqrt(1 + 1 / len(values))
+    bound = float(np.mean(values) + student_t.ppf(0.99, len(values) - 1) * spread)
+    return max(*values, bound)
+
+
 @dataclass(frozen=True)
 class Null:
     """What launches showed in which nothing was planted."""
 
-    late_s: float  # the most by which any rank was late: the floor of blame
+    late_s: float  # by how much a rank of one more launch may be late: the floor of blame
     noise_s: float  # by how much waiting differs between launches
     step_s: float  # profiled
     wire_bytes: float  # of a rank and step
@@ -53,8 +67,9 @@ class Null:
     @classmethod
     def of(cls, found: Sequence[Launch], waits: Sequence[float]) -> Null:
         """From unplanted launches, and the waiting in each: 0 where one rank is alone."""
+        late = [one.of("late_s") for one in found if one.has("late_s")]
         return cls(
-            late_s=max((one.of("late_s") for one in found if one.has("late_s")), default=0.0),
+            late_s=next_at_most(late) if late else 0.0,
             noise_s=deviation(waits),
             step_s=float(np.median([one.of("profile_step_s") for one in found])),
             wire_bytes=max(one.of("comm_wire_bytes") for one in found),

@@ -72,7 +72,7 @@ def rows(place: Place, null: Null, quick: bool) -> list[Row]:
         *(_data(place, null, ahead, few) for ahead in (0, AHEAD)),
     ]
     return [
-        late.nobody(place, many),
+        late.nobody(place, many if quick else late.RUNS_OF_NOBODY),
         *(replace(row, unavailable=row.unavailable or null.too_noisy) for row in timed),
         _memory(place, few),
         _silent(place, ("ddp",) if quick else ("ddp", "fsdp2", "zero1", "zero2"), few),

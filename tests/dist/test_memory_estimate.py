@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ddp, no update": ("ddp", {}, SHORT | {"mode": "forward_backward"}),
     "ddp, checkpointed": ("ddp", {}, LONG | {"activation_checkpointing": "block"}),
     "ddp, compiled": ("ddp", {}, LONG | {"compile": True}),
+    "ddp, compiled naive": ("ddp", {}, LONG | {"compile": True, "attention": "naive"}),
     "fsdp2": ("fsdp2", {}, LONG),
     "fsdp2, short": ("fsdp2", {}, SHORT),
     "fsdp2, bf16": ("fsdp2", {}, LONG | BF16),

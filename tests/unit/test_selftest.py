@@ -14,7 +14,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.faults import falls_on
 from andromeda_scale.machine import Machine
 from andromeda_scale.selftest.evidence import Finding, Launch, judge, milliseconds, ratio
-from andromeda_scale.selftest.place import NULL, Null, Place, Row
+from andromeda_scale.selftest.place import NULL, Null, Place, Row, next_at_most
 from andromeda_scale.selftest.rows import rows
 
 GIB = 1 << 30
@@ -201,3 +201,10 @@ def test_the_table_names_what_is_planted_once_and_counts() -> None:
     assert text.count("| a ") == 1
     assert text.endswith("1 passed, 1 failed, 1 unavailable\n")
     assert milliseconds(0.0501) == "50.1 ms"
+
+
+def test_the_floor_is_what_one_more_launch_would_hardly_exceed() -> None:
+    """t(0.99, 2) = 6.965: 2 + 6.965 * 1 * sqrt(4/3); of equal launches the largest."""
+    assert next_at_most([1.0, 2.0, 3.0]) == pytest.approx(2 + 6.9646 * (4 / 3) ** 0.5, rel=1e-4)
+    assert next_at_most([0.5, 0.5]) == 0.5
+    assert next_at_most([0.25]) == 0.25
