@@ -36,7 +36,7 @@ from andromeda_scale.refining import GROWTH
 
 STEP_NOISE, LAUNCH_NOISE, EFFECT = 0.02, 0.005, 0.02
 COVERED, FALSE_ALARMS, FOUND = (0.93, 0.97), 0.05, 0.95
-SLACK = 3.0  # standard errors that a bound is given: 79 shares are judged, some by chance off
+SLACK = 2.0  # standard errors of a share over the trials that a bound is given
 SIZES = (3, 5, 6, 10)
 STEP_S = 0.1
 Times = NDArray[np.float64]

@@ -111,7 +111,7 @@ class Recording:
         if not self._on_device:
             self._profile.__enter__()
             return
-        # Operators would cost as much again.
+        # Operators would cost as much again. The stub of the call lacks its third argument.
         config = self._profile.config()
         activities = self._profile.kineto_activities
         _prepare_profiler(config, activities)

@@ -32,6 +32,7 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = on_meta[parameter]
         register(module, name, parameter)
 
+    # As accelerate's init_empty_weights does: torch has no hook for it. Undone below.
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
         with torch.device("cpu"):

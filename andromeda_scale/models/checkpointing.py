@@ -76,7 +76,7 @@ class Recomputation:
         Such blocks may draw random numbers, which backward must draw again.
         """
         for block in blocks:
-            block.draws_numbers = True  # type: ignore[assignment]
+            block.draws_numbers = True  # type: ignore[assignment]  # no parameter
         for group in self._groups:
             assert len(group) == 1, "blocks that are called one by one have no segments"
             block = blocks[group.start]
@@ -103,7 +103,7 @@ def _run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def _note(block: nn.Module) -> None:
     if torch._C._current_graph_task_id() != -1:  # within a backward
-        block.ran_again = True  # type: ignore[assignment]
+        block.ran_again = True  # type: ignore[assignment]  # no parameter
 
 
 def _checkpointed_call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
