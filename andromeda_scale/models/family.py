@@ -51,4 +51,4 @@ class Family(Schema):
 
     def build(self, train: Train) -> nn.Module:
         """The module, on torch's current default device where the family has no other rule."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own

@@ -188,7 +188,10 @@ def _model_types() -> tuple[dict[str, str], dict[str, str]] | None:
 
 
 def _table(tree: ast.Module, table: str) -> dict[str, str]:
-    """The pairs in `table = OrderedDict([("llama", "LlamaForCausalLM"), ...])`."""
+    """The pairs in `table = OrderedDict([("llama", "LlamaForCausalLM"), ...])`.
+
+    AttributeError where a newer transformers writes it otherwise: read, never run.
+    """
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
             pairs = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
