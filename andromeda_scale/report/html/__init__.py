@@ -13,13 +13,13 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from andromeda_scale import __version__
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.catalogue import TABLES, make_table
 from andromeda_scale.report.fairness import HEADERS, Fairness
@@ -67,7 +67,7 @@ def make_page(
             problems=[clean(problem) for problem in results.problems],
             suite=suite,
             suite_name=results.suite_name,
-            version=version("andromeda-scale"),
+            version=__version__,
             css=Markup(_text("page.css")),  # our own files, which hold no closing tag
             script=Markup(script),
             library=_packed(library),
