@@ -28,6 +28,7 @@ from andromeda_scale.selftest.place import NULL, Launches, Null, Place, Row
 HELD_MIB, RATIO, AHEAD = 512, 1.5, 2
 LINK_MBYTES_PER_S = (10.0, 200.0)  # where the kernel's pacing holds its rate
 WARMUP, STEPS, PROFILED, FEW = 3, 2, 24, 8
+LONG = {"cpu": (16, 64), "cuda": (32, 512)}  # sequences, tokens of a step much longer than base's
 
 
 def base(place: Place) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def rows(place: Place, null: Null, quick: bool) -> list[Row]:
 def _uneven(place: Place, launches: int) -> Row:
     """On the last rank and on the first in turn, so that unequal cores cancel."""
     # So much work that what takes the same time whatever the batch is 1 % of it.
-    size, seq_len = {"cpu": (16, 64), "cuda": (32, 512)}[place.device]
+    size, seq_len = LONG[place.device]
     planted = f"one rank with {RATIO} times the batch"
     faults = {f"batch {r}": [{"kind": "batch", "rank": r, "ratio": RATIO}] for r in (place.late, 0)}
     cases = {
@@ -177,9 +178,12 @@ def _silent(place: Place, strategies: Sequence[str], launches: int) -> Row:
     compute of profiled steps shows, on a CPU by what cannot be told from the threads' turns.
     """
     planted = "communication removed"
+    collected: dict[str, Any] = {"collect": ["communication", "ablation"]}
+    if place.device == "cpu":  # of short steps the profiler alone slows more than is looked for
+        size, seq_len = LONG["cpu"]
+        collected |= {"train.micro_batch_size": size, "train.seq_len": seq_len}
     cases: dict[str, dict[str, Any]] = {
-        f"silent {name}": {"strategy": {"name": name}, "collect": ["communication", "ablation"]}
-        for name in strategies
+        f"silent {name}": {"strategy": {"name": name}, **collected} for name in strategies
     }
 
     def found(all_: Launches) -> list[Finding]:
