@@ -28,8 +28,10 @@ class AllocatorSnapshot:
 
         self._device = context.runtime.device
         self._path = context.directory / f"allocator-rank-{context.runtime.rank}.pickle"
+        # No stack of what is freed: an exception on its way (checkpointing ends a recomputed block
+        # with one) would be lost where its unwinding frees, and the step would crash.
         torch.cuda.memory._record_memory_history(
-            max_entries=_MAX_EVENTS, stacks="python", device=self._device
+            context="alloc", max_entries=_MAX_EVENTS, stacks="python", device=self._device
         )
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:

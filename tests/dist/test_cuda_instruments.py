@@ -22,7 +22,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> andromeda_scale.Run:
         "question": "What does a GPU hold and take?",
         "model": LLAMA | {"d_model": 256, "d_ff": 1024, "num_layers": 4},
         "world": [1],
-        "train": {"seq_len": 128, "micro_batch_size": 4, "precision": "bf16"},
+        "train": {
+            "seq_len": 128,
+            "micro_batch_size": 4,
+            "precision": "bf16",
+            "activation_checkpointing": "block",
+        },
         "measure": {"repeats": 1},
         "collect": ["communication", "memory", "system", "energy", "snapshot"],
         "parity": "off",
