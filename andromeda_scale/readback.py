@@ -37,7 +37,9 @@ def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[],
     dtypes: Counter[str] = Counter()
 
     def saw(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        dtypes[str(output.dtype).removeprefix("torch.")] += 1
+        # A head gives a loss, and says what its product ran in.
+        ran = output.dtype if output.dim() else layer.loss.product_dtype  # type: ignore[union-attr]
+        dtypes[str(ran).removeprefix("torch.")] += 1
 
     blocks: Any = module.blocks if compiled else ()
     left_alone = {layer for block in blocks for layer in block.modules()}

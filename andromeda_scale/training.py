@@ -83,6 +83,17 @@ Checkpointing = Annotated[
 ]
 
 
+_LOGITS_AT_ONCE = 1 << 30  # bytes
+
+
+def loss_chunks(train: Train, vocab_size: int) -> int:
+    """Parts in which the loss of a micro-batch is computed; 1: its logits are whole."""
+    tokens = train.micro_batch_size * train.seq_len
+    if train.loss_chunks != "auto":
+        return min(train.loss_chunks, tokens)
+    return min(-(-4 * tokens * vocab_size // _LOGITS_AT_ONCE), tokens)
+
+
 def recomputed(kind: str | Every | Segment, num_blocks: int) -> list[range]:
     """The blocks that backward runs again, in groups that start from one saved input each."""
     step, size = 1, 1
@@ -110,6 +121,9 @@ class Train(Schema):
     grad_clip: Rate | None = 1.0  # max norm of the global gradient; null = no clipping
     compile: bool = False  # torch.compile, block by block
     activation_checkpointing: Checkpointing = "none"
+    # Parts over a micro-batch's tokens in which the head's logits and their loss are computed, so
+    # that they are never whole in memory; auto: as few as keep a part's below 1 GiB in float32.
+    loss_chunks: Literal["auto"] | Annotated[int, Field(gt=0, le=10**5)] = "auto"
     # null: the model's own; flex needs compile
     attention: Literal["naive", "sdpa_causal", "sdpa_bias", "flex"] | None = None
 

@@ -111,6 +111,7 @@ class Worker:
             planted = self._plant() if case.faults else None
             gc.collect()
             gc.freeze()
+        self._loss_chunks = factory.config.loss_chunks(case.train)
         source = make_source(spec, batches)
         self._step = TrainStep(
             self._strategy, self._state, source, case.train, self._runtime, planted
@@ -229,12 +230,14 @@ class Worker:
     def _read_back(self) -> None:
         module = self._state.module
         attention = getattr(module, "describe_attention", dict)
+        loss = getattr(module, "describe_loss", lambda: None)
         checkpointing = getattr(module, "describe_checkpointing", lambda: None)
         self.description = {
             **self._strategy.describe(self._state),
             "mode": self._case.train.mode,
             "compile": compile_facts(),
             "attention": {**attention(), "ops": None},
+            "loss": loss(),
             "checkpointing": checkpointing(),
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
@@ -246,6 +249,8 @@ class Worker:
             "world_size": self._spec.world_size,
             "matmul_precision": POLICIES[self._case.train.precision].matmul,
         }
+        if self._next_step and self.description["loss"]:
+            asked["loss"] = {"chunks": self._loss_chunks}
         if self._next_step and self.description["checkpointing"]:
             count = num_to_recompute(self._case.train, len(self._state.module.blocks))
             asked["checkpointing"] = {"blocks_recomputed": count}

@@ -100,6 +100,9 @@ RULES: dict[str, Rule] = {
     "checkpointing.": Rule(
         "differs", "activations computed again in backward: less memory, up to a third more FLOPs"
     ),
+    "loss.": Rule(
+        "differs", "logits and loss computed in parts: less memory, rounded elsewhere, no more work"
+    ),
     "compile.": Rule("differs", "blocks compiled by torch: fused kernels, the same arithmetic"),
     "attention.": Rule("differs", "another kernel of the same function"),
     "buckets.": Rule("differs", "how gradients are cut for the network: overlap and memory"),

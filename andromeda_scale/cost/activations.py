@@ -12,7 +12,7 @@ from typing import Literal
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.training import Train, recomputed
+from andromeda_scale.training import Train, loss_chunks, recomputed
 
 Device = Literal["cpu", "cuda"]
 _FP32 = 4
@@ -86,14 +86,36 @@ def first_block(shape: Shape, train: Train, w: Widths) -> float:
 
 
 def logits(shape: Shape, train: Train, w: Widths) -> float:
-    """Bytes per token of logits and loss: fp32 logits and log-softmax, with a backward the
-    log-softmax and two gradients."""
-    return shape.vocab_size * _FP32 * (3 if train.mode != "forward" else 2)
+    """Bytes of a micro-batch's logits and loss: fp32 logits and log-softmax, with a backward the
+    log-softmax and two gradients.
+
+    In parts, with a backward: of one part the logits, them in fp32, the gradient in fp32 and its
+    mask (which a CPU widens); and the head's gradients of all parts, with a part's product.
+    """
+    tokens = train.micro_batch_size * train.seq_len
+    chunks = loss_chunks(train, shape.vocab_size)
+    at_once = -(-tokens // chunks) * shape.vocab_size
+    if chunks == 1 or train.mode == "forward":
+        return at_once * _FP32 * (3 if train.mode != "forward" else 2)
+    low = w.compute if w.compute != _FP32 else 0
+    table = shape.vocab_size * shape.d_model
+    product = low * table if w.device == "cpu" else 0
+    eager = 2 * _FP32 + 1 + (_FP32 if w.device == "cpu" else 0)
+    width = low + (low or _FP32 if train.compile else eager)
+    return max(at_once * width, product) + _kept_of_head(shape, train, w)
 
 
-def logit_gradient(shape: Shape, w: Widths) -> float:
-    """Bytes per token of the gradient that the head's products take in."""
-    return shape.vocab_size * w.compute
+def logit_gradient(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes that the head's gradients are made from: the logits', or in parts what forward kept."""
+    if loss_chunks(train, shape.vocab_size) > 1:
+        return _kept_of_head(shape, train, w)
+    return train.micro_batch_size * train.seq_len * shape.vocab_size * w.compute
+
+
+def _kept_of_head(shape: Shape, train: Train, w: Widths) -> float:
+    """Bytes of the gradients that a loss in parts has made in forward."""
+    of_input = train.micro_batch_size * train.seq_len * shape.d_model * w.stream
+    return _FP32 * shape.vocab_size * shape.d_model + of_input
 
 
 def block_bytes(shape: Shape, train: Train, w: Widths) -> float:

@@ -92,11 +92,11 @@ def _moments(
     """What a rank holds beside its states, at each moment that may be its fullest."""
     casts = _cast_weight_bytes(shape, train, w)
     saved = tokens * activations.saved(shape, train, w) + casts
-    logits = tokens * activations.logits(shape, train, w)
+    logits = activations.logits(shape, train, w)
     deepest = tokens * activations.deepest(shape, train, w)
     if train.mode == "forward":
         return [("loss", saved, logits, holds.loss), ("block", saved + deepest, 0, holds.loss)]
-    gradient = tokens * activations.logit_gradient(shape, w)
+    gradient = activations.logit_gradient(shape, train, w)
     first = tokens * activations.first_block(shape, train, w)
     moments: list[_Moment] = [
         ("loss", saved, logits, holds.loss),

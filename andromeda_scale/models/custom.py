@@ -52,7 +52,15 @@ class CustomConfig(Family):
     def label(self) -> str:
         return self.callable.rpartition(":")[2]
 
+    def loss_chunks(self, train: Train) -> int:
+        return 1  # as far as anybody can know
+
     def refuses(self, train: Train) -> str | None:
+        if train.loss_chunks not in ("auto", 1):
+            return (
+                f"train.loss_chunks: {train.loss_chunks} cannot be had of {self.callable}, which "
+                "computes its loss itself; use auto"
+            )
         if train.attention is not None:
             return (
                 f"train.attention: {train.attention} cannot be chosen for {self.callable}, whose "

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.models.layers import Embedding, Linear
-from andromeda_scale.training import Train
+from andromeda_scale.models.layers import Embedding
+from andromeda_scale.models.loss import Head, NextTokenLoss
+from andromeda_scale.training import Train, loss_chunks
 
 
 class PreNormBlock(nn.Module):
@@ -50,30 +51,37 @@ class Decoder(nn.Module):
         self.tables = tables
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        self.head = (
-            None
-            if shape.tied_head
-            else Linear(shape.d_model, shape.vocab_size, bias=shape.head_bias)
-        )
+        self.loss = NextTokenLoss(loss_chunks(train, shape.vocab_size), compiled=train.compile)
+        self.head = None if shape.tied_head else Head(shape, self.loss)
         self._recomputation = Recomputation(train, blocks)
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Scores of the next token, (B, T) to (B, T, V)."""
-        x = self.norm(self._recomputation(self.blocks, self.embedding(tokens)))  # type: ignore[arg-type]
-        if self.head is None:
-            return F.linear(x, self.embedding.weight)
-        scores: Tensor = self.head(x)
-        return scores
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
-        logits = self.logits(tokens).flatten(0, 1).float()
-        return F.cross_entropy(logits, labels.flatten(), reduction="sum"), labels.numel()
+        x = self._final(tokens)
+        if self.head is None:
+            loss = self.loss(x, self.embedding.weight, None, labels)
+        else:
+            loss = self.head(x, labels)
+        return loss, labels.numel()
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Scores of the next token, (B, T) to (B, T, V); training computes them with their loss."""
+        head = self.embedding if self.head is None else self.head
+        return F.linear(self._final(tokens), head.weight, getattr(head, "bias", None))
+
+    def _final(self, tokens: Tensor) -> Tensor:
+        """What the head projects, (B, T) to (B, T, d)."""
+        x: Tensor = self.norm(self._recomputation(self.blocks, self.embedding(tokens)))  # type: ignore[arg-type]
+        return x
 
     def describe_attention(self) -> dict[str, Any]:
         """The kernel that the blocks call; which operators it turns into is read from a profile."""
         kernels = {layer.kernel for layer in self.modules() if isinstance(layer, Attention)}
         return {"kernel": "+".join(sorted(kernels))}
+
+    def describe_loss(self) -> dict[str, Any]:
+        """How many parts the last loss took."""
+        return self.loss.describe()
 
     def describe_checkpointing(self) -> dict[str, Any]:
         """The kind of checkpointing, and how many blocks backward has run again."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.schema import Schema
-from andromeda_scale.training import Train
+from andromeda_scale.training import Train, loss_chunks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +44,10 @@ class Family(Schema):
     def refuses(self, train: Train) -> str | None:
         """Why the model cannot do such a step; the reason starts with the key to change."""
         return None
+
+    def loss_chunks(self, train: Train) -> int:
+        """Parts in which the model computes the loss of a micro-batch."""
+        return loss_chunks(train, getattr(self, "vocab_size"))  # noqa: B009  each family has its own
 
     def wrong_here(self) -> str | None:
         """What this installation shows to be wrong, as "key: problem; remedy", without torch."""

@@ -20,7 +20,7 @@ from pydantic import field_validator
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.models.family import Family
-from andromeda_scale.models.huggingface_shapes import closed_form
+from andromeda_scale.models.huggingface_shapes import closed_form, has_plain_head
 from andromeda_scale.training import Segment, Train
 
 if TYPE_CHECKING:
@@ -98,7 +98,15 @@ class HuggingFaceConfig(Family):
                 changed[name] = value[:num_layers]
         return {"config": self.config | changed}
 
+    def loss_chunks(self, train: Train) -> int:
+        return super().loss_chunks(train) if has_plain_head(self.config) else 1
+
     def refuses(self, train: Train) -> str | None:
+        if train.loss_chunks not in ("auto", 1) and not has_plain_head(self.config):
+            return (
+                f"train.loss_chunks: {train.loss_chunks} needs logits that are the head's product "
+                f"and no more, which is not known of {self.label}; use auto"
+            )
         if train.attention == "sdpa_bias":
             return (
                 "train.attention: sdpa_bias is a kernel of this package's own models; "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andromeda_scale.failures import Invalid
 from andromeda_scale.models.adopted import Adopted, in_words, parameters_on_meta
 from andromeda_scale.models.huggingface import ATTENTION, HuggingFaceConfig
 from andromeda_scale.models.layers import INIT_STD
+from andromeda_scale.models.loss import NextTokenLoss
 from andromeda_scale.training import Train
 
 _OUR_NAMES = {theirs: ours for ours, theirs in ATTENTION.items()}
@@ -30,13 +31,31 @@ class HuggingFace(Adopted):
         if blocks is None:
             raise Invalid(f"model.config: {type(model).__name__} has no list of decoder blocks")
         super().__init__(model, list(blocks), train)
+        self.loss = NextTokenLoss(config.loss_chunks(train), compiled=train.compile)
+        self._labels: Tensor | None = None
+        if config.loss_chunks(train) > 1:
+            head = model.get_output_embeddings()
+            head.loss = self.loss
+            head.forward = MethodType(self._loss_of, head)
         for module in model.modules():
             module.init_std = getattr(model.config, "initializer_range", INIT_STD)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
-        logits = self.model(input_ids=tokens, use_cache=False).logits.flatten(0, 1).float()
-        return F.cross_entropy(logits, labels.flatten(), reduction="sum"), labels.numel()
+        self._labels = labels
+        found = self.model(input_ids=tokens, use_cache=False).logits
+        if found.dim():
+            found = self.loss.of_logits(found.flatten(0, 1), labels.flatten())
+        return found, labels.numel()
+
+    def _loss_of(self, head: nn.Linear, x: Tensor) -> Tensor:
+        """In place of the head's forward, so that hooks of strategies find its weight in use."""
+        assert self._labels is not None, "the head is called by forward"
+        return self.loss(x, head.weight, head.bias, self._labels)
+
+    def describe_loss(self) -> dict[str, Any]:
+        """How many parts the last loss took."""
+        return self.loss.describe()
 
     def describe_attention(self) -> dict[str, Any]:
         """The kernel in force, by our name where we have one."""

@@ -28,6 +28,11 @@ def closed_form(config: _Config) -> Shape | None:
         return None
 
 
+def has_plain_head(config: _Config) -> bool:
+    """Whether the kind's logits are known to be what its head gives, with nothing done to them."""
+    return config["model_type"] in _KINDS
+
+
 def _llama(c: _Config) -> Shape:
     """Llama, Mistral, Qwen2 and Qwen3: RMSNorm, SwiGLU, rotary positions, grouped queries."""
     kind = c["model_type"]

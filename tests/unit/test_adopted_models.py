@@ -78,6 +78,19 @@ def test_what_a_file_does_not_say_or_nobody_here_knows_has_no_closed_form(
     assert hugging_face(config).config.shape() is None
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_loss_in_parts_and_its_gradients_are_those_of_whole_logits(name: str) -> None:
+    found = []
+    for chunks in (1, 3):
+        module = filled(hugging_face(SHAPES[name], Train(seq_len=16, loss_chunks=chunks)))
+        loss = loss_of(module)
+        loss.backward()
+        assert module.describe_loss() == {"chunks": chunks}
+        found.append({"loss": loss.detach()} | {n: p.grad for n, p in module.named_parameters()})
+    for name, whole in found[0].items():
+        torch.testing.assert_close(found[1][name], whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [LLAMA, GPT2])
 def test_a_step_draws_nothing_and_its_loss_is_of_shifted_labels_in_float32(
     config: dict[str, Any],
