@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from andromeda_scale.config import Settings
@@ -32,6 +33,7 @@ def by_key(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+@cache
 def default(key: str) -> str:
     """The value of a key that a suite left out; `unset` for a variable."""
     value: Any = _DEFAULTS

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.analysis.results import typed
+from andromeda_scale.analysis.results import rows_of, typed_rows
 
 # What the communication collector writes per step and rank. The classes of a step are disjoint.
 CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
@@ -88,10 +88,7 @@ def add_reasons(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     explained_efficiency = product(n) / product(n0) * compute_scaling. It must be the efficiency of
     the profiled steps by the step's own clock, which no trace has touched.
     """
-    rows: dict[str, dict[str, Any]] = {
-        record["case_id"]: {str(key): value for key, value in record.items()}
-        for record in cases.to_dict("records")
-    }
+    rows: dict[str, dict[str, Any]] = {row["case_id"]: row for row in rows_of(cases)}
     found, problems = [], []
     for case_id, row in rows.items():
         base = rows.get(row["base_case_id"])
@@ -103,8 +100,8 @@ def add_reasons(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 f"profiled steps by their own clock have {own:.1%}"
             )
         found.append(reasons)
-    columns = typed(pd.DataFrame(found, index=cases.index), COLUMNS)
-    return pd.concat([cases, columns], axis=1), problems
+    columns = typed_rows(found, COLUMNS)
+    return pd.concat([cases, columns.set_index(cases.index)], axis=1), problems
 
 
 def _reasons(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from andromeda_scale import settings
 from andromeda_scale.analysis.fairness_rules import rule_of
-from andromeda_scale.analysis.results import Results
+from andromeda_scale.analysis.results import Results, rows_of
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import (
     CONFIDENCE,
@@ -97,10 +97,7 @@ def improvements(found: Changes) -> list[Matched]:
 
 
 def _rows(results: Results) -> dict[str, Row]:
-    return {
-        row["case_id"]: {str(key): value for key, value in row.items()}
-        for row in results.cases.to_dict("records")
-    }
+    return {row["case_id"]: row for row in rows_of(results.cases)}
 
 
 def _system(before: Results, after: Results, case_ids: Sequence[str]) -> list[Change]:

@@ -9,17 +9,15 @@ back (column `facts`).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from andromeda_scale import settings
+from andromeda_scale.analysis.comparable import UNKNOWN, Groups, Row, axes_of, grouped
 from andromeda_scale.analysis.fairness_rules import Rule, is_identity, required, rule_of
-from andromeda_scale.analysis.results import Results
 from andromeda_scale.precision import POLICIES
 
 COLUMNS = (
@@ -34,27 +32,7 @@ COLUMNS = (
     "at",  # settings under which rows differ; empty: under all
     "case_ids",  # rows that stand out, with spaces between; all that differ where none does
 )
-UNKNOWN = "not read back"
 MAX_NAMED = 3  # rows with the commonest value that are named one by one
-
-
-@dataclass(frozen=True)
-class _Row:
-    case_id: str
-    name: str
-    world: str
-    precision: str
-    settings: dict[str, str]
-    facts: dict[str, Any]
-
-    def value(self, fact: str) -> str | None:
-        """A fact as text; None where it does not apply."""
-        found = self.facts.get(fact)
-        if found is None:
-            return UNKNOWN if rule_of(fact).required else None
-        if fact == "dtypes.reduction" and found == "none":
-            return None  # one rank, and nothing that crossed a network
-        return settings.text(found)
 
 
 @dataclass
@@ -66,13 +44,13 @@ class _Found:
     case_ids: dict[str, None] = field(default_factory=dict)
 
 
-def differences(results: Results) -> pd.DataFrame:
+def differences(groups: Groups) -> pd.DataFrame:
     """A row of COLUMNS for each fact that is not equal between measured rows; unfair ones first.
 
     A required fact that was not read back is unknown, and unfair if its rule is: never equal.
     """
     lines = []
-    for (model, regime), rows in _comparable(results).items():
+    for (model, regime, _), rows in groups.items():
         for line in _lines(rows):
             lines.append({**line, "model": model, "regime": regime})
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
@@ -81,51 +59,10 @@ def differences(results: Results) -> pd.DataFrame:
     return frame.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
-def num_compared(results: Results, axes: Sequence[str] = ()) -> int:
-    """Rows that have another of their world, with the same values of `axes`, beside them."""
-    return sum(
-        len(here)
-        for rows in _comparable(results).values()
-        for here in _by(rows, lambda row: (row.world, _at(row, axes))).values()
-        if len(here) > 1
-    )
-
-
-def kinds(results: Results) -> list[str]:
-    """The models and regimes of measured rows, which are not compared with each other."""
-    return list(dict.fromkeys(f"{model}, {regime}" for model, regime in _comparable(results)))
-
-
-def _comparable(results: Results) -> dict[tuple[str, str], list[_Row]]:
-    """Measured rows by model and regime, worlds still together."""
-    groups: dict[tuple[str, str, str], list[_Row]] = {}
-    for row in results.cases.to_dict("records"):
-        if pd.isna(row["tokens_per_s"]):
-            continue
-        key = (row["model"], row["regime"], row["model_config"])
-        groups.setdefault(key, []).append(_read(row))
-    return {(model, regime): rows for (model, regime, _), rows in groups.items()}
-
-
-def _read(row: dict[Any, Any]) -> _Row:
-    facts = json.loads(row.get("facts") or "{}")
-    # The reference's own program needs no comparison with itself.
-    facts["parity"] = "ok" if row["parity"] == "reference" else row["parity"] or None
-    nodes, each = row["nodes"], row["ranks_per_node"]
-    return _Row(
-        case_id=row["case_id"],
-        name=settings.name(row),
-        world=f"{nodes}x{each}" if nodes > 1 else str(each),
-        precision=row["precision"],
-        settings=settings.of_row(row),
-        facts=facts,
-    )
-
-
-def _lines(rows: list[_Row]) -> Iterator[dict[str, Any]]:
+def _lines(rows: list[Row]) -> Iterator[dict[str, Any]]:
     """The differences of one model and regime."""
-    axes = _axes(rows)
-    worlds = [here for here in _by(rows, lambda row: row.world).values() if len(here) > 1]
+    axes = axes_of(rows)
+    worlds = [here for here in grouped(rows, lambda row: row.world).values() if len(here) > 1]
     facts = dict.fromkeys((*required(), "parity", *(fact for row in rows for fact in row.facts)))
     named: set[str] = set()
     for fact in facts:
@@ -142,7 +79,7 @@ def _lines(rows: list[_Row]) -> Iterator[dict[str, Any]]:
 
 
 def _of_strategies(
-    fact: str, worlds: list[list[_Row]], axes: Sequence[str]
+    fact: str, worlds: list[list[Row]], axes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Lines of one fact across strategies, drivers and options under equal settings."""
     found: dict[str, _Found] = {}
@@ -150,7 +87,7 @@ def _of_strategies(
         silent, known = _split(here, fact)
         if silent:
             _add(found, fact, silent, [*silent, *known], axes)
-        cells = _by(known, lambda row: _at(row, axes))
+        cells = grouped(known, lambda row: row.at(axes))
         for cell in [known] if _apart(here, axes) else cells.values():
             if len({row.value(fact) for row in cell}) > 1:
                 _add(found, fact, _outstanding(cell, fact), cell, axes)
@@ -159,32 +96,32 @@ def _of_strategies(
         yield _line(fact, rule_of(fact), values, one, at=at)
 
 
-def _apart(rows: list[_Row], axes: Sequence[str]) -> bool:
+def _apart(rows: list[Row], axes: Sequence[str]) -> bool:
     """Whether some of these rows share neither settings nor name with the others, by any path."""
     left, linked = list(rows[1:]), [rows[0]]
     for row in linked:
-        near = [r for r in left if r.name == row.name or _at(r, axes) == _at(row, axes)]
+        near = [r for r in left if r.name == row.name or r.at(axes) == row.at(axes)]
         linked += near
         left = [r for r in left if r not in near]
     return bool(left)
 
 
-def _of_axes(fact: str, worlds: list[list[_Row]], axes: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _of_axes(fact: str, worlds: list[list[Row]], axes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Lines of one fact across the settings of one strategy, driver and options."""
     found: dict[tuple[str, str], _Found] = {}
     for here in worlds:
         _, known = _split(here, fact)
         varying = [
             same
-            for same in _by(known, lambda row: row.name).values()
+            for same in grouped(known, lambda row: row.name).values()
             if len({row.value(fact) for row in same}) > 1
         ]
         if not varying:
             continue
         members = [row for same in varying for row in same]
         causes = [axis for axis in axes if any(_moves(fact, axis, same) for same in varying)]
-        causes = causes or [axis for axis in axes if len({_of(r, axis) for r in members}) > 1]
-        by = _by(members, lambda row: row.value(fact) or "")
+        causes = causes or [axis for axis in axes if len({r.setting(axis) for r in members}) > 1]
+        by = grouped(members, lambda row: row.value(fact) or "")
         labels = {value: _labels(same, causes) for value, same in by.items()}
         values = "; ".join(v if v == label else f"{v}: {label}" for v, label in labels.items())
         if len(varying) < len({row.name for row in known}):
@@ -209,7 +146,7 @@ def _line(fact: str, rule: Rule, values: str, found: _Found, **where: str) -> di
     }
 
 
-def _split(rows: list[_Row], fact: str) -> tuple[list[_Row], list[_Row]]:
+def _split(rows: list[Row], fact: str) -> tuple[list[Row], list[Row]]:
     """(rows that cannot be called equal to any, the others that have the fact)."""
     if fact == "parity":  # only what was verified is
         silent = [row for row in rows if row.value(fact) != "ok"]
@@ -218,7 +155,7 @@ def _split(rows: list[_Row], fact: str) -> tuple[list[_Row], list[_Row]]:
     return silent, [row for row in rows if row.value(fact) not in (None, UNKNOWN)]
 
 
-def _outstanding(rows: list[_Row], fact: str) -> list[_Row]:
+def _outstanding(rows: list[Row], fact: str) -> list[Row]:
     """Rows off the precision policy, or off what most rows have; without a majority all."""
     kind = fact.removeprefix("dtypes.")
     precisions = {row.precision for row in rows}
@@ -231,10 +168,10 @@ def _outstanding(rows: list[_Row], fact: str) -> list[_Row]:
 
 
 def _add(
-    found: dict[str, _Found], fact: str, marked: list[_Row], rows: list[_Row], axes: Sequence[str]
+    found: dict[str, _Found], fact: str, marked: list[Row], rows: list[Row], axes: Sequence[str]
 ) -> None:
     """File what one world and cell shows under its values."""
-    by = _by(rows, lambda row: row.value(fact) or UNKNOWN)
+    by = grouped(rows, lambda row: row.value(fact) or UNKNOWN)
     parts = sorted(by.items(), key=lambda part: len(part[1]))
     texts = []
     for value, same in parts:
@@ -243,61 +180,34 @@ def _add(
         texts.append(f"{value}: {'the others' if commonest else ', '.join(names)}")
     one = found.setdefault("; ".join(texts), _Found())
     one.worlds[rows[0].world] = None
-    one.cells |= dict.fromkeys(_at(row, axes) for row in marked)
+    one.cells |= dict.fromkeys(row.at(axes) for row in marked)
     one.case_ids |= dict.fromkeys(row.case_id for row in marked)
 
 
-def _axes(rows: list[_Row]) -> list[str]:
-    """Keys of the suite in which the rows of some world differ."""
-    return [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row.settings)
-        if any(
-            len({_of(row, key) for row in here}) > 1
-            for here in _by(rows, lambda row: row.world).values()
-        )
-    ]
-
-
-def _moves(fact: str, axis: str, rows: list[_Row]) -> bool:
+def _moves(fact: str, axis: str, rows: list[Row]) -> bool:
     """Whether the fact differs between two rows whose settings differ in this axis alone."""
     keys = sorted({key for row in rows for key in row.settings} - {axis})
-    alike = _by(rows, lambda row: _at(row, keys))
+    alike = grouped(rows, lambda row: row.at(keys))
     return any(len({row.value(fact) for row in same}) > 1 for same in alike.values())
 
 
-def _where(cells: Iterable[tuple[str, ...]], axes: Sequence[str], everyone: Iterable[_Row]) -> str:
+def _where(cells: Iterable[tuple[str, ...]], axes: Sequence[str], everyone: Iterable[Row]) -> str:
     """The settings of these cells, where others have other ones."""
     cells, everyone = list(cells), list(everyone)
     parts = []
     for index, axis in enumerate(axes):
         here = dict.fromkeys(cell[index] for cell in cells)
-        if set(here) < {_of(row, axis) for row in everyone}:
+        if set(here) < {row.setting(axis) for row in everyone}:
             parts.append(f"{axis} {', '.join(here)}")
     return "; ".join(parts)
 
 
-def _of(row: _Row, key: str) -> str:
-    return row.settings.get(key, settings.default(key))
+def _labels(rows: list[Row], axes: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(" ".join(row.at(axes)) for row in rows))
 
 
-def _at(row: _Row, axes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_of(row, axis) for axis in axes)
-
-
-def _labels(rows: list[_Row], axes: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(" ".join(_at(row, axes)) for row in rows))
-
-
-def _as_fact(row: _Row, axis: str) -> _Row:
+def _as_fact(row: Row, axis: str) -> Row:
     """A setting that no fact shows, as one."""
-    return _Row(
-        row.case_id, row.name, row.world, row.precision, row.settings, {axis: _of(row, axis)}
+    return Row(
+        row.case_id, row.name, row.world, row.precision, row.settings, {axis: row.setting(axis)}
     )
-
-
-def _by(rows: Iterable[_Row], key: Callable[[_Row], Any]) -> dict[Any, list[_Row]]:
-    groups: dict[Any, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups

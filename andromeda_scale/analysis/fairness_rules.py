@@ -7,6 +7,7 @@ questions. `differs`: a lever, or a strategy's own way, that keeps the result.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 Flag = Literal["unfair", "differs"]
@@ -129,6 +130,7 @@ def is_identity(fact: str) -> bool:
     return f"{fact}.".startswith(tuple(f"{name.rstrip('.')}." for name in IDENTITY))
 
 
+@cache
 def rule_of(fact: str) -> Rule:
     """The rule of a fact: by its name, else by its longest prefix; without one it is unfair."""
     if fact in RULES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def needed(sample: Sample, precision: float) -> Needed:
         return Needed(None, None)
     variance, wanted = float(logs.var(ddof=1)), math.log1p(precision)
     counts = np.arange(MIN_LAUNCHES, MAX_NEEDED)
-    enough = _t(counts) * np.sqrt(variance / counts) <= wanted
+    enough = _quantiles()[counts] * np.sqrt(variance / counts) <= wanted
     launches = int(counts[enough.argmax()]) if enough.any() else None
     series = [sample.steps[key] for key in sample.values if len(sample.steps.get(key, ())) > 1]
     if len(series) < len(logs):
@@ -49,6 +50,12 @@ def needed(sample: Sample, precision: float) -> Needed:
     between = max(0.0, variance - within / mean_steps)
     room = len(logs) * (wanted / float(_t(np.array(len(logs))))) ** 2 - between
     return Needed(launches, math.ceil(within / room) if room > 0 else None)
+
+
+@cache
+def _quantiles() -> NDArray[np.float64]:
+    """Student's t of an interval over 0..MAX_NEEDED launches; the same for every case."""
+    return _t(np.arange(MAX_NEEDED))
 
 
 def _t(launches: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale.analysis.results import typed
+from andromeda_scale.analysis.results import rows_of, typed_rows
 from andromeda_scale.analysis.stats import NOTHING, Interval, Sample, log_ratio_interval
 
 # Keys that must be equal for two rows to differ by their world alone.
@@ -160,10 +160,7 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
     the same strategy was measured at a smaller world says in `not_compared` which keys forbid it.
     """
     measured = cases[cases["tokens_per_s"].notna()]
-    rows = [
-        {str(key): value for key, value in row.items()}
-        for row in measured.sort_values(["world_size", "nodes"], kind="stable").to_dict("records")
-    ]
+    rows = rows_of(measured.sort_values(["world_size", "nodes"], kind="stable"))
     alone: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     common: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -176,8 +173,8 @@ def add_scaling(cases: pd.DataFrame, launches: Mapping[str, Launches]) -> pd.Dat
         found[row["case_id"]] = _columns(row, base, best, launches)
         if base is row:
             found[row["case_id"]]["not_compared"] = _refusal(row, rows)
-    columns = pd.DataFrame([found.get(name, {}) for name in cases["case_id"]], index=cases.index)
-    return pd.concat([cases, typed(columns, COLUMNS)], axis=1)
+    columns = typed_rows([found.get(name, {}) for name in cases["case_id"]], COLUMNS)
+    return pd.concat([cases, columns.set_index(cases.index)], axis=1)
 
 
 def _best_at_smallest_world(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from andromeda_scale import calibration
 from andromeda_scale.analysis.breakdown import add_reasons
 from andromeda_scale.analysis.fabric import Ceilings
 from andromeda_scale.analysis.resampling import Series
-from andromeda_scale.analysis.results import FILES, Results, read, typed, write
+from andromeda_scale.analysis.results import FILES, Results, read, typed_rows, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import cases, communication, cross, ranks, repeats, steps
@@ -48,7 +47,7 @@ def merge_run(run_dir: Path) -> Results:
     problems: list[str] = [known["problem"]] if "problem" in known else []
     ceilings = Ceilings(known.get("ceilings", {}))
     problems += ceilings.problems
-    repeat_rows, case_rows, rank_frames, launches, collectives, series = [], [], [], {}, [], []
+    repeat_rows, case_rows, launches, collectives, series = [], [], {}, [], []
     merged = {
         case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         for case_id, planned in items.items()  # in the order of the suite, not of the launches
@@ -56,6 +55,7 @@ def merge_run(run_dir: Path) -> Results:
     }
     helpers = {case_id: _helper(run_dir, plan, items[case_id][0]) for case_id in merged}
     _compare(plan, items, merged, helpers)
+    launched = [one.ranks for of_case in merged.values() for one in of_case if one.ranks]
     for case_id, of_case in merged.items():
         rows = [one.row for one in of_case]
         problems += [problem for one in of_case for problem in one.problems]
@@ -68,15 +68,13 @@ def merge_run(run_dir: Path) -> Results:
         collectives += kinds
         repeat_rows += rows
         series += [steps_of_phase for one in of_case for steps_of_phase in one.steps]
-        rank_frames += [one.ranks for one in of_case if one.ranks is not None]
-    empty = typed(pd.DataFrame(), ranks.COLUMNS)
-    scaled = add_scaling(typed(pd.DataFrame(case_rows), cases.COLUMNS), launches)
+    scaled = add_scaling(typed_rows(case_rows, cases.COLUMNS), launches)
     reasoned, unexplained = add_reasons(scaled)
     return Results(
         cases=reasoned,
-        repeats=typed(pd.DataFrame(repeat_rows), repeats.COLUMNS),
-        ranks=pd.concat(rank_frames, ignore_index=True) if rank_frames else empty,
-        communication=typed(pd.DataFrame(collectives), communication.COLUMNS),
+        repeats=typed_rows(repeat_rows, repeats.COLUMNS),
+        ranks=ranks.frame_of(launched),
+        communication=typed_rows(collectives, communication.COLUMNS),
         steps=steps.frame_of(series),
         problems=problems + unexplained,
         suite_name=plan.suite_name,

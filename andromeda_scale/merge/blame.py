@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from andromeda_scale import calibration
 from andromeda_scale.analysis.blame import (
@@ -21,7 +20,7 @@ from andromeda_scale.analysis.blame import (
     of_short_launches,
 )
 from andromeda_scale.merge.ranks import RankTable
-from andromeda_scale.merge.values import number
+from andromeda_scale.merge.values import Columns, number
 
 Row = dict[str, Any]
 
@@ -65,11 +64,11 @@ def floor_s(calibration: Mapping[str, Any], device: str, world_size: int) -> flo
 
 def of_launch(run_dir: Path, device: str, table: RankTable) -> Row:
     """COLUMNS and metrics of one launch with profiled steps, and `blame`: its LaunchBlame."""
-    floor = floor_s(calibration.read(run_dir / calibration.FILE), device, len(table.frame))
+    floor = floor_s(calibration.read(run_dir / calibration.FILE), device, table.world_size)
     verdict = blame(table.profile, floor)
     series = _if_short(table.profile)
-    ranks = [one.rank for one in verdict.blamed] if series is None else range(len(table.frame))
-    places = {rank: _place(table.frame, rank) for rank in ranks}
+    ranks = [one.rank for one in verdict.blamed] if series is None else range(table.world_size)
+    places = {rank: _place(table.columns, rank) for rank in ranks}
     found = LaunchBlame(verdict, places, floor, series)
     return {"blame": found, "blame_floor_s": floor, **_columns(verdict, [found])}
 
@@ -116,10 +115,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _place(frame: pd.DataFrame, rank: int) -> Row:
-    row = frame.iloc[rank]
+def _place(columns: Columns, rank: int) -> Row:
+    readings = {name: float(columns[of][rank]) for name, of in READINGS.items()}
     return {
-        "blamed_host": row["host"],
-        "blamed_device": row["device_uuid"] or row["device"],
-        **{name: None if pd.isna(row[of]) else float(row[of]) for name, of in READINGS.items()},
+        "blamed_host": columns["host"][rank],
+        "blamed_device": columns["device_uuid"][rank] or columns["device"][rank],
+        **{name: None if math.isnan(value) else value for name, value in readings.items()},
     }

@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from andromeda_scale.config import Case
-from andromeda_scale.merge.ranks import RankTable
+from andromeda_scale.merge.ranks import COLUMNS, RankTable
 from andromeda_scale.merge.values import of_ranks
 
 MAX_SECONDS = 1e9  # 30 years
 MAX_BYTES = 2.0**60
 MAX_TOKENS = 1e18
+_LIMITS = {
+    name: limit
+    for name in COLUMNS
+    for ending, limit in (("_s", MAX_SECONDS), ("_bytes", MAX_BYTES), ("tokens", MAX_TOKENS))
+    if name.endswith(ending)
+}
 WINDOW_RATIO = 2.0  # between ranks that wait for each other in every step
 SHARE = 0.01  # by which a window may differ from the sum of its steps
 SLACK_S = {"cpu": 1e-3, "cuda": 5e-3}  # beside that; events are timed on the device, windows not
@@ -21,8 +27,8 @@ def contradictions(table: RankTable, case: Case) -> list[str]:
     found = [*_absurd(table), *_world(table, case.world.size)]
     if table.step_s is None or found:
         return found
-    window_s, tokens = table.frame["window_s"].to_numpy(), table.frame["tokens"].to_numpy()
-    slack_s = SLACK_S["cpu" if set(table.frame["device"]) <= {"", "cpu"} else "cuda"]
+    window_s, tokens = table.columns["window_s"], table.columns["tokens"]
+    slack_s = SLACK_S["cpu" if set(table.columns["device"]) <= {"", "cpu"} else "cuda"]
     sums_s = table.step_s.sum(axis=1)
     for rank in np.flatnonzero(np.abs(sums_s - window_s) > SHARE * window_s + slack_s):
         found.append(
@@ -50,18 +56,11 @@ def contradictions(table: RankTable, case: Case) -> list[str]:
 
 def _absurd(table: RankTable) -> list[str]:
     """Values that no run can have."""
-    found = []
-    for name in table.frame.columns:
-        limit = MAX_TOKENS if name == "tokens" else None
-        limit = MAX_SECONDS if name.endswith("_s") else limit
-        limit = MAX_BYTES if name.endswith("_bytes") else limit
-        if limit is None:
-            continue
-        values = table.frame[name].to_numpy(dtype=float)
-        found += [
-            f"rank {rank}: {name} {values[rank]:.4g} is absurd"
-            for rank in np.flatnonzero(values > limit)
-        ]
+    found = [
+        f"rank {rank}: {name} {table.columns[name][rank]:.4g} is absurd"
+        for name, limit in _LIMITS.items()
+        for rank in np.flatnonzero(table.columns[name] > limit)
+    ]
     if not found and table.step_s is not None:
         ranks = np.flatnonzero(table.step_s.max(axis=1) > MAX_SECONDS)
         found += [f"rank {rank}: the time of a step is absurd" for rank in ranks]
@@ -69,9 +68,8 @@ def _absurd(table: RankTable) -> list[str]:
 
 
 def _world(table: RankTable, world_size: int) -> list[str]:
-    said = table.frame["world_size"]
+    said = table.columns["world_size"]
     return [
-        f"rank {rank}: it started in a world of {size:.0f}, planned are {world_size}"
-        for rank, size in enumerate(said.to_numpy(dtype=float, na_value=world_size))
-        if size != world_size
+        f"rank {rank}: it started in a world of {said[rank]:.0f}, planned are {world_size}"
+        for rank in np.flatnonzero(~np.isnan(said) & (said != world_size))
     ]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from andromeda_scale.merge.values import number, of_ranks, series_of, text
 from andromeda_scale.records import RankRecord
@@ -47,12 +46,13 @@ def device_columns(
     return {name: [row[name] for row in rows] for name in COLUMNS}
 
 
-def throttled_ranks(frame: pd.DataFrame) -> str:
+def throttled_ranks(throttled: Sequence[str]) -> str:
     """Which ranks of one repeat were throttled, by reason; empty if none was."""
-    found = frame.loc[frame["throttled"].ne(""), ["rank", "throttled"]]
-    return "; ".join(
-        f"{of_ranks(who)}: {why}" for why, who in found.groupby("throttled", sort=False)["rank"]
-    )
+    found: dict[str, list[int]] = {}
+    for rank, why in enumerate(throttled):
+        if why:
+            found.setdefault(why, []).append(rank)
+    return "; ".join(f"{of_ranks(who)}: {why}" for why, who in found.items())
 
 
 def window_of(rank: RankRecord) -> tuple[float, float]:

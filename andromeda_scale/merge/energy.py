@@ -31,7 +31,7 @@ class _Device:
 
 def energy_columns(record: RepeatRecord, table: RankTable) -> dict[str, Any]:
     """METRICS of energy, or why there are none; for launches that collect it."""
-    ranks = [record.ranks.get(rank, RankRecord(rank)) for rank in range(len(table.frame))]
+    ranks = [record.ranks.get(rank, RankRecord(rank)) for rank in range(table.world_size)]
     nodes = [node for node in record.nodes if "energy" in node]
     on_gpus = any(text(rank.start, "device_uuid") for rank in ranks)
     found = _of_gpus(ranks, nodes) if on_gpus else _of_packages(ranks, nodes)
@@ -44,7 +44,7 @@ def energy_columns(record: RepeatRecord, table: RankTable) -> dict[str, Any]:
     short = num_steps < ENERGY_STEPS or seconds < ENERGY_SECONDS
     return {
         "energy_j": energy_j,
-        "joules_per_token": energy_j / float(table.frame["tokens"].sum()),
+        "joules_per_token": energy_j / float(table.columns["tokens"].sum()),
         "power_w": power_w,
         "power_per_device_w": power_w / len(found),
         "idle_power_w": sum(device.idle_w for device in found),

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from andromeda_scale.merge.values import number, of_ranks
+from andromeda_scale.merge.values import Columns, most, number, of_ranks
 from andromeda_scale.metrics_devices import NEARLY_FULL
 from andromeda_scale.records import RankRecord
 
@@ -77,54 +76,54 @@ def of_rank(rank: RankRecord) -> dict[str, float]:
     }
 
 
-def of_repeat(frame: pd.DataFrame, problems: list[str]) -> dict[str, Any]:
+def of_repeat(columns: Columns, problems: list[str]) -> dict[str, Any]:
     """The fullest rank of each; ranks that say nothing of their peak beside ranks that do are a
     problem."""
-    found = {name: float(frame[name].max()) for name in LARGEST}
-    return found | _peak(frame, problems) | _allocated(frame) | {"memory_pressure": pressure(frame)}
+    found = {name: most(columns[name]) for name in LARGEST}
+    found |= _peak(columns, problems) | _allocated(columns["peak_allocated_bytes"])
+    return found | {"memory_pressure": pressure(columns)}
 
 
-def pressure(frame: pd.DataFrame) -> str:
+def pressure(columns: Columns) -> str:
     """Which ranks had a device nearly full, or an allocator that had to try again; empty: none."""
-    share = frame["peak_reserved_bytes"] / frame["capacity_bytes"]
-    full, again = share > NEARLY_FULL, frame["alloc_retries"] > 0
-    survived = frame["alloc_ooms"] > 0
+    with np.errstate(divide="ignore", invalid="ignore"):  # a record may hold zeros
+        share = columns["peak_reserved_bytes"] / columns["capacity_bytes"]
+    retries = columns["alloc_retries"]
+    over = (share > NEARLY_FULL, retries > 0, columns["alloc_ooms"] > 0)
+    full, again, survived = map(np.flatnonzero, over)
     said = []
-    if full.any():
-        who = of_ranks(frame.loc[full, "rank"])
-        said.append(f"{who} reserved {share[full].max():.1%} of the device")
-    if again.any():
-        most = frame.loc[again, "alloc_retries"].max()
-        said.append(f"{of_ranks(frame.loc[again, 'rank'])} retried {most:.0f} allocations")
-    if survived.any():
-        who = of_ranks(frame.loc[survived, "rank"])
-        said.append(f"{who} survived running out of memory")
+    if len(full):
+        said.append(f"{of_ranks(full)} reserved {share[full].max():.1%} of the device")
+    if len(again):
+        said.append(f"{of_ranks(again)} retried {retries[again].max():.0f} allocations")
+    if len(survived):
+        said.append(f"{of_ranks(survived)} survived running out of memory")
     return ", ".join(said)
 
 
-def _peak(frame: pd.DataFrame, problems: list[str]) -> dict[str, Any]:
-    peak = frame["peak_memory_bytes"]
-    if peak.isna().all():
+def _peak(columns: Columns, problems: list[str]) -> dict[str, Any]:
+    peak = columns["peak_memory_bytes"]
+    silent = np.isnan(peak)
+    if silent.all():
         return {}
-    if peak.isna().any():
-        silent = of_ranks(np.flatnonzero(peak.isna()))
-        problems.append(f"peak memory of {silent} is missing: the maximum is over the others")
-    fullest = int(peak.to_numpy(na_value=-1.0).argmax())
+    if silent.any():
+        who = of_ranks(np.flatnonzero(silent))
+        problems.append(f"peak memory of {who} is missing: the maximum is over the others")
+    fullest = int(np.nanargmax(peak))
     return {
-        "peak_memory_bytes": float(peak.iloc[fullest]),
+        "peak_memory_bytes": float(peak[fullest]),
         "peak_memory_rank": fullest,
-        "peak_memory_host": frame["host"].iloc[fullest],
+        "peak_memory_host": columns["host"][fullest],
     }
 
 
-def _allocated(frame: pd.DataFrame) -> dict[str, Any]:
+def _allocated(peak: np.ndarray) -> dict[str, Any]:
     """The rank that allocated most; empty unless every rank says what it did."""
-    peak = frame["peak_allocated_bytes"]
-    if peak.isna().any():
+    if np.isnan(peak).any():
         return {}
-    fullest = int(peak.to_numpy().argmax())
+    fullest = int(peak.argmax())
     return {
-        "peak_allocated_bytes": float(peak.iloc[fullest]),
+        "peak_allocated_bytes": float(peak[fullest]),
         "peak_allocated_rank": fullest,
     }
 

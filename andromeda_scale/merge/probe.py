@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from andromeda_scale.analysis.fabric import bandwidths
-from andromeda_scale.analysis.results import typed
+from andromeda_scale.analysis.results import rows_of, typed_rows
 from andromeda_scale.config import Case
 from andromeda_scale.merge.ranks import rank_table
 from andromeda_scale.merge.repeats import read_status
@@ -68,7 +68,7 @@ def probe_points(run_dir: Path, plan: Plan) -> tuple[pd.DataFrame, list[str]]:
         found, said = _launch(run_dir, item, case)
         rows += found
         problems += [f"{item.case_id}: {problem}" for problem in said]
-    return typed(pd.DataFrame(rows), COLUMNS), problems
+    return typed_rows(rows, COLUMNS), problems
 
 
 def _launch(
@@ -98,7 +98,7 @@ def _launch(
     head |= {
         "device_name": system.device_name,
         "software": system.software,
-        "host": ", ".join(dict.fromkeys(name for name in table.frame["host"] if name)),
+        "host": ", ".join(dict.fromkeys(name for name in table.columns["host"] if name)),
         "measured_unix_s": _seconds(status.get("ended_unix_s")),
     }
     word = status.get("status", "interrupted")
@@ -178,7 +178,7 @@ def ceilings(points: pd.DataFrame, run_dir: Path) -> dict[str, dict[str, Any]]:
     """
     kept: dict[str, dict[str, Any]] = {}
     worlds: dict[tuple[str, int, int], list[dict[Any, Any]]] = {}
-    for row in points[points["status"] == "ok"].to_dict("records"):
+    for row in rows_of(points[points["status"] == "ok"]):
         worlds.setdefault((row["device"], row["world_size"], row["nodes"]), []).append(row)
     for (device, size, nodes), rows in worlds.items():
         best: dict[tuple[Any, ...], dict[Any, Any]] = {}

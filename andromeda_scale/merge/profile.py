@@ -10,6 +10,7 @@ import numpy as np
 from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import PARTS, additive
 from andromeda_scale.merge.ranks import RankTable
+from andromeda_scale.merge.values import most
 
 _MEANS = (
     *PARTS,
@@ -29,11 +30,17 @@ def profile_columns(table: RankTable, step_time_s: float) -> dict[str, Any]:
         "num_profile_steps": len(job),
         "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
         **additive(profile),
-        **{name: float(table.frame[name].mean()) for name in _MEANS},
+        **{name: _mean(table.columns[name]) for name in _MEANS},
     }
     if "clock_ns" in profile:
         row["profile_clock_step_s"] = float(profile["clock_ns"].max(axis=0).mean()) / 1e9
-    if len(table.frame) > 1:  # there is something to balance
+    if table.world_size > 1:  # there is something to balance
         row |= imbalance(profile["compute_s"])
-        row |= {name: float(table.frame[name].max()) for name in ("charged_s", "late_s")}
+        row |= {name: most(table.columns[name]) for name in ("charged_s", "late_s")}
     return row
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are there; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from andromeda_scale.analysis.blame import late_s, lateness
 from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, out_of_range
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.merge import devices, memory
-from andromeda_scale.merge.values import integer, number, of_ranks, series_of, text
+from andromeda_scale.merge.values import Columns, integer, number, of_ranks, series_of, text
 from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
 COLUMNS: dict[str, str] = {
@@ -53,11 +54,15 @@ COLUMNS: dict[str, str] = {
 class RankTable:
     """All ranks of one repeat. Matrices are (ranks, steps) in rank order, seconds."""
 
-    frame: pd.DataFrame  # a row a rank of the world, also for ranks without a record
+    columns: Columns  # a value a rank of the world, also for ranks without a record
     step_s: np.ndarray | None  # phase measure
     profile: dict[str, np.ndarray]  # SERIES, ADDED; empty: none to trust
     unfinished: list[int]  # ranks without an end record
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def world_size(self) -> int:
+        return len(self.columns["rank"])
 
 
 def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int) -> RankTable:
@@ -68,9 +73,9 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
     if step_s is not None:
         step_s /= 1e9
     profile = _profile(ranks, problems)
-    columns = {
-        "case_id": case_id,
-        "repeat": repeat,
+    columns: dict[str, Any] = {
+        "case_id": [case_id] * world_size,
+        "repeat": [repeat] * world_size,
         "rank": range(world_size),
         **_identity(ranks),
         **_scalars(ranks),
@@ -82,9 +87,20 @@ def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int)
         columns["profile_step_s" if name == "step_s" else name] = series.mean(axis=1)
     if "charged_s" in profile:
         columns["late_s"] = late_s(lateness(profile))
-    frame = typed(pd.DataFrame(columns), COLUMNS)
+    absent = [math.nan] * world_size
+    found = {
+        name: np.array(columns.get(name, absent), dtype=object if kind == "str" else float)
+        for name, kind in COLUMNS.items()
+    }
     unfinished = [rank.rank for rank in ranks if rank.end is None]
-    return RankTable(frame, step_s, profile, unfinished, problems)
+    return RankTable(found, step_s, profile, unfinished, problems)
+
+
+def frame_of(tables: Sequence[Columns]) -> pd.DataFrame:
+    """The ranks of all repeats, a row each."""
+    if not tables:
+        return typed({}, COLUMNS)
+    return typed({n: np.concatenate([table[n] for table in tables]) for n in COLUMNS}, COLUMNS)
 
 
 def _identity(ranks: list[RankRecord]) -> dict[str, list[Any]]:

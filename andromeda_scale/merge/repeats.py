@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import pandas as pd
 
 from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
@@ -22,7 +21,7 @@ from andromeda_scale.merge.profile import profile_columns
 from andromeda_scale.merge.ranks import RankTable, rank_table
 from andromeda_scale.merge.steps import Series, repeat_steps
 from andromeda_scale.merge.system import read_system
-from andromeda_scale.merge.values import integer, number, of_ranks, text
+from andromeda_scale.merge.values import Columns, integer, most, number, of_ranks, text
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.parity import First
 from andromeda_scale.planned import PlannedRepeat
@@ -98,7 +97,7 @@ class MergedRepeat:
     """One repeat's row, its ranks' rows (None if it never started), and what was not used."""
 
     row: dict[str, Any]
-    ranks: pd.DataFrame | None
+    ranks: Columns | None
     problems: list[str] = field(default_factory=list)
     numbers: frozenset[str] = frozenset()  # what the row has because the repeat is ok
     collectives: list[dict[str, Any]] = field(default_factory=list)  # their kinds, if it is ok
@@ -150,7 +149,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     where = f"{item.case_id}/{item.repeat}"
     return MergedRepeat(
         row | numbers | _ended(ending),
-        table.frame,
+        table.columns,
         [f"{where}: {problem}" for problem in found],
         frozenset(numbers),
         launch_kinds(record, case.world.ranks_per_node) if numbers and table.profile else [],
@@ -215,13 +214,13 @@ def _ended(ending: Ending) -> dict[str, Any]:
 
 
 def _about(status: dict[str, Any], table: RankTable) -> dict[str, Any]:
-    threads = table.frame["threads"].dropna()
-    hosts = dict.fromkeys(host for host in table.frame["host"] if host)
+    threads = most(table.columns["threads"])
+    hosts = dict.fromkeys(host for host in table.columns["host"] if host)
     return {
         "unfinished_ranks": of_ranks(table.unfinished) if table.unfinished else "",
         "hosts": ", ".join(hosts),
         "stderr_tail": _last_words(status.get("stderr_tail")),
-        "threads": int(threads.max()) if len(threads) else None,
+        "threads": None if math.isnan(threads) else int(threads),
         **{name: number(status, name) for name in ("started_unix_s", "ended_unix_s", "outside_s")},
     }
 
@@ -247,10 +246,10 @@ def _warmup(rank_0: RankRecord) -> dict[str, Any]:
 
 def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
     """METRICS of an ok repeat, or why it cannot have any."""
-    frame, step_s = table.frame, table.step_s
+    columns, step_s = table.columns, table.step_s
     if step_s is None:
         return {}, "the ranks' step times of phase measure are missing or unequal in number"
-    window_s, tokens = frame["window_s"].to_numpy(), frame["tokens"].to_numpy()
+    window_s, tokens = columns["window_s"], columns["tokens"]
     if not ((window_s > 0) & (tokens > 0)).all() or not math.isfinite(tokens.sum()):
         bad = ~((window_s > 0) & (tokens > 0))
         who = of_ranks(np.flatnonzero(bad)) if bad.any() else "all ranks"
@@ -264,20 +263,18 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
         "window_s": float(window_s.max()),
         **step_times(step_s),
         **throughput(window_s, tokens, step_s.shape[1]),
-        **{name: _max(frame[name]) for name in ("setup_s", "first_step_s")},
-        **memory.of_repeat(frame, table.problems),
-        "throttled": devices.throttled_ranks(frame),
+        **{name: most(columns[name]) for name in ("setup_s", "first_step_s")},
+        **memory.of_repeat(columns, table.problems),
+        "throttled": devices.throttled_ranks(list(columns["throttled"])),
     }
     # One rank that had to compile makes the launch a cold one: the others wait for it.
-    compiled = "compile_cold_s" if frame["compile_cold_s"].notna().any() else "compile_warm_s"
-    row[compiled] = _max(frame[compiled])
-    breaks = frame["graph_breaks"].dropna()
-    if case.train.compile and len(breaks):
-        row["graph_breaks"] = int(breaks.max())
+    cold_s, breaks = most(columns["compile_cold_s"]), most(columns["graph_breaks"])
+    if math.isnan(cold_s):
+        row["compile_warm_s"] = most(columns["compile_warm_s"])
+    else:
+        row["compile_cold_s"] = cold_s
+    if case.train.compile and not math.isnan(breaks):
+        row["graph_breaks"] = int(breaks)
     if table.profile:
         row |= profile_columns(table, row["step_time_s"])
     return row, ""
-
-
-def _max(values: pd.Series) -> float:
-    return float(values.max())

@@ -45,7 +45,7 @@ def repeat_steps(record: RepeatRecord, case_id: str, repeat: int) -> list[Series
 def frame_of(series: Sequence[Series]) -> pd.DataFrame:
     """A row a step of all series."""
     if not series:
-        return typed(pd.DataFrame(), COLUMNS)
+        return typed({}, COLUMNS)
     lengths = [len(one["step"]) for one in series]
     columns = {
         name: np.repeat([one[name] for one in series], lengths)
@@ -53,4 +53,4 @@ def frame_of(series: Sequence[Series]) -> pd.DataFrame:
         else np.concatenate([one[name] for one in series])
         for name in COLUMNS
     }
-    return typed(pd.DataFrame(columns), COLUMNS)
+    return typed(columns, COLUMNS)

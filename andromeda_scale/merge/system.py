@@ -46,7 +46,7 @@ def read_system(record: RepeatRecord, table: RankTable) -> System:
         prints[json.dumps(found, sort_keys=True)] = found
     if len(prints) > 1:
         problems.append(f"its nodes differ in {', '.join(unlike(list(prints)))}")
-    accelerators = [name for name in table.frame["device"] if name not in ("", "cpu")]
+    accelerators = [name for name in table.columns["device"] if name not in ("", "cpu")]
     processors = [str(environment.get("cpu_model") or "") for environment in known]
     return System(
         device_name=_join(accelerators or processors),

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+Columns = dict[str, np.ndarray]  # a value a rank: texts, or floats that are NaN where absent
+
 
 def series_of(value: Any) -> np.ndarray | None:
     """A list of finite numbers that are not negative, or None."""
@@ -40,6 +42,11 @@ def text(values: dict[str, Any], key: str) -> str:
 def integer(values: Any, key: str) -> int | None:
     value = values.get(key) if isinstance(values, dict) else None
     return value if type(value) is int and abs(value) < 2**31 else None
+
+
+def most(values: np.ndarray) -> float:
+    """The largest of those that are there; NaN if none is."""
+    return float(np.fmax.reduce(values))
 
 
 def of_ranks(ranks: Iterable[int]) -> str:

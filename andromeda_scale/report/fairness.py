@@ -13,7 +13,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
 
-from andromeda_scale.analysis.fairness import differences, kinds, num_compared
+from andromeda_scale.analysis.comparable import comparable, kinds, num_compared
+from andromeda_scale.analysis.fairness import differences
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.media import latex, records, to_json
 from andromeda_scale.report.rows import clean
@@ -52,13 +53,14 @@ class Fairness:
         verified = results.cases[results.cases["parity"].eq("ok")]
         words = ", ".join(dict.fromkeys(verified.get("parity_kind", ())))
         parity = "; parity ok" if words in ("", "full") else f"; parity ok ({words})"
-        frame = differences(results)
+        groups = comparable(results)
+        frame = differences(groups)
         return cls(
             frame,
-            num_compared(results),
+            num_compared(groups),
             parity,
-            num_compared(results, _explaining(frame)),
-            tuple(kinds(results)),
+            num_compared(groups, _explaining(frame)),
+            tuple(kinds(groups)),
         )
 
     @property

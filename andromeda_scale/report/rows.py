@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from andromeda_scale import settings
+from andromeda_scale.analysis.results import rows_of
 
 Row = Mapping[str, Any]
 
@@ -69,10 +70,7 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     Rows of one strategy and setting stand together (`group`), smaller worlds first; a row that
     needs a footnote about its failures has its number in `mark`, rows of equal text the same.
     """
-    rows: list[dict[str, Any]] = []
-    for record in cases.to_dict("records"):
-        row = {str(key): value for key, value in record.items()}
-        rows.append(settings.others(row) | row)
+    rows = [settings.others(row) | row for row in rows_of(cases)]
     keys = dict.fromkeys((*_SETTINGS, *(key for row in rows for key in settings.others(row))))
     axes = [key for key in keys if _tells_apart(rows, key)]
     groups: dict[tuple[str, ...], int] = {}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from andromeda_scale.analysis.fairness import UNKNOWN, differences
+from andromeda_scale.analysis.comparable import UNKNOWN, comparable
+from andromeda_scale.analysis.fairness import differences
 from andromeda_scale.analysis.fairness_rules import is_identity, rule_of
 from andromeda_scale.analysis.results import Results, read
 
@@ -57,7 +58,7 @@ def results(run: Path) -> Results:
 
 def test_the_default_policy_in_bf16_is_clean_of_unfair_lines(results: Results) -> None:
     default = results.cases[results.cases["options"] == ""]
-    found = differences(Results(default, results.repeats, results.ranks))
+    found = differences(comparable(Results(default, results.repeats, results.ranks)))
     assert found[found["flag"] == "unfair"].empty, found[["fact", "values"]]
     stored = found.set_index("fact").loc["dtypes.gradients"]
     assert stored["values"] == "float32: ddp, fsdp2, fsdp1; bfloat16: zero1, zero2, zero3"
@@ -65,7 +66,7 @@ def test_the_default_policy_in_bf16_is_clean_of_unfair_lines(results: Results) -
 
 
 def test_gradients_summed_in_16_bits_are_unfair_under_every_name(results: Results) -> None:
-    found = differences(results)
+    found = differences(comparable(results))
     (unfair,) = found[found["flag"] == "unfair"].to_dict("records")
     assert unfair["fact"] == "dtypes.reduction"
     assert unfair["values"] == (

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from andromeda_scale.analysis.fairness import COLUMNS, UNKNOWN, differences, num_compared
+from andromeda_scale.analysis.comparable import UNKNOWN, comparable, num_compared
+from andromeda_scale.analysis.fairness import COLUMNS, differences
 from andromeda_scale.analysis.fairness_rules import RULES, required, rule_of
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.fairness import Fairness
@@ -70,7 +71,7 @@ def results(*rows: dict[str, Any]) -> Results:
 
 def found(*rows: dict[str, Any], flag: str | None = "unfair") -> dict[str, str]:
     """Fact -> values of the differences with this flag."""
-    frame = differences(results(*rows))
+    frame = differences(comparable(results(*rows)))
     assert list(frame.columns) == list(COLUMNS)
     kept = frame if flag is None else frame[frame["flag"] == flag]
     return dict(zip(kept["fact"], kept["values"], strict=True))
@@ -89,7 +90,7 @@ def test_the_default_policy_in_bf16_is_fair_and_says_how_zero_stores_its_states(
 
 def test_rows_that_differ_in_nothing_but_the_strategy_are_said_in_one_line() -> None:
     same = results(row("ddp"), row("fsdp2"), row("hsdp"))
-    assert differences(same).empty
+    assert differences(comparable(same)).empty
     (line,) = Fairness.of(same).lines()
     assert line.text == "fair: 3 rows differ in nothing but the strategy; parity ok"
     assert Fairness.of(same).to_csv() == ",".join(COLUMNS) + "\n"
@@ -211,7 +212,7 @@ def test_rows_of_other_models_regimes_and_worlds_are_not_compared() -> None:
         row("zero2", odd, tokens_per_s=float("nan")),
     ]
     assert found(row("ddp"), *others, flag=None) == {}
-    assert num_compared(results(row("ddp"), *others)) == 0
+    assert num_compared(comparable(results(row("ddp"), *others))) == 0
     (line,) = Fairness.of(results(row("ddp"), *others)).lines()
     assert line.text == "not compared with each other: tiny, weak; small, weak; tiny, strong"
     assert not Fairness.of(results(row("ddp"), row("zero2", odd, nodes=2)))
@@ -225,7 +226,7 @@ def test_rows_that_share_neither_settings_nor_name_are_unfair_in_all_that_differ
         row("zero2", fp32, precision="fp32"),
         row("zero3", bf16, precision="bf16", other='{"train.learning_rate":0.1}'),
     ]
-    frame = differences(results(*ends))
+    frame = differences(comparable(results(*ends)))
     unfair = frame[frame["flag"].eq("unfair") & frame["axis"].eq("")]
     assert {"dtypes.compute", "gradient_clipping", "train.learning_rate"} <= set(unfair["fact"])
     fairness = Fairness.of(results(*ends))
@@ -253,7 +254,7 @@ def test_the_same_difference_at_several_worlds_is_one_line() -> None:
         for world in (2, 4)
         for name, facts in (("ddp", {}), ("fsdp2", {}), ("zero2", {"dtypes.master": "bfloat16"}))
     ]
-    frame = differences(results(*rows))
+    frame = differences(comparable(results(*rows)))
     (line,) = frame[frame["flag"] == "unfair"].to_dict("records")
     assert (line["worlds"], line["values"]) == ("2, 4", "bfloat16: zero2; float32: ddp, fsdp2")
     assert len(line["case_ids"].split()) == 2
@@ -281,7 +282,7 @@ def _precisions(strategy: str, **facts: Any) -> list[dict[str, Any]]:
 
 def test_a_difference_along_an_axis_is_named_by_it_and_marks_no_row() -> None:
     rows = [*_precisions("ddp"), *_precisions("zero2")]
-    frame = differences(results(*rows)).set_index("fact")
+    frame = differences(comparable(results(*rows))).set_index("fact")
     assert frame.loc["matmul_precision", "axis"] == "train.precision"
     compute = frame.loc["dtypes.compute"]
     assert (compute["flag"], compute["axis"]) == ("unfair", "train.precision")
@@ -295,7 +296,7 @@ def test_a_difference_along_an_axis_is_named_by_it_and_marks_no_row() -> None:
 
 def test_strategies_are_compared_within_one_value_of_an_axis() -> None:
     rows = [*_precisions("ddp"), *_precisions("zero2")]
-    frame = differences(results(*rows))
+    frame = differences(comparable(results(*rows)))
     (across,) = frame[(frame["fact"] == "dtypes.gradients") & (frame["axis"] == "")].to_dict(
         "records"
     )
@@ -309,7 +310,7 @@ def test_strategies_are_compared_within_one_value_of_an_axis() -> None:
 def test_a_row_off_the_policy_is_found_within_an_axis_and_marked() -> None:
     odd = _precisions("zero2", **{"dtypes.reduction": "bfloat16"})
     rows = [*_precisions("ddp"), *odd]
-    frame = differences(results(*rows))
+    frame = differences(comparable(results(*rows)))
     (line,) = frame[(frame["flag"] == "unfair") & (frame["axis"] == "")].to_dict("records")
     assert (line["fact"], line["at"]) == ("dtypes.reduction", "")
     # Two rows each: there is no majority, but the policy says which is odd.
@@ -327,7 +328,7 @@ def test_two_axes_are_told_apart() -> None:
         for precision in ("fp32", "bf16")
         for compiled in (False, True)
     ]
-    frame = differences(results(*rows)).set_index("fact")
+    frame = differences(comparable(results(*rows))).set_index("fact")
     assert frame.loc["dtypes.compute", "axis"] == "train.precision"
     assert frame.loc["compile.graphs", "axis"] == "train.compile"
     assert frame.loc["compile.graphs", "values"] == "0: false; 3: true"
@@ -335,7 +336,7 @@ def test_two_axes_are_told_apart() -> None:
 
 def test_an_axis_that_no_fact_shows_is_a_line_of_its_own() -> None:
     rows = [row("ddp"), row("ddp", other=json.dumps({"train.learning_rate": 0.1}))]
-    (line,) = differences(results(*rows)).to_dict("records")
+    (line,) = differences(comparable(results(*rows))).to_dict("records")
     assert (line["fact"], line["axis"]) == ("train.learning_rate", "train.learning_rate")
     assert (line["flag"], line["values"]) == ("unfair", "0.001; 0.1")
 
