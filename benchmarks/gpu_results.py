@@ -1,0 +1,235 @@
+"""Runs a table of results on GPUs, checks each row against its reach, prints and keeps it.
+
+    python benchmarks/gpu_results.py llama --out docs/results/h200 [--set train.micro_batch_size=2]
+    python benchmarks/gpu_results.py all --rehearse --out /tmp/rehearsal    # tiny, on a CPU
+
+Tables: llama, weak, cs336, andromeda, zero3 (gpu_tables.py). OUT/TABLE/ then holds table.md and, a
+folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row whose
+case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
+Rows of `bare loop` are bare_loop.py, timed in turns with ours: bare, ours, ours, bare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from gpu_tables import SHORT, TABLES, Reach, Row, Suite, Table
+
+import andromeda_scale
+from andromeda_scale.analysis.results import FILES
+
+GIB = 1 << 30
+HEADS = ("run", "model", "strategy", "GPUs", "precision", "T", "B", "other", "step ms")
+HEADS += ("tokens/s/GPU", "TFLOP/s", "MFU", "GiB", "reach", "")
+# What a rehearsal has in the place of a model; a CPU has no backward of flex.
+TINY = {"llama": "llama-tiny", "cs336": "llama-tiny", "andromeda": "andromeda-tiny"}
+TINY_TRAIN = {"seq_len": 16, "micro_batch_size": 1, "compile": False, "attention": None}
+TINY_MEASURE = {"warmup": {"min_steps": 2, "max_steps": 2}, "steps": 2}
+ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
+
+
+def complete(table: Table, suite: Suite, *, rehearse: bool) -> Suite:
+    """A suite as it is run."""
+    made = {
+        "question": table.question,
+        "data": {"source": "random"},
+        "measure": SHORT,
+        "collect": ["memory"],
+        "parity": "cross",
+        "limits": {"timeout_s": 420},
+        "env": ENVIRONMENT,
+        **suite,
+    }
+    return _tiny(made) if rehearse else made
+
+
+def _tiny(suite: Suite) -> Suite:
+    axes = {k: v for k, v in suite.get("axes", {}).items() if k == "strategy"}
+    return suite | {
+        "model": TINY[suite["model"].partition("-")[0]],
+        "train": suite["train"] | TINY_TRAIN,
+        "measure": suite["measure"] | TINY_MEASURE,
+        "axes": axes,
+        "device": "cpu",
+        "env": {},
+    }
+
+
+def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
+    """Run what a table needs, into folders of `out`."""
+    names = [f"ours-{index}" for index in range(len(table.suites))]
+    runs = list(zip(names, table.suites, strict=True))
+    order: list[tuple[str, Suite | None]] = [*runs]
+    if table.bare:
+        first = table.suites[0]
+        order = [("bare-0", None), ("ours-0", first), ("ours-again", first), ("bare-1", None)]
+        order += runs[1:]
+    for name, suite in order:
+        print(f"-- {name}", file=sys.stderr, flush=True)
+        (out / name).mkdir(parents=True)
+        if suite is None:
+            _run_bare(table, out / name, rehearse=rehearse, sets=sets)
+        else:
+            _run_ours(complete(table, suite, rehearse=rehearse), out / name, sets)
+
+
+def _run_ours(suite: Suite, kept: Path, sets: Mapping[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        andromeda_scale.run(suite, sets=sets, run_dir=path, quiet=True)
+        for file in (*FILES.values(), "suite.yaml"):
+            if (path / file).exists():
+                shutil.copy(path / file, kept / file)
+
+
+def _run_bare(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
+    """One torchrun of bare_loop.py with the train settings of the first suite."""
+    suite = complete(table, table.suites[0], rehearse=rehearse)
+    given = {key.removeprefix("train."): v for key, v in sets.items() if key.startswith("train.")}
+    train = suite["train"] | given
+    world, (model, *rest) = max(suite["world"]), table.bare
+    words = [suite["model"] if rehearse else model, *rest]
+    words += [f"--set={key}={json.dumps(value)}" for key, value in train.items()]
+    if rehearse:
+        words += ["--warmup=1", "--steps=2"]
+    where = f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    threads = str(max(1, (os.cpu_count() or 1) // world))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(Path(__file__).with_name("bare_loop.py")), *words],
+        env={**os.environ, **suite["env"], "PYTHONPATH": where, "OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        timeout=420,
+        check=False,
+    )
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    found = json.loads(last) if last.startswith("{") else {}
+    cause = "" if found else (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+    about = {"model": words[0], "world_size": world, "cause": cause, **train, **found}
+    (kept / "bare.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """The rows of a table, from its files."""
+    found: list[dict[str, Any]] = []
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+        if (folder / "bare.json").exists():
+            found.append(_bare_row(json.loads((folder / "bare.json").read_text())))
+        else:
+            found += andromeda_scale.load_run(folder).table("cases").to_dict("records")  # type: ignore[arg-type]
+        for row in found:
+            row.setdefault("run", folder.name)
+    flops = {row["model"]: row["flops_per_token"] for row in found if "flops_per_token" in row}
+    for row in found:
+        row.setdefault("flops_per_token", flops.get(row["model"]))
+    return found
+
+
+def _bare_row(about: dict[str, Any]) -> dict[str, Any]:
+    step_s = about.get("step_s", float("nan"))
+    tokens = about["micro_batch_size"] * about["seq_len"]
+    return about | {
+        "strategy": "bare loop",
+        "options": "",
+        "status": "ok" if "step_s" in about else "failed",
+        "other": "{}",
+        "step_time_s": step_s,
+        "window_step_s": step_s,
+        "tokens_per_s_per_gpu": tokens / step_s,
+        "mfu": None,
+    }
+
+
+def cells(row: Row, reach: Reach | None) -> Iterator[str]:
+    """A row of HEADS."""
+    other = {key.rpartition(".")[2]: value for key, value in json.loads(row["other"]).items()}
+    hidden = ("compile", "source", "measure", "warmup", "steps", "repeats", "profile_steps")
+    said = ", ".join(f"{k}={json.dumps(v)}" for k, v in other.items() if k not in hidden)
+    per_gpu, flops = row["tokens_per_s_per_gpu"], row["flops_per_token"]
+    yield from (str(row["run"]), str(row["model"]))
+    yield " ".join(part for part in (row["strategy"], row["options"]) if part)
+    yield from (str(row[key]) for key in ("world_size", "precision", "seq_len", "micro_batch_size"))
+    yield " ".join(part for part in ("compiled" * bool(other.get("compile")), said) if part)
+    if row["status"] != "ok":
+        yield from ("-", "-", "-", "-", "-", f"{row['status']}: {row['cause']}", "missed")
+        return
+    yield f"{1e3 * row['window_step_s']:.2f}"
+    yield f"{per_gpu:,.0f}"
+    yield "-" if pd.isna(flops) else f"{per_gpu * flops / 1e12:.1f}"
+    yield "-" if pd.isna(row["mfu"]) else f"{row['mfu']:.1%}"
+    peak = row["peak_allocated_bytes"]
+    yield "-" if pd.isna(peak) else f"{peak / GIB:.1f}"
+    if reach is None:
+        yield from ("", "")
+        return
+    sign = "<=" if reach.at_most else ">="
+    yield f"{reach.what} {reach.found:,.4g} {sign} {reach.bound:,.4g}"
+    yield "reached" if reach.met else f"missed by {abs(reach.found / reach.bound - 1):.1%}"
+
+
+def show(name: str, out: Path) -> bool:
+    """Print a table from its files and keep it beside them; whether every reach is met."""
+    table, rows = TABLES[name], rows_of(out)
+    lines = [list(cells(row, _reach(table, row, rows))) for row in rows]
+    frame = pd.DataFrame(lines, columns=list(HEADS))
+    text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_bare(rows)}"
+    (out / "table.md").write_text(text)
+    print(text, flush=True)
+    return not any(line[-1].startswith("missed") for line in lines)
+
+
+def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:
+    return table.reach(row, rows) if row["status"] == "ok" else None
+
+
+def _against_bare(rows: Sequence[Row]) -> str:
+    """Ours against the loop by hand, where both were timed in turns."""
+    runs = {row["run"]: row["window_step_s"] for row in rows if row["status"] == "ok"}
+    turns = [runs.get(name) for name in ("bare-0", "ours-0", "ours-again", "bare-1")]
+    if None in turns:
+        return ""
+    bare, ours, again, after = (float(turn) for turn in turns if turn is not None)
+    ratio = (ours * again / (bare * after)) ** 0.5
+    return f"\nA step of ours lasts {ratio:.4f} of one of the bare loop (bare, ours, ours, bare).\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("table", choices=(*TABLES, "all"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", dest="sets")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on this CPU")
+    parser.add_argument("--show", action="store_true", help="run nothing: print what is there")
+    asked = parser.parse_args()
+    sets = {key: _value(text) for key, _, text in (word.partition("=") for word in asked.sets)}
+    met = True
+    for name in TABLES if asked.table == "all" else [asked.table]:
+        out = asked.out / name
+        if not asked.show:
+            if out.exists():
+                parser.error(f"{out} exists: give another --out, or --show")
+            run_table(TABLES[name], out, rehearse=asked.rehearse, sets=sets)
+        met &= show(name, out)
+    return 0 if met or asked.rehearse else 1
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The tables of `gpu_results.py`: what is run, and what each row shall reach.
+
+A table is a list of suites, whose cases are its rows, and a rule that gives each row its reach.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = Mapping[str, Any]
+Suite = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a row shall reach: its `found` at least `bound`, or at most."""
+
+    what: str
+    found: float
+    bound: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.found <= self.bound if self.at_most else self.found >= self.bound
+
+
+@dataclass(frozen=True)
+class Table:
+    """One question, the suites that answer it, and the reach of each row (None: it has none)."""
+
+    question: str
+    suites: Sequence[Suite]
+    reach: Callable[[Row, Sequence[Row]], Reach | None] = lambda row, rows: None
+    # Arguments of bare_loop.py, timed in turns with the first suite: theirs, ours, ours, theirs.
+    bare: Sequence[str] = ()
+    shared: Suite = field(default_factory=dict)  # below each suite
+
+
+SHORT = {
+    "warmup": {"min_steps": 6, "max_steps": 12},
+    "steps": 20,
+    "repeats": 1,
+    "profile_steps": 0,
+}
+FSDP2 = {"name": "fsdp2"}
+LLAMA = {"seq_len": 8192, "micro_batch_size": 1, "precision": "bf16", "compile": True}
+LARGE = {"seq_len": 1024, "micro_batch_size": 8, "precision": "bf16", "compile": True}
+CS336 = {"seq_len": 256, "micro_batch_size": 4, "mode": "forward_backward"}
+SIZES = ("small", "medium", "large", "xl", "2.7b")
+CS336_MS = {
+    "fp32": dict(zip(SIZES, (25.2, 66.7, 160.7, 320.4, 478.2), strict=True)),
+    "bf16": dict(zip(SIZES, (10, 18, 30, 48, 65), strict=True)),
+}
+WEAK = {"ddp": 0.97, "fsdp2": 0.96, "zero1": 0.96, "zero2": 0.96, "zero3": 0.85}
+
+
+def _llama(row: Row, rows: Sequence[Row]) -> Reach | None:
+    if row["strategy"] == "bare loop":
+        return None
+    return Reach("tokens/s/GPU", row["tokens_per_s_per_gpu"], 9850)
+
+
+def _cs336(row: Row, rows: Sequence[Row]) -> Reach | None:
+    bounds = CS336_MS[row["precision"]]
+    size = row["model"].removeprefix("cs336-")
+    if size not in bounds:  # a rehearsal's
+        return None
+    return Reach("step ms", 1e3 * row["step_time_s"], bounds[size], at_most=True)
+
+
+def _weak(row: Row, rows: Sequence[Row]) -> Reach | None:
+    if row["world_size"] == 1:
+        return None
+    return Reach("weak efficiency", row["efficiency"], WEAK[row["strategy"]])
+
+
+def _andromeda(row: Row, rows: Sequence[Row]) -> Reach | None:
+    return Reach("MFU", row["mfu"], 0.45)
+
+
+def _of_fsdp2(row: Row, rows: Sequence[Row]) -> Reach | None:
+    if row["strategy"] != "zero3":
+        return None
+    beside = [r["tokens_per_s"] for r in rows if r["strategy"] == "fsdp2"]
+    return Reach("speed / fsdp2's", row["tokens_per_s"] / max(beside, default=math.nan), 0.85)
+
+
+TABLES: dict[str, Table] = {
+    "llama": Table(
+        "How fast is a training step of Llama 3.1 8B, and as fast as a loop written by hand?",
+        [{"model": "llama-3.1-8b", "world": [2], "train": LLAMA, "strategy": FSDP2}],
+        _llama,
+        bare=("llama-3.1-8b", "--strategy", "fsdp2"),
+    ),
+    "weak": Table(
+        "What does a second GPU buy, at the same work for each?",
+        [{"model": "cs336-large", "world": [1, 2], "train": LARGE, "axes": {"strategy": [*WEAK]}}],
+        _weak,
+    ),
+    "cs336": Table(
+        "How long are forward and backward of the five CS336 sizes?",
+        [
+            {
+                "world": [1],
+                "model": "cs336-small",
+                "strategy": "single",
+                "train": CS336 | {"precision": precision, "compile": compiled},
+                "axes": {"model": [f"cs336-{size}" for size in SIZES]},
+            }
+            for precision, compiled in (("fp32", False), ("bf16", True))
+        ],
+        _cs336,
+    ),
+    "andromeda": Table(
+        "Which share of the GPU's peak does Andromeda reach, with which attention?",
+        [
+            {
+                "world": [1],
+                "model": "andromeda-1b",
+                "strategy": "single",
+                "train": {
+                    "seq_len": seq_len,
+                    "micro_batch_size": sequences,
+                    "precision": "bf16",
+                    "compile": True,
+                },
+                "axes": {
+                    "model": ["andromeda-1b", "andromeda-3b"],
+                    "train.attention": ["flex", "sdpa_causal"],
+                },
+            }
+            for seq_len, sequences in ((2048, 8), (8192, 2))
+        ],
+        _andromeda,
+    ),
+    "zero3": Table(
+        "Does the 2.7B shape train under ZeRO-3, and how fast beside FSDP2?",
+        [
+            {
+                "model": "cs336-2.7b",
+                "world": [2],
+                "train": LARGE,
+                "axes": {"strategy": ["fsdp2", "zero3"]},
+            }
+        ],
+        _of_fsdp2,
+    ),
+}

@@ -1,0 +1,43 @@
+"""A rehearsal of the tables of GPU results: tiny shapes on this CPU, the same path."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_results.py"
+
+
+def _run(table: str, out: Path, *options: str) -> str:
+    words = [sys.executable, str(SCRIPT), table, f"--out={out}", *options]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0 or "--show" in options, done.stderr
+    return done.stdout
+
+
+def test_a_table_is_run_and_printed_again_from_its_files(tmp_path: Path) -> None:
+    said = _run("cs336", tmp_path, "--rehearse")
+    assert said.count("| single ") == 2
+    assert "failed" not in said
+    assert _run("cs336", tmp_path, "--show") == said
+    assert (tmp_path / "cs336" / "table.md").read_text() == said.removesuffix("\n")
+
+
+@pytest.mark.thorough
+def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
+    said = _run("llama", tmp_path, "--rehearse")
+    assert "of one of the bare loop" in said
+    for name in ("bare-0", "bare-1"):
+        about = json.loads((tmp_path / "llama" / name / "bare.json").read_text())
+        assert about["step_s"] > 0, about["cause"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", ["weak", "andromeda", "zero3"])
+def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
+    said = _run(table, tmp_path, "--rehearse")
+    assert not any(word in said for word in ("failed:", "skipped:", "unavailable:", "diverged:"))

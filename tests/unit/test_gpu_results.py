@@ -1,0 +1,73 @@
+"""The tables of GPU results: what each would run on two GPUs, and how a row is judged."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planning import GIB
+
+from andromeda_scale.machine import Machine
+from andromeda_scale.plan import make_plan
+from andromeda_scale.suite_file import mapping_suite
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import gpu_results
+from gpu_tables import TABLES, Reach
+
+TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
+CASES = {"llama": 1, "weak": 10, "cs336": 10, "andromeda": 8, "zero3": 2}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_a_table_fits_two_h200s_and_none_is_refused(name: str) -> None:
+    found = 0
+    for suite in TABLES[name].suites:
+        loaded = mapping_suite(gpu_results.complete(TABLES[name], suite, rehearse=False), [], [])
+        plan = make_plan(loaded.suite, name, TWO_H200, loaded.where)
+        items = [item for item in plan.repeats if item.role == "measure"]
+        assert [item.skip for item in items] == [None] * len(items)
+        found += len(items)
+    assert found == CASES[name]
+
+
+def _row(**changes: Any) -> dict[str, Any]:
+    row = {"run": "ours-0", "model": "m", "strategy": "ddp", "options": "", "world_size": 2}
+    row |= {"precision": "bf16", "seq_len": 8, "micro_batch_size": 1, "status": "ok", "cause": ""}
+    row |= {"other": json.dumps({"train.compile": True}), "window_step_s": 0.25}
+    row |= {"tokens_per_s_per_gpu": 2000.0, "flops_per_token": 1e9, "mfu": 0.5}
+    return row | {"peak_allocated_bytes": 3 * GIB} | changes
+
+
+def test_a_row_shows_its_numbers_and_by_how_much_it_misses_its_reach() -> None:
+    found = dict(zip(gpu_results.HEADS, gpu_results.cells(_row(), None), strict=True))
+    assert found["other"] == "compiled"
+    assert found["step ms"] == "250.00"
+    assert (found["TFLOP/s"], found["MFU"], found["GiB"]) == ("2.0", "50.0%", "3.0")
+    short = Reach("MFU", 0.36, 0.45)
+    assert list(gpu_results.cells(_row(), short))[-2:] == ["MFU 0.36 >= 0.45", "missed by 20.0%"]
+    slow = Reach("step ms", 9, 10, at_most=True)
+    assert list(gpu_results.cells(_row(), slow))[-1] == "reached"
+    died = _row(status="oom", cause="out of memory", window_step_s=None)
+    assert list(gpu_results.cells(died, None))[-2:] == ["oom: out of memory", "missed"]
+
+
+def test_weak_efficiency_is_judged_by_strategy_and_a_first_gpu_is_not() -> None:
+    rule = TABLES["weak"].reach
+    assert rule(_row(world_size=1), []) is None
+    found = rule(_row(strategy="zero3", efficiency=0.9), [])
+    assert found == Reach("weak efficiency", 0.9, 0.85)
+    beside = [_row(strategy="fsdp2", tokens_per_s=10.0)]
+    judged = TABLES["zero3"].reach(_row(strategy="zero3", tokens_per_s=8.0), beside)
+    assert judged == Reach("speed / fsdp2's", 0.8, 0.85)
+    assert not judged.met
+
+
+def test_ours_is_compared_with_the_bare_loop_by_the_turns_they_took() -> None:
+    times = {"bare-0": 1.0, "ours-0": 1.1, "ours-again": 1.0, "bare-1": 1.1}
+    rows = [_row(run=name, window_step_s=seconds) for name, seconds in times.items()]
+    assert "lasts 1.0000 of one" in gpu_results._against_bare(rows)
+    assert gpu_results._against_bare(rows[:3]) == ""
