@@ -72,11 +72,14 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
     host = owned + _FP32 * s.parameters / shards if options.offload_optimizer else 0.0
     resting = bucket + (0.0 if options.offload_optimizer else owned)
     gathered = 0.0
-    if shards > 1:
+    if shards > 1 or options.offload_parameters:
         live = min(options.max_live_parameters, s.parameters) if options.prefetch_bucket_size else 0
         gathered = w * max(live, min(options.max_reuse_distance / 2, s.parameters), s.table)
-    # The bucket is cut into parts, one a rank, and gloo all-reduces a copy of it.
-    cut = bucket * ((2 if device == "cpu" else 1) if shards > 1 else 0)
+    # The bucket is cut into parts, one a rank (also for one rank), this rank's are cast to what is
+    # accumulated, and gloo all-reduces a copy.
+    cut = bucket * (2 if device == "cpu" and shards > 1 else 1)
+    if r != k:
+        cut += bucket / r * k / shards
     if device == "cpu" and shards > 1 and train.grad_accum > 1:
         cut += bucket  # a thread of gloo keeps the copy of the micro-batch before
     table = w * s.table
