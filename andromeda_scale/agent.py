@@ -28,7 +28,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only-failed", action="store_true", help="rerun what failed")
     parser.add_argument("--allow-mixed", action="store_true", help="mix versions in one run")
     parser.add_argument(
-        "--requeue", action="store_true", help="when the first node is lost, requeue this SLURM job"
+        "--requeue", action="store_true", help="when agent 0 is lost, requeue this SLURM job"
     )
     parser.add_argument("--array", action="store_true", help="run the case of this array's task")
     parser.add_argument("--gather", action="store_true", help="merge what an array's tasks ran")

@@ -3,7 +3,8 @@
     python benchmarks/kills.py [--kills 10] [--seed 0]
 
 Prints a line a kill. A killed rank must leave one `crashed` row that names it, and the sweep goes
-on. A killed driver must leave no process, and the resumed sweep must end with exactly the plan.
+on. A killed driver must leave no process, and one sweep that is killed and resumed so often must
+end with exactly the plan: every launch once, ok, every record whole, every launch in the table.
 Exit status 1 if anything else was found.
 """
 
@@ -21,12 +22,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from andromeda_scale.launch.run_dir import RunDir
 
 TAG = "ANDROMEDA_SCALE_KILLS"
-SETTLE_S = 1.0  # after which nothing may be left
+SETTLE_S = 10.0  # after which nothing may be left
+START_S = 8.0  # of a driver: imports, and its first launch
+LAUNCH_S = 1.5
 
 
 def command(run_dir: Path, repeats: int) -> list[str]:
@@ -89,8 +93,7 @@ def kill_ranks(folder: Path, kills: int, moments: random.Random) -> bool:
                 victim.kill()
                 killed.add(running[0])
         time.sleep(0.01)
-    time.sleep(SETTLE_S)
-    left = list(tagged(word))
+    _, left = seconds_to_end(word)
     fine = not left
     for item, status in RunDir.open(folder / "ranks").statuses():
         if item.role == "measure":
@@ -98,33 +101,78 @@ def kill_ranks(folder: Path, kills: int, moments: random.Random) -> bool:
             print(f"rank killed in launch {item.repeat}: {status}, rank {row.get('rank')}: "
                   f"{row.get('cause')}")  # fmt: skip
             fine &= status == "crashed" and "SIGKILL" in str(row.get("cause"))
-    print(f"processes left after {kills} killed ranks: {len(left)}")
+    print(f"processes left after {kills} killed ranks: {left}")
     return fine
 
 
 def kill_drivers(folder: Path, kills: int, moments: random.Random) -> bool:
     """One sweep, killed and resumed until it has ended."""
-    fine = True
+    path = folder / "driver"
+    fine, left_s = True, 0.0
     for count in range(kills):
-        driver, word = start(folder / "driver", 2 * kills)
-        time.sleep(moments.uniform(1.0, 14.0))
+        before = num_ended(path)
+        driver, word = start(path, 3 * kills)  # more launches than can end before the last kill
+        wait_s = LAUNCH_S * moments.random()
+        if wanted := moments.randrange(3):  # else before a launch has ended: imports, the first one
+            while num_ended(path) < before + wanted and driver.poll() is None:
+                time.sleep(0.01)
+        else:
+            wait_s = START_S * moments.random()
+        time.sleep(wait_s)
+        hit = driver.poll() is None
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        time.sleep(SETTLE_S)
-        left = list(tagged(word))
-        ended = len(list((folder / "driver").glob("cases/*/*/status.json")))
-        print(f"driver kill {count}: {len(left)} processes left, {ended} launches ended so far")
-        fine &= not left
-    driver, _ = start(folder / "driver", 2 * kills)
+        seconds, left = seconds_to_end(word)
+        left_s = max(left_s, seconds)
+        now = num_ended(path)
+        print(f"driver kill {count}: {now - before} launches ended, {now} in all; "
+              f"{left} processes left after {seconds:.1f} s", flush=True)  # fmt: skip
+        fine &= hit and not left
+    driver, _ = start(path, 3 * kills)
     status = driver.wait()
-    run = RunDir.open(folder / "driver")
-    rows = sorted(str(p.parent.relative_to(run.path)) for p in run.path.glob("*/*/*/status.json"))
-    whole = all(
-        json.loads(line) for path in run.path.glob("*/*/*/node-*.jsonl") for line in path.open()
-    )
-    planned = len(run.plan.repeats)
-    print(f"resumed: exit {status}, {len(rows)} of {planned} launches, each once, whole: {whole}")
-    return fine and whole and status == 0 and len(rows) == planned
+    run = RunDir.open(path)
+    broken = list(problems(run))
+    print(*broken, sep="\n", end="\n" if broken else "")
+    ended = f"{num_ended(path)} of {len(run.plan.repeats)} launches"
+    print(f"driver killed {kills} times, every process gone within {left_s:.1f} s")
+    print(f"resumed: exit {status}, {ended}, {len(broken)} problems")
+    return fine and not broken and status == 0
+
+
+def num_ended(run: Path) -> int:
+    return len(list(run.glob("*/*/*/status.json")))
+
+
+def seconds_to_end(word: str) -> tuple[float, int]:
+    """(seconds until a sweep's processes were gone, how many are left after SETTLE_S)."""
+    start_s = time.monotonic()
+    while left := len(list(tagged(word))):
+        if time.monotonic() - start_s > SETTLE_S:
+            break
+        time.sleep(0.02)
+    return time.monotonic() - start_s, left
+
+
+def problems(run: RunDir) -> Iterator[str]:
+    """What a finished run may not hold: launches that are not planned or not ok, lines that are no
+    JSON, ranks without their one end line, anything half moved, a table of other launches."""
+    planned = {str(run.case_dir(item)) for item in run.plan.repeats}
+    there = {str(path) for path in run.path.glob("*/*/*") if path.is_dir()}
+    yield from (f"missing: {path}" for path in planned - there)
+    yield from (f"not planned: {path}" for path in there - planned)
+    yield from (f"left: {path}" for path in run.path.glob("running/*"))
+    for item, word in run.statuses():
+        if word != "ok":
+            yield f"{word}: {item.case_id} {item.repeat}"
+        text = (run.case_dir(item) / "node-0.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        ends = sorted(line["rank"] for line in lines if line["kind"] == "end")
+        if ends != list(range(run.plan.cases[item.case_id].world.size)):
+            yield f"end lines of ranks {ends}: {item.case_id} {item.repeat}"
+    rows = pd.read_parquet(run.path / "results.parquet")
+    measured = sum(item.role == "measure" for item in run.plan.repeats)
+    if rows["num_repeats_ok"].sum() != measured:
+        yield f"results.parquet: {rows['num_repeats_ok'].tolist()} launches of {measured}"
 
 
 def main() -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
 
 from andromeda_scale.schema import Schema
 
@@ -17,51 +23,82 @@ S = TypeVar("S", bound=Schema)
 
 CHUNK_BYTES = 4 << 20  # the store refuses values above 8 MiB
 ALIVE_PERIOD_S = 0.5
+_SILENCE_S = 20.0  # after which an agent that says nothing is given up, agent 0 by the others
 
 
 class Control:
     """One agent's view of the control store.
 
     Nothing here blocks on another agent: a key is looked for, never waited for. Every method
-    raises RuntimeError (torch's DistError) when agent 0 is gone.
+    raises RuntimeError (torch's DistError) when agent 0 is gone, or answers nothing for
+    `silence_s`.
     """
 
     def __init__(
-        self, store: Store, *, host: str, port: int, agent: int, num_agents: int, node: str
+        self,
+        store: Store,
+        *,
+        host: str,
+        port: int,
+        agent: int,
+        num_agents: int,
+        node: str,
     ) -> None:
-        self.store = store
+        self._store = store
         self.host, self.port = host, port  # where this agent's ranks reach it
         self.agent, self.num_agents = agent, num_agents
         self.node = node  # this agent's host name
+        self.unanswered = False  # agent 0 was given up while its host still held the connection
+        self.silence_s = _SILENCE_S
+        self._asked_s: float | None = None  # since when a call has been waiting for its answer
         self._beats = 0
         self._next_beat_s = 0.0
+        if agent:
+            threading.Thread(target=self._hang_up, daemon=True).start()
+
+    def say(self, word: str) -> None:
+        with self._asking() as store:
+            store.set(word, "")
+
+    def said(self, word: str) -> bool:
+        """Whether some agent has said a word, or set a key."""
+        with self._asking() as store:
+            return store.check([word])
 
     def set(self, key: str, message: Schema) -> None:
-        self.store.set(key, message.model_dump_json())
+        with self._asking() as store:
+            store.set(key, message.model_dump_json())
 
     def set_first(self, key: str, message: Schema) -> None:
         """Set a key unless another agent was first."""
-        self.store.compare_set(key, "", message.model_dump_json())
+        with self._asking() as store:
+            store.compare_set(key, "", message.model_dump_json())
 
     def get(self, key: str, kind: type[S]) -> S | None:
         """The message under `key`; None if there is none yet."""
-        if not self.store.check([key]):
-            return None
-        return kind.model_validate_json(self.store.get(key))
+        text = self.read(key)
+        return None if text is None else kind.model_validate_json(text)
+
+    def read(self, key: str) -> bytes | None:
+        """The text under `key`; None if there is none yet."""
+        with self._asking() as store:
+            return store.get(key) if store.check([key]) else None
 
     def push(self, key: str, data: bytes) -> int:
         """Store bytes in chunks; returns how many."""
         chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
         for index, chunk in enumerate(chunks):
-            self.store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]  # bytes are taken too
+            with self._asking() as store:
+                store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]  # bytes are taken too
         return len(chunks)
 
     def pull(self, key: str, num_chunks: int) -> bytes:
         """Bytes pushed under `key`, which are then deleted."""
         keys = [f"{key}/{index}" for index in range(num_chunks)]
-        data = b"".join(self.store.get(k) for k in keys)
-        for k in keys:
-            self.store.delete_key(k)
+        with self._asking() as store:
+            data = b"".join(store.get(k) for k in keys)
+            for k in keys:
+                store.delete_key(k)
         return data
 
     def say_alive(self) -> None:
@@ -70,7 +107,26 @@ class Control:
         if self.agent and now >= self._next_beat_s:
             self._beats += 1
             self._next_beat_s = now + ALIVE_PERIOD_S
-            self.store.set(f"alive/{self.agent}", json.dumps(self._beats))
+            with self._asking() as store:
+                store.set(f"alive/{self.agent}", json.dumps(self._beats))
+
+    @contextmanager
+    def _asking(self) -> Iterator[Store]:
+        self._asked_s = time.monotonic()
+        try:
+            yield self._store
+        finally:
+            self._asked_s = None
+
+    def _hang_up(self) -> None:
+        """Close the connection under a call that has no answer: torch would wait for ever, where
+        agent 0 is stopped or its node has no power."""
+        while True:
+            time.sleep(self.silence_s / 10)
+            asked_s = self._asked_s
+            if asked_s is not None and time.monotonic() - asked_s > self.silence_s:
+                self.unanswered = True
+                _shut_connections(self.port)
 
 
 class Silence:
@@ -85,8 +141,7 @@ class Silence:
         now = time.monotonic()
         worst = (0, 0.0)
         for agent in agents:
-            key = f"alive/{agent}"
-            beat = self._control.store.get(key) if self._control.store.check([key]) else None
+            beat = self._control.read(f"alive/{agent}")
             known, since = self._last.setdefault(agent, (beat, now))
             if beat != known:
                 known, since = self._last[agent] = (beat, now)
@@ -97,8 +152,6 @@ class Silence:
 
 def open_server(host: str, port: int, *, loopback: bool) -> TCPStore:
     """agent 0's store; port 0 lets the operating system choose. On loopback nobody else hears."""
-    import socket
-
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # no stubs
 
     listener = socket.create_server(
@@ -127,3 +180,11 @@ def open_client(host: str, port: int, timeout_s: float) -> Store:
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def _shut_connections(port: int) -> None:
+    """Shut this process's connections to a port, whose descriptors torch keeps to itself."""
+    for found in psutil.Process().net_connections("tcp"):
+        if found.raddr and found.raddr.port == port:
+            with socket.socket(fileno=os.dup(found.fd)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)

@@ -33,7 +33,6 @@ from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.records import SCHEMA_VERSION
 
-NODE_SILENCE_S = 20.0  # after which an agent that says nothing is given up
 _BEAT_PERIOD_S = 0.2
 _FAREWELL_S = 5.0
 _TOGETHER_S = 3.0  # within which all agents of a job that is stopped are told
@@ -49,12 +48,10 @@ class Coordinator:
         agents: list[Hello],
         emit: Callable[[Event], None],
         stop: StopRequest,
-        node_silence_s: float = NODE_SILENCE_S,
     ) -> None:
         self._run_dir, self._member, self._agents = run_dir, member, agents
         self._control = member.control
         self._emit, self._stop = emit, stop
-        self._node_silence_s = node_silence_s
         self._silence = Silence(self._control)
         self._gone: set[int] = set()
         self._number = 0
@@ -100,7 +97,7 @@ class Coordinator:
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
         """One repeat from its publication to status.json."""
         started_s, clock_s = time.time(), time.monotonic()
-        self._gone |= {a for a in self._others() if self._control.store.check([f"leaving/{a}"])}
+        self._gone |= {a for a in self._others() if self._control.said(f"leaving/{a}")}
         attempt = self._run_dir.begin(item, self._number)
         seats = item.skip or place(case.world, self._agents, self._gone)
         ends: list[NodeEnd] = []
@@ -176,7 +173,7 @@ class Coordinator:
 
     def _look_for_lost_nodes(self, waiting: set[int], seats: tuple[Seat, ...]) -> Abort | None:
         agent, silent_s = self._silence.longest(waiting - {0})
-        if silent_s <= self._node_silence_s:
+        if silent_s <= self._control.silence_s:
             return None
         self._gone.add(agent)
         host = next(seat.host for seat in seats if seat.agent == agent)
@@ -215,10 +212,10 @@ class Coordinator:
 
 def say_over(control: Control, others: set[int]) -> None:
     """Say that the sweep is over, and stay until the others know: the store dies with agent 0."""
-    control.store.set("over", "")
+    control.say("over")
     deadline = time.monotonic() + _FAREWELL_S
     while others and time.monotonic() < deadline:
-        others = {a for a in others if not control.store.check([f"bye/{a}"])}
+        others = {a for a in others if not control.said(f"bye/{a}")}
         time.sleep(0.02)
 
 

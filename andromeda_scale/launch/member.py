@@ -101,6 +101,11 @@ class Member:
             message = Abort(reason=reason, cause=cause, agent=control.agent, host=control.node)
             self.control.set_first(self._run.launch.key("abort"), message)
 
+    def end_ranks(self) -> None:
+        """Kill what runs here, and what it started: nobody is left to tell."""
+        if self._run is not None:
+            self._run.group.kill()
+
     def tick(self) -> None:
         """Watch the ranks for one moment; after their end, write the node file and say so."""
         self.control.say_alive()
@@ -242,26 +247,26 @@ def follow(member: Member, stop: StopRequest) -> None:
     sweep = None
     while sweep is None:
         member.tick()
-        if control.store.check(["over"]):
-            control.store.set(f"bye/{control.agent}", "")
+        if control.said("over"):
+            control.say(f"bye/{control.agent}")
             return
         sweep = control.get("sweep", Sweep)
     member.use(sweep)
     member.shared_dir = sees_same_disk(sweep)
     member.wait_for_imports(stop, IMPORTS_S)
     member.before_ranks()
-    control.store.set(f"warm/{control.agent}", "")
+    control.say(f"warm/{control.agent}")
     number, told = 0, False
     while True:
         member.tick()
         if stop.requested and not told:
             told = True
-            control.store.set(f"leaving/{control.agent}", "")
+            control.say(f"leaving/{control.agent}")
             member.abort("leaving", f"the agent on {control.node} was told to stop")
         if member.run is not None:
             continue
-        if told or control.store.check(["over"]):
-            control.store.set(f"bye/{control.agent}", "")
+        if told or control.said("over"):
+            control.say(f"bye/{control.agent}")
             return
         launch = control.get(f"next/{number}", Launch)
         if launch is None:

@@ -16,7 +16,7 @@ from andromeda_scale import environment
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import anew, gather, placement
 from andromeda_scale.launch.control import Control
-from andromeda_scale.launch.coordinator import NODE_SILENCE_S, Coordinator, environments, say_over
+from andromeda_scale.launch.coordinator import Coordinator, environments, say_over
 from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.local_files import CompileCaches
 from andromeda_scale.launch.member import Member, follow
@@ -63,45 +63,47 @@ def serve_launcher(arguments: Namespace) -> int:
     """One agent of those an outer launcher started; agent 0 plays the driver too."""
     place = find_place(os.environ)
     stop = StopRequest(watch_parent=place.count > 1)
-    loaded = None
-    if place.index == 0:
-        loaded = read_suite(arguments.suite, arguments.sets, arguments.axes)
     caches = CompileCaches(place.count)
     forkservers = Forkservers(os.environ, arguments.worker, arguments.slots)
     try:
         control = connect(place, stop)
+        control.silence_s = arguments.node_silence_s or control.silence_s
         member = Member(control, forkservers, caches)
-        if loaded is not None:
-            return _lead(arguments, loaded, member, stop)
-        _say_hello(control, arguments.slots)
-        code = _follow(member, stop)
-        if code and arguments.requeue:
-            anew.requeue(str(place.address), stop)
-        return code
+        if place.index == 0:
+            return _lead(arguments, member, stop)
+        return _follow(arguments, member, stop)
     finally:
         forkservers.close()
         caches.close()
 
 
-def _follow(member: Member, stop: StopRequest) -> int:
+def _follow(arguments: Namespace, member: Member, stop: StopRequest) -> int:
     from torch.distributed import DistError
 
+    control = member.control
     try:
+        _say_hello(control, arguments.slots)
         follow(member, stop)
     except DistError:
-        print(f"agent {member.control.agent}: agent 0 is gone", file=sys.stderr)
+        how = "answers no more" if control.unanswered else "closed the connection"
+        who = f"agent {control.agent} on {control.node}"
+        print(f"{who}: agent 0 on {control.host} {how}; this agent ends", file=sys.stderr)
+        member.end_ranks()
+        if arguments.requeue:
+            anew.requeue(control, stop)
         return 1
     return INTERRUPTED if stop.requested else 0
 
 
-def _lead(arguments: Namespace, loaded: Loaded, member: Member, stop: StopRequest) -> int:
+def _lead(arguments: Namespace, member: Member, stop: StopRequest) -> int:
     try:
+        loaded = read_suite(arguments.suite, arguments.sets, arguments.axes)
         return _lead_sweep(arguments, loaded, member, stop)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:  # the others need not guess whether this node was lost
-        if not member.control.store.check(["over"]):
+        if not member.control.said("over"):
             member.abort("interrupted", "agent 0 failed")
             say_over(member.control, set(range(1, member.control.num_agents)))
 
@@ -123,11 +125,10 @@ def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: Stop
         gather.gather(run_dir)
         return _finish(run_dir.path, arguments.quiet)
     display = make_display(quiet=arguments.quiet)
-    silence_s = arguments.node_silence_s or NODE_SILENCE_S
     with run_dir.lock():
         run_dir.recover()
         items = run_dir.todo(only_failed=arguments.only_failed)
-        coordinator = Coordinator(run_dir, member, agents, display.show, stop, silence_s)
+        coordinator = Coordinator(run_dir, member, agents, display.show, stop)
         try:
             complete = coordinator.sweep(items)
         except OSError as error:

@@ -238,6 +238,6 @@ def wait_for_agents(
     deadline = time.monotonic() + limit_s
     missing = list(range(1, control.num_agents))
     while missing and time.monotonic() < deadline and not stop.requested:
-        missing = [i for i in missing if not control.store.check([f"{word}/{i}"])]
+        missing = [i for i in missing if not control.said(f"{word}/{i}")]
         time.sleep(0.02)
     return missing

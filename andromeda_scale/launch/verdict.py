@@ -45,11 +45,14 @@ def judge(nodes: Collection[NodeEnd], abort: Abort | None, world_size: int) -> V
     """The verdict on a repeat from what every agent saw.
 
     A lost node, a node that could not keep its ranks' files, and the user's interrupt explain
-    every death after them. Out of memory outranks
-    the others, because ranks that see a peer vanish often say so first. Then the first death by
-    time that is no complaint about a peer; then lateness; then the first complaint.
+    every death after them. Out of memory outranks the others, because ranks that see a peer vanish
+    often say so first. Then the first death that is no complaint about a peer; then lateness; then
+    the first complaint. The first is of the agent whose abort came first to the store, and there by
+    time: clocks of two hosts may differ.
     """
-    ranks = sorted((r for node in nodes for r in node.ranks), key=lambda r: r.ended_unix_s)
+    first = abort.agent if abort is not None else None
+    ends = [(node.agent != first, r.ended_unix_s, r) for node in nodes for r in node.ranks]
+    ranks = [r for *_, r in sorted(ends, key=lambda end: end[:2])]
     if abort is not None and abort.reason in ("interrupted", "node_failed"):
         status: Status = "interrupted" if abort.reason == "interrupted" else "node_failed"
         return Verdict(status=status, host=abort.host, cause=abort.cause)

@@ -210,6 +210,16 @@ class Cluster:
         for pid in self.processes(node):
             _kill(pid, signal.SIGKILL)
 
+    def agent(self, node: str) -> psutil.Process:
+        """The agent of a job on a node."""
+        for process in map(psutil.Process, self.processes(node)):
+            try:
+                if process.cmdline()[1:3] == ["-m", "andromeda_scale.agent"]:
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        raise AssertionError(f"no agent on {node}")
+
     def hide(self, node: str, folder: Path) -> None:
         """Let a folder be empty on one node, until its daemon starts anew."""
         daemon = str(self._pids[f"slurmd.{node}"])

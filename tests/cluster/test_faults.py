@@ -5,11 +5,14 @@ What ranks do to each other needs no cluster: tests/dist/test_launch.py and test
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_until
 from submitted import Login, acting_template
 
 from andromeda_scale.launch.jobs import of_run
@@ -41,17 +44,69 @@ class Held:
     def status(self, repeat: int) -> dict[str, object]:
         return self.login.ended()["2x1", repeat]
 
+    def restarts(self) -> int:
+        words = self.cluster.ask("scontrol", "show", "job", self.job_id).split()
+        return int(next(w for w in words if w.startswith("Restarts=")).partition("=")[2])
+
+
+class Struck(NamedTuple):
+    held: Held
+    words: list[str]  # the statuses of its repeats
+    others_s: float  # from the death of agent 0 to that of the last other agent
+
+
+@pytest.fixture(scope="module")
+def struck(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Struck]:
+    """A job whose agent 0 is killed in the second of three repeats, and in the same repeat, after
+    the restart, one of its nodes."""
+    held = Held(running, tmp_path_factory.mktemp("struck"), nodes=3)
+    others = [running.agent(node) for node in ("n2", "n3")]
+    (attempt,) = held.login.run.glob("running/*")
+    running.agent("n1").kill()
+    start_s = time.monotonic()
+    wait_until(lambda: not any(map(alive, others)), "the end of the other agents")
+    seconds = time.monotonic() - start_s
+    held.login.wait_for(lambda: not attempt.exists(), "the restart")
+    held.login.wait_for_ranks("2x1", 1, rank=1)
+    running.crash_node("n2")
+    held.login.wait_for(lambda: ("2x1", 1) in held.login.ended(), "the end of the repeat")
+    yield Struck(held, held.end(), seconds)
+    running.mend()
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_agent_0_ends_the_others_at_once_and_has_the_job_requeued(struck: Struck) -> None:
+    assert struck.others_s < 30  # the communication timeouts are minutes
+    log = struck.held.login.log()
+    assert "agent 1 on n2: agent 0 on n1 closed the connection; this agent ends" in log
+    assert f"agent 0 is lost: job {struck.held.job_id} is to be requeued, and to resume" in log
+    assert struck.held.restarts() == 1
+    assert not list(struck.held.login.run.glob("running/*"))
+
 
 def test_a_node_that_loses_power_fails_its_repeat_and_the_next_runs_on_the_spare(
+    struck: Struck,
+) -> None:
+    assert struck.words == ["ok", "node_failed", "ok"], struck.held.login.log()
+    assert struck.held.status(1)["host"] == "n2"
+    assert struck.held.status(1)["cause"] == "agent 1 on n2 fell silent"
+    assert struck.held.login.hosts(2) == ["n1", "n3"]
+
+
+@pytest.mark.thorough
+def test_an_agent_0_that_is_stopped_is_given_up_and_the_job_requeued(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    held = Held(cluster, tmp_path, nodes=3)
-    cluster.crash_node("n2")
-    held.login.wait_for(lambda: ("2x1", 1) in held.login.ended(), "the end of the repeat")
-    assert held.end() == ["ok", "node_failed", "ok"], held.login.log()
-    assert held.status(1)["host"] == "n2"
-    assert held.status(1)["cause"] == "agent 1 on n2 fell silent"
-    assert held.login.hosts(2) == ["n1", "n3"]
+    held = Held(cluster, tmp_path, nodes=2)
+    cluster.agent("n1").suspend()
+    held.login.wait_for(lambda: held.restarts() == 1, "the restart")
+    held.end()
+    assert set(held.login.words().values()) <= {"ok", "node_failed"}
+    assert len(held.login.words()) == 3
+    assert "agent 0 on n1 answers no more" in held.login.log()
 
 
 @pytest.mark.thorough
@@ -76,7 +131,7 @@ def test_the_loss_of_the_first_node_requeues_the_job_which_resumes(
     cluster.crash_node("n1")
     held.go()
     assert held.end() == OK, held.login.log()
-    assert "Restarts=1 " in cluster.ask("scontrol", "show", "job", held.job_id)
+    assert held.restarts() == 1
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert "n1" not in held.login.hosts(1) + held.login.hosts(2)
 

@@ -56,6 +56,13 @@ def test_a_rank_without_an_end_line_is_a_crash_despite_exit_status_0() -> None:
     assert found.cause == "left with exit status 0 and no end record"
 
 
+def test_of_deaths_on_hosts_whose_clocks_differ_the_one_first_told_is_named() -> None:
+    ahead = end(0, None, code=-11, at=7200.0)  # agent 0's clock; its abort came first
+    behind = end(2, None, code=-6, at=100.0)
+    assert verdict(ahead, end(1), behind, end(3), abort="rank").rank == 0
+    assert verdict(ahead, end(1), behind, end(3)).rank == 2  # nothing but clocks to go by
+
+
 def test_a_rank_that_nobody_reports_is_a_crash() -> None:
     found = judge([NodeEnd(agent=0, host="a", ranks=(end(0),))], None, 3)
     assert (found.status, found.rank) == ("crashed", 1)
