@@ -64,6 +64,12 @@ METRICS: dict[str, Metric] = {
         "geometric mean", "measure", rate,
         "tokens_per_s / world_size (a rank is one accelerator, or one CPU process)",
     ),
+    "rank_hours_per_gtoken": Metric(
+        "h", "lower", "as tokens_per_s", "every rank is paid for", "geometric mean",
+        "measure", significant,
+        "hours of one rank (a GPU, or a CPU process) per 1e9 tokens: 1e9 / tokens_per_s_per_gpu / "
+        "3600; times the price of an hour it is the price of the tokens",
+    ),
     "speedup": Metric(
         "1", "higher", "as tokens_per_s", "it is a ratio of two jobs", "geometric mean",
         "measure", times,
@@ -93,7 +99,7 @@ METRICS: dict[str, Metric] = {
         "device without a known peak",
     ),
     "peak_memory_bytes": Metric(
-        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
+        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "mean",
         "measure", binary,
         "peak of the measured window; CUDA: allocated by torch, CPU: resident set",
     ),
@@ -196,7 +202,7 @@ METRICS |= DEVICE_METRICS
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "How fast does it train?": (
         "tokens_per_s", "tokens_per_s_per_gpu", "step_time_s", "step_time_p95_s",
-        "step_time_p99_s", "step_time_mad_s", "window_step_s",
+        "step_time_p99_s", "step_time_mad_s", "window_step_s", "rank_hours_per_gtoken",
     ),
     "How sure is it?": ("half_width", "step_autocorrelation"),
     "What does the next GPU buy?": ("speedup", "efficiency", "efficiency_common", "karp_flatt"),
@@ -204,13 +210,17 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "Where does the time of a step go?": (
         "profile_step_s", "compute_s", "optimizer_compute_s", "comm_total_s", "comm_exposed_s",
         "comm_exposed_share", "comm_overlapped_s", "exposed_wait_s", "exposed_transfer_s",
-        "data_s", "host_s", "end_skew_s", "forward_s", "backward_s", "optimizer_s", "data_part_s",
-        "residual_s", "profile_clock_step_s", "profile_slowdown",
+        "data_s", "host_s", "end_skew_s", "compute_share", "exposed_wait_share",
+        "exposed_transfer_share", "data_share", "host_share", "end_skew_share", "forward_s",
+        "backward_s", "optimizer_s", "data_part_s", "residual_s", "profile_clock_step_s",
+        "profile_slowdown",
     ),
     "What did the efficiency lose, and to what?": (
         "data_eff", "host_eff", "transfer_eff", "serialisation_eff", "load_balance",
-        "compute_scaling", "explained_efficiency", "profile_efficiency", "least_data_s",
-        "least_host_s", "least_transfer_s", "most_compute_s",
+        "data_eff_vs_base", "host_eff_vs_base", "transfer_eff_vs_base",
+        "serialisation_eff_vs_base", "load_balance_vs_base", "compute_scaling",
+        "explained_efficiency", "profile_efficiency", "least_data_s", "least_host_s",
+        "least_transfer_s", "most_compute_s",
     ),
     "Whom do the others wait for?": (
         "imbalance", "imbalance_persistent", "imbalance_transient", "charged_s", "late_s",

@@ -31,6 +31,14 @@ PROFILE_METRICS: dict[str, Metric] = {
     name: Metric("s", better, "mean", _MEANS, "mean", "profile", milliseconds, meaning)
     for name, better, meaning in _PARTS
 }
+# Classes of a profiled step; they add up to it.
+PROFILE_METRICS |= {
+    f"{name}_share": Metric(
+        "1", "none", "mean / max of step", "seconds of a mean rank in the job's step", "mean",
+        "profile", percent, f"{name}_s / profile_step_s",
+    )
+    for name in ("compute", "exposed_wait", "exposed_transfer", "data", "host", "end_skew")
+}  # fmt: skip
 _EXTREMES = {
     "least_data_s": ("min", "data_s"),
     "least_host_s": ("min", "host_s"),
@@ -58,6 +66,13 @@ PROFILE_METRICS |= {
         "are divided", "mean", "profile", percent, meaning,
     )
     for name, meaning in _FACTORS.items()
+}  # fmt: skip
+PROFILE_METRICS |= {
+    f"{name}_vs_base": Metric(
+        "1", "higher", "of all ranks", "it is a ratio of two jobs", "geometric mean", "profile",
+        significant, f"{name} / that of the base: what the class costs of the efficiency",
+    )
+    for name in _FACTORS if name != "compute_scaling"
 }  # fmt: skip
 PROFILE_METRICS["explained_efficiency"] = Metric(
     "1", "higher", "of all ranks", "it is a ratio of two jobs", "mean", "profile", percent,

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from andromeda_scale.analysis.stats import holm, sign_test
+from andromeda_scale.analysis.comparison import holm
+from andromeda_scale.analysis.stats import sign_test
 
 MIN_STEPS = 20  # fewer steps allow no verdict on a rank
 MIN_SHARE = 0.02  # of the step: a smaller delay is not worth naming

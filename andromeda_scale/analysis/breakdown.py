@@ -9,16 +9,18 @@ it is the efficiency.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.results import rows_of, typed_rows
+from andromeda_scale.analysis.stats import log_ratio_interval
 
 # What the communication collector writes per step and rank. The classes of a step are disjoint.
 CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
+IN_A_STEP = (*CLASSES, "end_skew_s")  # these add up to it
 PARTS = ("forward_s", "backward_s", "optimizer_s")  # of the program; they contain communication
 SERIES = ("step_s", *CLASSES, "comm_total_s", "comm_exposed_s", "comm_overlapped_s")
 ADDED = ("charged_s", "optimizer_compute_s")  # series that older records lack
@@ -27,10 +29,15 @@ FACTORS = ("data_eff", "host_eff", "transfer_eff", "serialisation_eff", "load_ba
 LOW, HIGH = 0.0, 1.01  # a factor outside is no share of anything: the classes overlap
 AGREEMENT = 0.01  # between an efficiency and the product that explains it
 
+# Each over that of the base, with an interval over launches.
+REASONS = (
+    *(f"{name}_vs_base" for name in FACTORS),
+    "compute_scaling",
+    "explained_efficiency",
+    "profile_efficiency",
+)
 COLUMNS: dict[str, str] = {
-    "compute_scaling": "float64",
-    "explained_efficiency": "float64",
-    "profile_efficiency": "float64",
+    f"{name}{end}": "float64" for name in REASONS for end in ("", "_low", "_high")
 }
 
 
@@ -54,7 +61,8 @@ def additive(series: Mapping[str, np.ndarray]) -> dict[str, float]:
         "least_transfer_s": float(series["exposed_transfer_s"].min(axis=0).mean()),
         "most_compute_s": float(series["compute_s"].max(axis=0).mean()),
     }
-    return found | factors(found)
+    shares = {f"{name[:-2]}_share": found[name] / profile_step_s for name in IN_A_STEP}
+    return found | shares | factors(found)
 
 
 def factors(row: Mapping[str, Any]) -> dict[str, float]:
@@ -82,18 +90,27 @@ def out_of_range(series: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def add_reasons(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def add_reasons(
+    cases: pd.DataFrame, launches: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[pd.DataFrame, list[str]]:
     """`cases`, scaled already, with COLUMNS for each row that has a base; and what does not fit.
 
     explained_efficiency = product(n) / product(n0) * compute_scaling. It must be the efficiency of
-    the profiled steps by the step's own clock, which no trace has touched.
+    the profiled steps by the step's own clock, which no trace has touched. `launches`: what each
+    pooled launch of a case measured, which intervals are made from.
     """
     rows: dict[str, dict[str, Any]] = {row["case_id"]: row for row in rows_of(cases)}
     found, problems = [], []
     for case_id, row in rows.items():
         base = rows.get(row["base_case_id"])
-        reasons = {} if base is None or base is row else _reasons(row, base)
-        explained, own = (reasons.get(name, math.nan) for name in list(COLUMNS)[1:])
+        reasons: dict[str, float] = {}
+        if base is row:
+            reasons = {f"{name}_vs_base": _ratio(row[name], row[name]) for name in FACTORS}
+        elif base is not None:
+            both = (launches[case_id], launches[base["case_id"]])
+            reasons = _against(row, base, *both)
+        explained = reasons.get("explained_efficiency", math.nan)
+        own = reasons.get("profile_efficiency", math.nan)
         if abs(explained - own) > AGREEMENT * own:
             problems.append(
                 f"{case_id}: its factors explain an efficiency of {explained:.1%}, but its "
@@ -104,29 +121,38 @@ def add_reasons(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat([cases, columns.set_index(cases.index)], axis=1), problems
 
 
-def _reasons(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    """Values of COLUMNS of one row against its base."""
-    work = [_work(one, str(row["regime"])) for one in (row, base)]
-    computing = [one["world_size"] * one["compute_s"] for one in (row, base)]
-    clocked = [one["world_size"] * one["profile_clock_step_s"] for one in (row, base)]
-    product = [math.prod(one[name] for name in FACTORS) for one in (row, base)]
-    scaling = _ratio(work[0], computing[0]) / _ratio(work[1], computing[1])
-    return {
-        "compute_scaling": scaling,
-        "explained_efficiency": _ratio(product[0], product[1]) * scaling,
-        "profile_efficiency": _ratio(work[0], clocked[0]) / _ratio(work[1], clocked[1]),
-    }
+def _against(
+    row: Mapping[str, Any],
+    base: Mapping[str, Any],
+    row_launches: Sequence[Mapping[str, Any]],
+    base_launches: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """COLUMNS of one row. A centre is of seconds summed over launches; the ends are as far from it
+    as those of the launches' ratios are from their geometric mean."""
+    mine, other = (_amounts(one, one) for one in (row, base))
+    of_mine = [_amounts(one, row) for one in row_launches]
+    of_other = [_amounts(one, base) for one in base_launches]
+    found = {}
+    for name in REASONS:
+        found[name] = centre = _ratio(mine[name], other[name])
+        values = [[one[name] for one in some] for some in (of_mine, of_other)]
+        if all(value > 0 for some in values for value in some):  # false for NaN
+            middle, low, high = log_ratio_interval(*values)
+            found |= {f"{name}_low": centre * low / middle, f"{name}_high": centre * high / middle}
+    return found
 
 
-def _work(row: Mapping[str, Any], regime: str) -> float:
-    """What a step does: its tokens; under strong scaling the same at every world."""
-    return 1.0 if regime == "strong" else float(row["tokens_per_s"] * row["window_step_s"])
-
-
-def against(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    """Each factor of a row over that of its base: with compute_scaling they multiply to the
-    explained efficiency."""
-    return {f"{name}_vs_base": _ratio(row[name], base[name]) for name in FACTORS}
+def _amounts(one: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, float]:
+    """What REASONS are ratios of, of a case or one of its launches."""
+    strong = case["regime"] == "strong"  # a step's work is the same at every world; else its tokens
+    missing = math.nan
+    work = 1.0 if strong else one.get("tokens_per_s", missing) * one.get("window_step_s", missing)
+    found = {f"{name}_vs_base": float(one.get(name, missing)) for name in FACTORS}
+    product = math.prod(found.values())
+    seconds = (one.get(name, missing) for name in ("compute_s", "profile_clock_step_s"))
+    computing, clocked = (_ratio(work, case["world_size"] * some) for some in seconds)
+    reasons = {"compute_scaling": computing, "explained_efficiency": product * computing}
+    return found | reasons | {"profile_efficiency": clocked}
 
 
 def _ratio(a: float, b: float) -> float:

@@ -15,17 +15,17 @@ from typing import Any, Literal
 import pandas as pd
 
 from andromeda_scale import settings
-from andromeda_scale.analysis.fairness_rules import rule_of
-from andromeda_scale.analysis.results import Results, rows_of
-from andromeda_scale.analysis.rivals import samples_of
-from andromeda_scale.analysis.stats import (
-    CONFIDENCE,
+from andromeda_scale.analysis.comparison import (
+    FALSE_ALARMS,
     Ratio,
-    Sample,
     compare_launches,
     compare_samples,
     holm,
 )
+from andromeda_scale.analysis.fairness_rules import rule_of
+from andromeda_scale.analysis.results import Results, rows_of
+from andromeda_scale.analysis.rivals import samples_of
+from andromeda_scale.analysis.stats import Sample
 
 Row = Mapping[str, Any]
 Word = Literal["slower", "faster", "same", "not resolved", "broken", "mended", "not measured"]
@@ -71,7 +71,7 @@ class Changes:
 def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
     """B against A, cases in A's order.
 
-    A case is slower or faster where its difference is beyond chance (5 % for all cases together,
+    A case is slower or faster where its difference is beyond chance (4 % for all cases together,
     Holm) and the ratio itself beyond `tolerance`; the same where the whole interval is within
     `tolerance` or SAME, the larger (equivalence); otherwise not resolved.
     """
@@ -156,7 +156,7 @@ def _matched(
         ratios.append(compare(*both) if all(map(len, both)) else None)
     known = [index for index, ratio in enumerate(ratios) if ratio is not None and ratio.known]
     chances = [ratio.chance for ratio in ratios if ratio is not None and ratio.known]
-    passed = holm(chances, 1 - CONFIDENCE)
+    passed = holm(chances, FALSE_ALARMS)
     beyond = {index for index, found in zip(known, passed, strict=True) if found}
     return [
         Matched(mine, theirs, ratio, _word(mine, theirs, ratio, index in beyond, tolerance))

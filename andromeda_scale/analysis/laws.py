@@ -85,13 +85,22 @@ class Fit:
         values = [one.centre for one in self.parameters.values()]
         return float(LAWS[self.law].curve(np.array([world / self.base]), *values)[0])
 
-    def peak(self) -> float | None:
-        """The world beyond which throughput falls; None where it lies out of reach."""
+    def peak(self) -> Interval | None:
+        """The world beyond which throughput falls; None where it lies out of reach.
+
+        The ends are those of sigma and kappa together, which is wider than 95 %.
+        """
         if self.law != "USL" or self.parameters["kappa"].centre <= 0:
             return None
-        sigma, kappa = (self.parameters[name].centre for name in ("sigma", "kappa"))
-        found = self.base * math.sqrt(max(0.0, 1 - sigma) / kappa)
-        return found if found <= self.speaks_to else None
+        sigma, kappa = self.parameters["sigma"], self.parameters["kappa"]
+
+        def at(sigma: float, kappa: float) -> float:
+            return self.base * math.sqrt(max(0.0, 1 - sigma) / kappa) if kappa > 0 else math.inf
+
+        found = at(sigma.centre, kappa.centre)
+        if found > self.speaks_to:
+            return None
+        return Interval(found, at(sigma.high, kappa.high), at(sigma.low, kappa.low))
 
 
 def fits(rows: Sequence[Row]) -> list[Fit]:

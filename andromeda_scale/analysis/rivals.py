@@ -12,24 +12,27 @@ from typing import Any
 
 import pandas as pd
 
+from andromeda_scale.analysis.comparison import Ratio, compare_launches, jointly
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.scaling import SPREAD, signature
-from andromeda_scale.analysis.stats import CONFIDENCE, Ratio, Sample, compare_launches, holm
+from andromeda_scale.analysis.stats import Sample
+from andromeda_scale.metrics import METRICS
 
 Row = Mapping[str, Any]
 
 # What a row of the front is good at, and whether more of it is better.
 OBJECTIVES = {"tokens_per_s": True, "peak_memory_bytes": False, "joules_per_token": False}
 
+_OF_STEPS = ("tokens_per_s", "tokens_per_s_per_gpu")
+
 
 @dataclass(frozen=True)
 class Standing:
-    """One row against the fastest of its rivals at its world."""
+    """One row against the best of its rivals."""
 
     row: Row
-    ratio: Ratio  # the fastest's throughput over this one's
-    slower: bool  # beyond noise, of all rivals together
+    ratio: Ratio  # by what factor the best is better: 1 or more
 
 
 def samples_of(results: Results, name: str = "tokens_per_s") -> dict[str, Sample]:
@@ -38,8 +41,10 @@ def samples_of(results: Results, name: str = "tokens_per_s") -> dict[str, Sample
     Throughput comes with the steps it was made of.
     """
     repeats = results.repeats
+    if name not in repeats:  # tables of an older version
+        return {}
     pooled = repeats[repeats["pooled"] & repeats[name].gt(0)]
-    steps = _timed_steps(results.steps) if name == "tokens_per_s" else {}
+    steps = _timed_steps(results.steps) if name in _OF_STEPS else {}
     found: dict[str, dict[int, float]] = {}
     for case_id, repeat, value in pooled[["case_id", "repeat", name]].itertuples(index=False):
         found.setdefault(case_id, {})[int(repeat)] = float(value)
@@ -83,23 +88,23 @@ def series(rows: Sequence[Row]) -> list[list[Row]]:
     return [one for one in found.values() if one[-1]["world_size"] > one[0]["world_size"]]
 
 
-def standings(rows: Sequence[Row], launches: Mapping[str, Sample]) -> tuple[Row, list[Standing]]:
-    """The fastest of rivals at one world, and every other against it, the fastest of them first.
+def standings(
+    rows: Sequence[Row], launches: Mapping[str, Sample], name: str = "tokens_per_s"
+) -> tuple[Row, list[Standing]]:
+    """The best of rivals by a metric, and every other against it, the best of them first.
 
-    `slower` by Holm's procedure over all of them at 5 %.
+    They are judged together. `launches`: that metric of every launch.
     """
-    ranked = sorted(rows, key=lambda row: -float(row["tokens_per_s"]))
+    more = METRICS[name].better == "higher"
+    ranked = sorted(rows, key=lambda row: float(row[name]), reverse=more)
     best, others = ranked[0], ranked[1:]
     nothing = Sample({})
     mine = launches.get(best["case_id"], nothing)
-    ratios = [compare_launches(mine, launches.get(row["case_id"], nothing)) for row in others]
-    known = [index for index, ratio in enumerate(ratios) if ratio.known]
-    passed = holm([ratios[index].chance for index in known], 1 - CONFIDENCE)
-    slower = {index for index, found in zip(known, passed, strict=True) if found}
-    return best, [
-        Standing(row, ratio, index in slower)
-        for index, (row, ratio) in enumerate(zip(others, ratios, strict=True))
-    ]
+    ratios = []
+    for row in others:
+        other = launches.get(row["case_id"], nothing)
+        ratios.append(compare_launches(*((mine, other) if more else (other, mine))))
+    return best, [Standing(*one) for one in zip(others, jointly(ratios), strict=True)]
 
 
 def front(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

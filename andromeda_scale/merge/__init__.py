@@ -48,6 +48,7 @@ def merge_run(run_dir: Path) -> Results:
     ceilings = Ceilings(known.get("ceilings", {}))
     problems += ceilings.problems
     repeat_rows, case_rows, launches, collectives, series = [], [], {}, [], []
+    pooled_rows: dict[str, list[dict[str, Any]]] = {}
     merged = {
         case_id: [repeats.merge_repeat(run_dir, item, plan.cases[case_id]) for item in planned]
         for case_id, planned in items.items()  # in the order of the suite, not of the launches
@@ -63,13 +64,14 @@ def merge_run(run_dir: Path) -> Results:
             plan.cases[case_id], items[case_id], rows, helpers[case_id], problems, _timed(of_case)
         )
         pooled = [one.collectives for one in of_case if one.row["pooled"]]
+        pooled_rows[case_id] = [one for one in rows if one["pooled"]]
         kinds = communication.case_kinds(plan.cases[case_id], row, pooled, ceilings)
         case_rows.append(row | communication.against_ceilings(row, kinds, ceilings))
         collectives += kinds
         repeat_rows += rows
         series += [steps_of_phase for one in of_case for steps_of_phase in one.steps]
     scaled = add_scaling(typed_rows(case_rows, cases.COLUMNS), launches)
-    reasoned, unexplained = add_reasons(scaled)
+    reasoned, unexplained = add_reasons(scaled, pooled_rows)
     return Results(
         cases=reasoned,
         repeats=typed_rows(repeat_rows, repeats.COLUMNS),

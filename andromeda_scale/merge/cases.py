@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale import registry, settings
-from andromeda_scale.analysis.breakdown import CLASSES, factors
+from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, PARTS, factors
 from andromeda_scale.analysis.precision import WANTED, half_width, needed
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
@@ -30,7 +30,25 @@ from andromeda_scale.planned import PlannedRepeat
 Row = dict[str, Any]
 
 # Beside throughput and what is made of it: numbers with an interval over launches.
-BOUNDED = ("step_time_s", *CLASSES, "end_skew_s", "comm_exposed_share")
+BOUNDED = (
+    "step_time_s",
+    "profile_step_s",
+    *IN_A_STEP,
+    *(f"{name[:-2]}_share" for name in IN_A_STEP),
+    *PARTS,
+    *FACTORS,
+    "optimizer_compute_s",
+    "data_part_s",
+    "residual_s",
+    "comm_total_s",
+    "comm_exposed_s",
+    "comm_overlapped_s",
+    "comm_exposed_share",
+    "imbalance",
+    "peak_memory_bytes",
+    "joules_per_token",
+    "power_w",
+)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -73,6 +91,7 @@ COLUMNS: dict[str, str] = {
     "steps_needed": "Int64",  # a launch, in as many launches; empty: launches differ by more
     "tokens_per_s_low": "float64",
     "tokens_per_s_high": "float64",
+    **{f"rank_hours_per_gtoken{end}": "float64" for end in ("", "_low", "_high")},
     "tokens_per_s_per_gpu_low": "float64",
     "tokens_per_s_per_gpu_high": "float64",
     **blame.COLUMNS,
@@ -261,6 +280,8 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
     share = row["tokens_per_s_per_gpu"] / row["tokens_per_s"]
     row |= {"tokens_per_s_low": low, "tokens_per_s_high": high}
     row |= {"tokens_per_s_per_gpu_low": low * share, "tokens_per_s_per_gpu_high": high * share}
+    for end, rate in (("", row["tokens_per_s"]), ("_low", high), ("_high", low)):
+        row[f"rank_hours_per_gtoken{end}"] = 1e9 / (rate * share) / 3600
     fullest = max(pooled, key=lambda one: float(one.get("peak_memory_bytes", -1.0)))
     row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
     fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))
@@ -275,11 +296,12 @@ def _numbers(pooled: list[Row], launches: Launches) -> Row:
 
 
 def _ends(pooled: list[Row]) -> Row:
-    """Intervals over launches of the step time, and of the seconds that add up to a step."""
+    """Intervals over launches of BOUNDED, each about the mean that METRICS names."""
     found: Row = {}
     for name in BOUNDED:
-        values = [one[name] for one in pooled if name in one]
-        interval = log_interval if name == "step_time_s" else mean_interval
+        values = [one[name] for one in pooled if one.get(name, math.nan) == one.get(name)]
+        factors = METRICS[name].launches == "geometric mean" and all(one > 0 for one in values)
+        interval = log_interval if factors else mean_interval
         _, found[f"{name}_low"], found[f"{name}_high"] = interval(values)
     return found
 

@@ -32,6 +32,7 @@ MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
 OF_CASES = (
     "speedup",
     "half_width",
+    "rank_hours_per_gtoken",
     "efficiency",
     "karp_flatt",
     "efficiency_common",

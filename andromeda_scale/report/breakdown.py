@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import isnan
 from typing import Any
 
-from andromeda_scale.analysis.breakdown import FACTORS, against
+from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, REASONS
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.formats import NOT_MEASURED, milliseconds, significant
 from andromeda_scale.report.columns import WORLD, Column, metric
-from andromeda_scale.report.rows import Row, arrange, has, is_base
+from andromeda_scale.report.rows import Row, arrange, has, interval_of, is_base
 from andromeda_scale.report.tables import Table, identity
 
 REASONS_TITLE = (
@@ -26,8 +27,8 @@ _HEADERS = {
 REASONS_NOTES = (
     "data, host, transfer: 1 - the part of a step that every rank spends so; serialisation: what "
     "of the rest the rank that computes longest in a step computes; balance: mean / max of "
-    "compute over ranks; each over that of the base. compute: compute per token of the base / "
-    "that of the row. Above 1: less is lost than at the base",
+    "compute over ranks; each over that of the base, +- half its 95 % interval. compute: compute "
+    "per token of the base / that of the row. Above 1: less is lost than at the base",
     "slowed: how many times as long profiled steps are as timed ones; where profiled and measured "
     "efficiency differ, the profiler costs one world more than the other",
 )
@@ -41,12 +42,7 @@ ADDITIVE_NOTES = (
 
 def reasons_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """The rows that have a base, each efficiency beside the factors that make it; None without."""
-    of = {row["case_id"]: row for row in rows}
-    shown = [
-        {**row, **against(row, of[row["base_case_id"]])}
-        for row in rows
-        if has(row, "explained_efficiency") and not is_base(row)
-    ]
+    shown = [dict(row) for row in rows if has(row, "explained_efficiency") and not is_base(row)]
     if not shown:
         return None
     columns = [
@@ -55,14 +51,18 @@ def reasons_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
         Column("measured %", ("efficiency",), _percent("efficiency")),
         Column(
             "profiled %",
-            ("explained_efficiency", "profile_efficiency"),
+            (*_bounded("explained_efficiency"), *_bounded("profile_efficiency")),
             _percent("explained_efficiency"),
         ),
         *(
-            Column(_HEADERS[name], (f"{name}_vs_base", name), _factor(f"{name}_vs_base"))
+            Column(
+                _HEADERS[name],
+                (*_bounded(f"{name}_vs_base"), *_bounded(name)),
+                _factor(f"{name}_vs_base"),
+            )
             for name in FACTORS
         ),
-        Column("x compute", ("compute_scaling",), _factor("compute_scaling")),
+        Column("x compute", _bounded("compute_scaling"), _factor("compute_scaling")),
         Column("slowed", ("profile_slowdown",), metric("profile_slowdown")),
     ]
     return Table(REASONS_TITLE, tuple(columns), shown, list(REASONS_NOTES))
@@ -71,21 +71,18 @@ def reasons_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
 def breakdown_table(results: Results) -> Table:
     """Seconds by class of every profiled row, and under it what they cost of an efficiency."""
     rows, axes = arrange(results.cases)
-    of = {row["case_id"]: row for row in rows}
-    shown: list[dict[str, Any]] = [
-        {**row, **(against(row, of[row["base_case_id"]]) if has(row, "base_case_id") else {})}
-        for row in rows
-        if has(row, "profile_step_s")
-    ]
+    shown: list[dict[str, Any]] = [row for row in rows if has(row, "profile_step_s")]
     columns = [
         *identity(axes),
         WORLD,
-        Column("step ms", ("profile_step_s",), metric("profile_step_s")),
+        Column("step ms", _bounded("profile_step_s"), metric("profile_step_s")),
         Column(
-            "compute (update)", ("compute_s", "optimizer_compute_s", *_ends("compute_s")), _compute
+            "compute (update)",
+            (*_bounded("compute_s"), *_bounded("optimizer_compute_s")),
+            _compute,
         ),
         *(
-            Column(f"+ {header}", (name, *_ends(name)), _within(name))
+            Column(f"+ {header}", _bounded(name), _within(name))
             for name, header in (
                 ("exposed_transfer_s", "transfer"),
                 ("exposed_wait_s", "wait"),
@@ -97,9 +94,9 @@ def breakdown_table(results: Results) -> Table:
         Column("slowed", ("profile_slowdown",), metric("profile_slowdown")),
     ]
     beside = (
-        Column("", ("efficiency", "explained_efficiency", "profile_efficiency"), str),
-        Column("", ("compute_scaling", *FACTORS, *(f"{name}_vs_base" for name in FACTORS)), str),
-        Column("", ("comm_total_s", "comm_exposed_s", "comm_overlapped_s"), str),
+        Column("", _all_bounded(f"{name[:-2]}_share" for name in IN_A_STEP), str),
+        Column("", ("efficiency", *_all_bounded((*REASONS, *FACTORS))), str),
+        Column("", _all_bounded(("comm_total_s", "comm_exposed_s", "comm_overlapped_s")), str),
     )
     notes = list(ADDITIVE_NOTES) if shown else ["no profiled steps: measure.profile_steps is 0"]
     title = f"Where the time goes: {results.question}"
@@ -107,15 +104,19 @@ def breakdown_table(results: Results) -> Table:
     return Table(title, tuple(columns), shown, notes, None, beside, under)
 
 
-def _ends(name: str) -> tuple[str, str]:
-    return f"{name}_low", f"{name}_high"
+def _bounded(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"
+
+
+def _all_bounded(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(column for name in names for column in _bounded(name))
 
 
 def _within(name: str) -> Callable[[Row], str]:
     """Milliseconds, with half of the interval over launches where there is one."""
 
     def text(row: Row) -> str:
-        low, high = _ends(name)
+        _, low, high = _bounded(name)
         if not has(row, low) or not has(row, name):
             return metric(name)(row)
         half = significant((row[high] - row[low]) / 2 * 1e3, 2)
@@ -129,7 +130,16 @@ def _percent(name: str) -> Callable[[Row], str]:
 
 
 def _factor(name: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[name]:.3f}" if has(row, name) else NOT_MEASURED
+    """A factor, with half of its interval over launches where there is one."""
+
+    def text(row: Row) -> str:
+        if not has(row, name):
+            return NOT_MEASURED
+        interval = interval_of(row, name)
+        half = "" if isnan(interval.low) else f"+-{(interval.high - interval.low) / 2:.2f}"
+        return f"{interval.centre:.3f}{half}"
+
+    return text
 
 
 def _compute(row: Row) -> str:

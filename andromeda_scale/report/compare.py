@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from andromeda_scale.analysis.changes import Change, Changes, Matched
+from andromeda_scale.analysis.comparison import FALSE_ALARMS
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.formats import NOT_MEASURED
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.columns import WORLD, Column, metric
 from andromeda_scale.report.rows import arrange, case_name, has
+from andromeda_scale.report.sentence import Sentence, case_ids
 from andromeda_scale.report.tables import Table, identity
 
 MAX_NAMED = 3  # cases that a change is said to be of
@@ -28,10 +30,12 @@ _COLUMNS = (
     Column("memory", ("memory_ratio",), lambda row: _memory(row)),
 )
 _NOTES = (
-    "B takes: the time of B over that of A for the same tokens, with its 95 % interval over "
-    "launches; paired by number of launch where both saw the same batches (launches: N pairs)",
-    "slower, faster: beyond chance, 5 % for all cases together (Holm){beyond}; same: the whole "
-    "interval within {margin:.0%}; not resolved: this noise hides either, more launches would tell",
+    "B takes: the time of B over that of A for the same tokens, with its interval over launches, "
+    "{sure:.0%} of each case alone; paired by number of launch where both saw the same batches "
+    "(launches: N pairs)",
+    "slower, faster: beyond chance, {alarms:.0%} for all cases together (Holm){beyond}; same: the "
+    "whole interval within {margin:.0%}; not resolved: this noise hides either, more launches "
+    "would tell",
 )
 
 
@@ -43,7 +47,8 @@ def compare_table(
     rows, axes = arrange(after.cases[after.cases["case_id"].isin(list(of))])
     shown = [{**row, **_compared(of[row["case_id"]])} for row in rows]
     beyond = f" and by more than {tolerance:.1%}" if tolerance else ""
-    notes = [note.format(beyond=beyond, margin=margin) for note in _NOTES] if shown else []
+    words = {"beyond": beyond, "margin": margin, "sure": 1 - FALSE_ALARMS, "alarms": FALSE_ALARMS}
+    notes = [note.format(**words) for note in _NOTES] if shown else []
     notes += [
         f"only in {run}: {case_name(row, ())} ({row['case_id']})"
         for run, only in (("A", found.only_before), ("B", found.only_after))
@@ -57,14 +62,16 @@ def compare_table(
     return Table(title, columns, shown, notes, verdict=said, verdict_first=True)
 
 
-def _said(found: Changes) -> Iterator[str]:
+def _said(found: Changes) -> Iterator[Sentence]:
     """Changes of software and hardware, then of what ranks read back."""
     if not found.system and not found.facts:
-        yield "A and B: the same software, hardware and facts."
+        yield Sentence("changed", "A and B: the same software, hardware and facts.")
     for change in found.system:
-        yield f"Changed: {change.what}: {change.before} -> {change.after}."
+        text = f"Changed: {change.what}: {change.before} -> {change.after}."
+        yield Sentence("changed", text, change.case_ids)
     for change in found.facts:
-        yield f"Changed{_where(change, found.matched)}: {_what(change)}."
+        text = f"Changed{_where(change, found.matched)}: {_what(change)}."
+        yield Sentence("changed", text, change.case_ids)
 
 
 def _where(change: Change, matched: Sequence[Matched]) -> str:
@@ -81,10 +88,11 @@ def _what(change: Change) -> str:
     return f"{change.what}: {change.before} -> {change.after}{effect}"
 
 
-def _summary(found: Changes) -> str:
+def _summary(found: Changes) -> Sentence:
     counts = Counter(one.word for one in found.matched)
     words = ", ".join(f"{number} {word}" for word, number in counts.items())
-    return f"{len(found.matched)} cases of both: {words}."
+    ids = case_ids(one.after for one in found.matched)
+    return Sentence("summary", f"{len(found.matched)} cases of both: {words}.", ids)
 
 
 def _compared(one: Matched) -> dict[str, Any]:

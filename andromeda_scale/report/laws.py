@@ -9,6 +9,7 @@ from andromeda_scale.analysis.laws import MIN_SIZES, REACH, Fit
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.report.columns import Column
 from andromeda_scale.report.rows import arrange
+from andromeda_scale.report.sentence import bounded
 from andromeda_scale.report.tables import Table, identity
 
 _COLUMNS = (
@@ -64,5 +65,5 @@ def _columns(fit: Fit) -> dict[str, Any]:
         "residuals": " ".join(f"{one:+.4f}" for one in fit.residuals),
         "speaks_to": fit.speaks_to,
         "efficiency_there": fit.speedup(fit.speaks_to) / (fit.speaks_to / fit.base),
-        "peak": "-" if (peak := fit.peak()) is None else f"{peak:.0f}",
+        "peak": "-" if (peak := fit.peak()) is None else bounded(peak),
     }

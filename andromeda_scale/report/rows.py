@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from andromeda_scale import settings
 from andromeda_scale.analysis.results import rows_of
+from andromeda_scale.analysis.stats import Interval
 
 Row = Mapping[str, Any]
 
@@ -47,10 +49,22 @@ def label(row: Row) -> str:
     return f"{row['strategy']} {row['options']}".strip()
 
 
+def setting_words(row: Row, axes: Iterable[str]) -> list[str]:
+    """Settings in words, the last part of their key before each."""
+    return [f"{axis.rpartition('.')[2]} {row[axis]}" for axis in axes]
+
+
 def case_name(row: Row, axes: Iterable[str]) -> str:
     """A row in words: strategy, settings, world."""
-    settings = "".join(f", {axis.rpartition('.')[2]} {row[axis]}" for axis in axes)
-    return f"{label(row)}{settings} at world {row['world_size']}"
+    settings = "".join(f", {one}" for one in setting_words(row, axes))
+    nodes = f" on {row['nodes']} nodes" if row["nodes"] > 1 else ""
+    return f"{label(row)}{settings} at world {row['world_size']}{nodes}"
+
+
+def interval_of(row: Row, name: str) -> Interval:
+    """A column of a row with its ends, NaN where it has none."""
+    ends = (row[key] if has(row, key) else math.nan for key in (f"{name}_low", f"{name}_high"))
+    return Interval(float(row[name]), *map(float, ends))
 
 
 def failure(row: Row) -> str:

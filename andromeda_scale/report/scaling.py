@@ -42,7 +42,7 @@ def scaling_table(results: Results) -> Table:
     notes = footnotes(rows, axes, results.problems)
     reasons = reasons_table(rows, axes)
     beside = (*COLUMNS, MAMF, FABRIC, JOULES)
-    said = tuple(sentence.text for sentence in verdict(results))
+    said = tuple(verdict(results))
     return Table(
         results.question, tuple(columns), rows, notes, fairness, beside, reasons, verdict=said
     )

@@ -25,6 +25,7 @@ from andromeda_scale.report.columns import (
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.media import latex, records, to_json
 from andromeda_scale.report.rows import clean, label
+from andromeda_scale.report.sentence import Sentence
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
 # Columns a narrow terminal does without, the first of them first.
@@ -63,7 +64,7 @@ class Table:
     beside: tuple[Column, ...] = ()
     under: Table | None = None
     dispensable: tuple[str, ...] = DISPENSABLE
-    verdict: tuple[str, ...] = ()
+    verdict: tuple[Sentence, ...] = ()
     verdict_first: bool = False  # on a terminal, where what is read last is seen first
 
     def cells(self) -> list[list[str]]:
@@ -97,7 +98,7 @@ class Table:
     def _said(self) -> Iterator[Text]:
         if not self.verdict:
             return
-        yield from (Text(clean(text)) for text in self.verdict[:MAX_SAID])
+        yield from (Text(clean(said.text)) for said in self.verdict[:MAX_SAID])
         if len(self.verdict) > MAX_SAID:
             yield Text(f"and {len(self.verdict) - MAX_SAID} more, in Markdown")
         yield Text()
@@ -159,7 +160,7 @@ class Table:
         said = self.fairness.notes() if self.fairness else []
         notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
         grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
-        verdict = "".join(f"- {clean(text)}\n" for text in self.verdict)
+        verdict = "".join(f"- {clean(said.text)}\n" for said in self.verdict)
         parts = [f"{heading} {clean(self.title)}\n", verdict, f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
 
@@ -179,7 +180,7 @@ class Table:
         fairness = self.fairness
         return {
             "title": clean(self.title),
-            "verdict": [clean(text) for text in self.verdict],
+            "verdict": [said.plain() for said in self.verdict],
             "rows": records(self.to_frame()),
             "notes": [clean(note) for note in self.notes],
             "fairness": None if fairness is None else fairness.plain(),
@@ -193,7 +194,7 @@ class Table:
         notes = "".join(f"<li>{note}</li>" for note in said)
         under = self.under.to_html() if self.under is not None else ""
         title = f"<p><b>{escape(clean(self.title))}</b></p>"
-        title += "".join(f"<p>{escape(clean(text))}</p>" for text in self.verdict)
+        title += "".join(f"<p>{escape(clean(said.text))}</p>" for said in self.verdict)
         return f"{title}\n{self._grid('html')}\n{under}<ul>{notes}</ul>"
 
     def _grid(self, form: str, written: Callable[[str], str] = str) -> str:

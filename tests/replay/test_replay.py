@@ -40,13 +40,13 @@ def test_throughput_is_the_geometric_mean_of_the_launches(cases: pd.DataFrame) -
     assert cases.loc[("ddp", 2), "step_time_s"] == pytest.approx(1 / 36)  # four steps a window
 
 
-def test_efficiency_is_90_percent_with_welchs_interval(cases: pd.DataFrame) -> None:
+def test_efficiency_is_90_percent_with_the_interval_of_unequal_errors(cases: pd.DataFrame) -> None:
     row = cases.loc[("ddp", 2)]
     assert row["speedup"] == pytest.approx(2304 / 1280)
     assert row["efficiency"] == pytest.approx(0.9)
     # logs of launches are -d, 0, d: variance d^2, squared standard error d^2 / 3
     a, b = math.log(1.02) ** 2 / 3, math.log(1.01) ** 2 / 3
-    df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
+    df = (a + b) ** 2 / (a**2 / 3 + b**2 / 3) - 1
     half = float(student_t.ppf(0.975, df)) * math.sqrt(a + b)
     assert row["efficiency_low"] == pytest.approx(0.9 * math.exp(-half), rel=1e-6)
     assert row["efficiency_high"] == pytest.approx(0.9 * math.exp(half), rel=1e-6)

@@ -11,10 +11,19 @@ import pytest
 from merging import ENVIRONMENT, change_line, place_of
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale.analysis.breakdown import FACTORS, SERIES, additive, factors, out_of_range
+from andromeda_scale.analysis.breakdown import (
+    FACTORS,
+    REASONS,
+    SERIES,
+    additive,
+    factors,
+    out_of_range,
+)
+from andromeda_scale.analysis.stats import log_ratio_interval, mean_interval
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.catalogue import make_table
+from andromeda_scale.report.rows import interval_of
 from andromeda_scale.report.scaling import scaling_table
 
 
@@ -164,6 +173,34 @@ def test_without_a_second_world_there_is_nothing_to_explain(tmp_path: Path) -> N
     assert scaling_table(merge_run(tmp_path)).under is None
 
 
+def test_a_factor_and_a_share_have_the_interval_of_their_launches(tmp_path: Path) -> None:
+    cases = [make_case("ddp", 1), make_case("ddp", 2)]
+    write_plan(tmp_path, cases, 3)
+    for case in cases:
+        for repeat, compute_s in enumerate((0.1, 0.104, 0.11)):
+            seconds = [compute_s * case.world.size**0.1] * 20
+            lines = [
+                line
+                for rank in range(case.world.size)
+                for line in rank_lines(rank, [0.1] * 4, compute_s=seconds)
+            ]
+            write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    base, row = results.cases.to_dict("records")
+    launches = results.repeats.groupby("case_id")
+    of_base, of_row = (launches.get_group(one["case_id"]) for one in (base, row))
+    for name in ("host_eff", "serialisation_eff"):
+        by_hand = log_ratio_interval(of_row[name].tolist(), of_base[name].tolist())
+        found = interval_of(row, f"{name}_vs_base")
+        assert found.centre == row[name] / base[name]
+        assert found.high / found.low == pytest.approx(by_hand.high / by_hand.low)
+        assert found.low < found.centre < found.high
+    assert interval_of(row, "compute_share") == pytest.approx(
+        mean_interval((of_row["compute_s"] / of_row["profile_step_s"]).tolist())
+    )
+    assert math.isnan(interval_of(base, "host_eff_vs_base").low)
+
+
 def test_the_additive_table_sums_to_the_step(tmp_path: Path) -> None:
     scaled_run(tmp_path)
     table = make_table(merge_run(tmp_path), "breakdown")
@@ -171,10 +208,12 @@ def test_the_additive_table_sums_to_the_step(tmp_path: Path) -> None:
     parts = ["compute_s", "exposed_transfer_s", "exposed_wait_s", "data_s", "host_s", "end_skew_s"]
     assert frame[parts].sum(axis=1).to_numpy() == pytest.approx(frame["profile_step_s"])
     assert frame["host_eff_vs_base"].iloc[0] == 1.0
-    ratios = {f"{name}_vs_base" for name in FACTORS}
-    ends = {f"{name}_{end}" for name in parts for end in ("low", "high")}
-    assert ends <= set(frame)
-    assert set(frame) - {"case_id", *ratios, *ends, *_identity()} <= set(METRICS)
+    shares = [f"{name[:-2]}_share" for name in parts]
+    assert frame[shares].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    bounded = [*parts, *shares, *FACTORS, *REASONS, "comm_exposed_s", "profile_step_s"]
+    assert {f"{name}_{end}" for name in bounded for end in ("low", "high")} <= set(frame)
+    names = {name.removesuffix("_low").removesuffix("_high") for name in frame}
+    assert names - {"case_id", *_identity()} <= set(METRICS)
     assert table.cells()[1][3].startswith("130.0")
 
 

@@ -12,6 +12,8 @@ import pytest
 from noisy_runs import noisy_run, other_torch
 from run_files import make_case, write_plan
 
+from andromeda_scale.analysis import rivals
+from andromeda_scale.analysis.comparison import compare_launches
 from andromeda_scale.config import Case
 from andromeda_scale.merge import Results, load_results, merge_run, write
 from andromeda_scale.report.scaling import scaling_table
@@ -71,19 +73,69 @@ def test_rivals_within_noise_are_not_told_apart(answered: Results) -> None:
 
 
 def test_a_strategy_that_stops_paying_is_named_with_the_world(answered: Results) -> None:
-    said = {one.text.split()[0]: one for one in _said(answered, "scaling")}
-    assert said["ddp"].text.startswith("ddp pays up to 4, the largest measured")
-    assert said["zero3"].text.startswith("zero3 stops paying at 2: from 2 to 4 ranks")
-    # 2 * 0.12 / 0.21 - 1
-    assert said["zero3"].numbers["marginal"] == pytest.approx(0.143, abs=0.03)
-    assert len(said["zero3"].rows) == 3
+    pays, stops = _said(answered, "scaling")
+    assert pays.text.startswith("More ranks pay as far as was measured: ")
+    for name in ("ddp", "zero1"):
+        assert f"{name} to 4 (2 to 4 ranks: 1.9" in pays.text
+    assert "1.5x for twice the ranks): zero3 at 2 (2 to 4 ranks: 1.1" in stops.text
+    assert len(stops.rows) == 3
+    (gain,) = stops.numbers.values()
+    assert gain == pytest.approx(2 * 0.12 / 0.21, abs=0.03)
+
+
+def test_what_a_base_gains_is_the_speedup_of_the_table(tmp_path: Path) -> None:
+    pair = [(make_case("ddp", 1), 0.1), (make_case("ddp", 2), 0.11)]
+    results = _verdict_of(tmp_path, pair)
+    row = results.cases.set_index("world_size").loc[2]
+    centre, low, high = (row[f"speedup{end}"] for end in ("", "_low", "_high"))
+    assert f"(1 to 2 ranks: {centre:.3f}x [{low:.3f}, {high:.3f}])" in _texts(results, "scaling")
+
+
+def test_a_step_that_noise_hides_is_neither_paid_nor_lost(tmp_path: Path) -> None:
+    pair = [(make_case("ddp", 1), 0.1), (make_case("ddp", 2), 0.2 / 1.5)]
+    (said,) = _said(_verdict_of(tmp_path, pair, noise=20), "scaling")
+    assert said.text.startswith("These launches do not tell whether more ranks pay (paying: ")
+    assert "ddp to 2 (1 to 2 ranks: " in said.text
+
+
+def test_rows_are_not_told_apart_exactly_where_the_interval_said_contains_1(tmp_path: Path) -> None:
+    step_s = {"ddp": 0.1, "zero1": 0.1004, "zero2": 0.1007, "zero3": 0.104, "fsdp2": 0.2}
+    results = _verdict_of(tmp_path, [(make_case(name, 2), t) for name, t in step_s.items()])
+    text = _texts(results, "noise")
+    said = re.findall(r"x \[([\d.]+), ([\d.]+)\]", text)
+    assert said
+    for low, high in said:
+        assert float(low) <= 1 <= float(high)
+    alone = rivals.samples_of(results)
+    best = alone[_said(results, "fastest")[0].rows[0]]
+    told = [name for name in step_s if name not in text]
+    assert "fsdp2" in told
+    for case_id in results.cases.set_index("strategy").loc[told, "case_id"]:
+        assert alone[case_id] is best or compare_launches(best, alone[case_id]).differs
+
+
+def test_rows_of_two_drivers_have_two_names(tmp_path: Path) -> None:
+    cases = [(make_case("ddp", 2, driver=one), 0.1) for one in ("native", "accelerate")]
+    assert "ddp, driver native from ddp, driver accelerate" in _texts(
+        _verdict_of(tmp_path, cases), "noise"
+    ) or "ddp, driver accelerate from ddp, driver native" in _texts(merge_run(tmp_path), "noise")
+
+
+def test_a_program_gets_the_rows_and_numbers_of_every_sentence(answered: Results) -> None:
+    said = json.loads(scaling_table(answered).to_json())["verdict"]
+    assert [one["text"] for one in said] == [one.text for one in verdict(answered)]
+    assert all(one["case_ids"] for one in said)
+    assert said[0]["numbers"]["tokens_per_s"] == answered.cases["tokens_per_s"].max()
 
 
 def test_the_cheapest_per_token_is_the_best_per_rank(answered: Results) -> None:
     (cheapest,) = _said(answered, "cheapest")
     best = answered.cases.loc[answered.cases["tokens_per_s_per_gpu"].idxmax()]
-    assert cheapest.rows == (best["case_id"],)
-    assert cheapest.numbers["hours"] == pytest.approx(1e9 / best["tokens_per_s_per_gpu"] / 3600)
+    assert cheapest.rows[0] == best["case_id"]
+    assert "the next, takes 1.0" in cheapest.text
+    assert cheapest.numbers["rank_hours_per_gtoken"] == pytest.approx(
+        1e9 / best["tokens_per_s_per_gpu"] / 3600
+    )
 
 
 def test_the_largest_loss_is_a_share_of_the_profile_with_its_remedy(answered: Results) -> None:
@@ -103,7 +155,7 @@ def test_one_launch_gives_no_interval_and_says_what_would(tmp_path: Path) -> Non
     text = "\n".join(one.text for one in verdict(results))
     assert "nan" not in text
     assert "[" not in text
-    assert "Too few launches to tell zero1 from ddp at world 2" in text
+    assert "Too few launches to tell: at world 2 ddp from zero1" in text
 
 
 def test_one_rank_alone_has_no_scaling_and_no_rival(tmp_path: Path) -> None:
@@ -142,7 +194,7 @@ def test_rows_of_unequal_arithmetic_are_not_ranked_and_the_fact_is_named(tmp_pat
 def test_worlds_of_unlike_batches_are_refused_with_the_key(tmp_path: Path) -> None:
     small, large = make_case("ddp", 1), make_case("ddp", 2, train={"micro_batch_size": 4})
     refused = _texts(_verdict_of(tmp_path, [(small, 0.1), (large, 0.1)]), "refused")
-    assert "has no efficiency against world 1: micro_batch_size 4 against 2" in refused
+    assert "No efficiency against world 1: micro_batch_size 4 against 2: ddp at world 2." in refused
 
 
 def test_launches_on_mixed_software_do_not_break_the_verdict(tmp_path: Path) -> None:

@@ -10,6 +10,13 @@ from scipy import stats as scipy_stats
 
 from andromeda_scale.analysis.balance import imbalance
 from andromeda_scale.analysis.breakdown import SERIES, additive
+from andromeda_scale.analysis.comparison import (
+    FALSE_ALARMS,
+    Ratio,
+    compare_launches,
+    holm,
+    jointly,
+)
 from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.resampling import (
     autocorrelation,
@@ -18,10 +25,10 @@ from andromeda_scale.analysis.resampling import (
     correlation_time,
 )
 from andromeda_scale.analysis.stats import (
+    Estimate,
     Interval,
     Sample,
-    compare_launches,
-    holm,
+    difference,
     log_interval,
     log_ratio_interval,
     sign_test,
@@ -51,9 +58,25 @@ def test_under_three_launches_there_is_a_centre_and_no_interval() -> None:
 def test_ratio_interval_is_welchs() -> None:
     a, b = [10.0, 11.0, 12.5], [5.0, 5.1, 5.3, 4.9]
     found = log_ratio_interval(a, b)
-    welch = scipy_stats.ttest_ind(np.log(a), np.log(b), equal_var=False).confidence_interval(0.95)
-    assert math.log(found.low) == pytest.approx(welch.low)
-    assert math.log(found.high) == pytest.approx(welch.high)
+    welch = scipy_stats.ttest_ind(np.log(a), np.log(b), equal_var=False)
+    error = (np.log(a).mean() - np.log(b).mean()) / welch.statistic
+    # (A + B)^2 / (A^2/3 + B^2/4) - 1: one degree more each than Satterthwaite's, one less in all
+    squared = [np.log(x).var(ddof=1) / len(x) for x in (a, b)]
+    df = sum(squared) ** 2 / (squared[0] ** 2 / 3 + squared[1] ** 2 / 4) - 1
+    half = scipy_stats.t.ppf(0.975, df) * error
+    assert math.log(found.high / found.low) == pytest.approx(2 * half)
+    assert math.log(found.centre) == pytest.approx(np.log(a).mean() - np.log(b).mean())
+    assert welch.df < df
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0, 1e3])
+def test_ratios_of_three_launches_each_are_covered_whatever_their_errors(spread: float) -> None:
+    rng = np.random.default_rng(2)
+    held = 0
+    for a, b in zip(*(rng.normal(0.0, s, (4000, 3)) for s in (0.01, 0.01 * spread)), strict=True):
+        found = log_ratio_interval(np.exp(a), np.exp(b))
+        held += found.low <= 1 <= found.high
+    assert 0.93 < held / 4000 < 0.97
 
 
 def test_equal_launches_have_an_interval_of_no_width() -> None:
@@ -121,6 +144,46 @@ def test_the_classes_of_a_step_add_up_to_the_longest_rank() -> None:
     assert found["comm_exposed_share"] == pytest.approx(0.875 / 3.75)
 
 
+def _ratio(mean: float, launches: int = 5) -> Ratio:
+    return Ratio(Estimate(mean, 0.01, launches - 1), launches)
+
+
+def test_a_comparison_has_the_interval_of_its_level() -> None:
+    critical = scipy_stats.t.ppf(1 - FALSE_ALARMS / 2, 4)
+    below, beyond = (_ratio(0.01 * critical * factor) for factor in (0.999, 1.001))
+    assert below.interval.low < 1 < beyond.interval.low
+    assert (below.differs, beyond.differs) == (False, True)
+    assert beyond.chance == pytest.approx(FALSE_ALARMS, rel=0.01)
+
+
+def test_of_several_comparisons_an_interval_excludes_1_exactly_where_holm_tells_them_apart() -> (
+    None
+):
+    # t of 4 degrees: 0.036, 0.00004, 0.011, 1 and 0.0075 against 4 % / 5, / 4, ... of the smallest
+    alone = [_ratio(mean) for mean in (0.031, 0.2, 0.045, 0.0, 0.05)]
+    together = jointly([*alone, Ratio(Estimate(0.5, math.nan, math.nan), 0)])
+    for one in together[:-1]:
+        low, high = one.interval.low, one.interval.high
+        assert one.differs == (low > 1 or high < 1)
+    assert [one.differs for one in together] == [False, True, True, False, True, False]
+    assert alone[0].differs
+    assert together[1].level == FALSE_ALARMS / 5
+    assert not together[-1].known
+
+
+def test_beyond_95_percent_the_bootstraps_tails_are_students_at_its_own_95() -> None:
+    sample, base = _rates(np.random.default_rng(9), 8), _rates(np.random.default_rng(10), 8)
+    found = difference(sample, base)
+    assert math.log(log_ratio_interval(sample, base).high) == pytest.approx(found.interval().high)
+    for confidence in (0.9, 0.95, 0.9999):
+        low, centre, high = (found.interval(confidence)[i] for i in (1, 0, 2))
+        assert high - centre == pytest.approx(centre - low)
+    wide, narrow = (found.interval(c).high - found.mean for c in (0.9999, 0.95))
+    assert wide / narrow == pytest.approx(
+        scipy_stats.t.ppf(0.99995, found.df) / scipy_stats.t.ppf(0.975, found.df)
+    )
+
+
 def test_holm_passes_the_smallest_chances_until_one_is_too_large() -> None:
     # 0.01 < 0.05 / 4, 0.016 < 0.05 / 3, 0.03 > 0.05 / 2: the fourth is not asked
     assert holm([0.04, 0.01, 0.03, 0.016], 0.05) == [False, True, False, True]
@@ -175,7 +238,7 @@ def test_launches_that_share_no_number_are_independent_samples() -> None:
     a, b = Sample({0: 1.0, 1: 1.1, 2: 1.2}), Sample({5: 1.0, 6: 1.1, 7: 1.2})
     found = compare_launches(a, b)
     assert found.num_pairs == 0
-    assert found.interval == log_ratio_interval(a, b)
+    assert found.estimate == difference(a, b)
     assert found.chance == pytest.approx(1.0)
     assert not compare_launches(Sample({0: 1.0}), Sample({0: 2.0})).known
 

@@ -51,7 +51,7 @@ def make_page(
         .render(
             title=results.question or results.suite_name or "a run",
             summary=sections.summary(source),
-            verdict=[clean(text) for text in tables["scaling"].verdict],
+            verdict=[said.plain() for said in tables["scaling"].verdict],
             max_said=MAX_SAID,
             scaling=grids.pop("scaling"),
             reasons=None if under is None else grid("reasons", under),
@@ -80,7 +80,7 @@ def _differences(fairness: Fairness | None) -> Grid | None:
     """Every difference between compared rows."""
     if fairness is None or fairness.frame.empty:
         return None
-    rows = [("", [Cell(text, "", True) for text in row]) for row in fairness.cells()]
+    rows = [("", "", [Cell(text, "", True) for text in row]) for row in fairness.cells()]
     return Grid("differences", "Differences", [(name, True) for name in HEADERS], rows, [])
 
 

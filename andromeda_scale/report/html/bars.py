@@ -12,6 +12,7 @@ MAX_BARS = 24  # in one view; more are split by their world
 
 Rows = list[dict[str, Any]]
 Part = tuple[str, str, Callable[[dict[str, Any]], Any]]  # name, colour, value
+Hover = Callable[[str, dict[str, Any]], str]  # more about a part of a row
 
 
 def views(rows: Rows) -> list[tuple[str, Rows]]:
@@ -28,7 +29,14 @@ def named(source: Source, rows: Rows) -> list[str]:
     return [source.case(row) for row in rows]
 
 
-def stacked(source: Source, rows: Rows, parts: Sequence[Part], unit: str, scale: float) -> Choice:
+def stacked(
+    source: Source,
+    rows: Rows,
+    parts: Sequence[Part],
+    unit: str,
+    scale: float,
+    hover: Hover = lambda name, row: "",
+) -> Choice:
     """A bar a row, of its parts in their order; the first row on top."""
     parts = [part for part in parts if any(num(part[2](row)) is not None for row in rows)]
     names = named(source, rows)
@@ -41,7 +49,8 @@ def stacked(source: Source, rows: Rows, parts: Sequence[Part], unit: str, scale:
             "y": names,
             "x": [num(value(row), scale) for row in rows],
             "marker": {"color": colour},
-            "hovertemplate": f"%{{x}} {unit}",
+            "customdata": [hover(name, row) for row in rows],
+            "hovertemplate": f"%{{x}} {unit}%{{customdata}}",
         }
         for name, colour, value in parts
     ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from andromeda_scale.formats import significant
 from andromeda_scale.report.html.bars import Part, stacked, views
 from andromeda_scale.report.html.figure import Figure, axis
 from andromeda_scale.report.html.source import COLOURS, GREY, Source
-from andromeda_scale.report.rows import has
+from andromeda_scale.report.rows import has, interval_of
+from andromeda_scale.report.sentence import percent as percent_of
 
 _PARTS: tuple[Part, ...] = (
     ("compute", COLOURS[0], lambda row: row["compute_s"] - (_update(row) or 0)),
@@ -19,6 +21,22 @@ _PARTS: tuple[Part, ...] = (
     ("host", COLOURS[3], lambda row: row["host_s"]),
     ("end skew", GREY, lambda row: row["end_skew_s"]),
 )
+
+
+_COLUMNS = {"update": "optimizer_compute", "end skew": "end_skew"}
+
+
+def _interval(part: str, row: dict[str, Any]) -> str:
+    """Its seconds' and its share's interval over launches; compute's holds the update."""
+    name = _COLUMNS.get(part, part.replace(" ", "_"))
+    said = ""
+    if has(row, f"{name}_s_low"):
+        low, high = (significant(row[f"{name}_s_{end}"] * 1e3, 3) for end in ("low", "high"))
+        whole = f" of {significant(row[f'{name}_s'] * 1e3, 3)}" if part == "compute" else ""
+        said = f"{whole} [{low}, {high}]"
+    if has(row, f"{name}_share"):
+        said += f", {percent_of(interval_of(row, f'{name}_share'))}"
+    return said
 
 
 def _update(row: dict[str, Any]) -> float | None:
@@ -32,7 +50,8 @@ def breakdown(source: Source) -> Figure | str:
     if not rows:
         return "no case has profiled steps (measure.profile_steps)"
     choices = [
-        replace(stacked(source, of, _PARTS, "ms", 1e3), label=label) for label, of in views(rows)
+        replace(stacked(source, of, _PARTS, "ms", 1e3, _interval), label=label)
+        for label, of in views(rows)
     ]
     return Figure(
         "Where the time of a step goes",

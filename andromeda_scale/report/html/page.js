@@ -51,16 +51,25 @@ document.querySelectorAll(".filter").forEach((filter) => {
   const rows = [...table.tBodies[0].rows];
   function apply() {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const pressed = document.querySelector(".rows[aria-pressed=true]");
+    const cases = pressed && pressed.dataset.cases.split(" ");
     let shown = 0;
     for (const row of rows) {
       const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
       const fits = words.every((word) => text.includes(word)) &&
+        (!cases || cases.includes(row.dataset.case)) &&
         (!select || !select.value || row.cells[world].textContent.trim() === select.value);
       row.hidden = !fits;
       shown += fits;
     }
     count.textContent = `${shown} of ${rows.length} rows`;
   }
+  const buttons = [...document.querySelectorAll(".rows")]; // a sentence shows what it is made of
+  buttons.forEach((button) => button.addEventListener("click", () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    buttons.forEach((one) => one.setAttribute("aria-pressed", String(on && one === button)));
+    apply();
+  }));
   input.addEventListener("input", apply);
   if (select) select.addEventListener("change", apply);
   apply();

@@ -26,7 +26,7 @@ class Grid:
     id: str
     title: str
     headers: list[tuple[str, bool]]  # text, whether it stands left
-    rows: list[tuple[str, list[Cell]]]  # status, cells
+    rows: list[tuple[str, str, list[Cell]]]  # status, case_id, cells
     notes: list[str]
 
     @property
@@ -45,7 +45,7 @@ class Grid:
         if "world" not in names:
             return []
         index = names.index("world")
-        found = {cells[index].text: float(cells[index].order or 0) for _, cells in self.rows}
+        found = {cells[index].text: float(cells[index].order or 0) for *_, cells in self.rows}
         return sorted(found, key=lambda text: found[text])
 
 
@@ -55,6 +55,7 @@ def grid(name: str, table: Table) -> Grid:
     rows = [
         (
             clean(str(row.get("status", ""))),
+            clean(str(row.get("case_id", ""))),
             [
                 Cell(text, _order(column, row), column.left)
                 for column, text in zip(table.columns, cells, strict=True)

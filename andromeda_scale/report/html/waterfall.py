@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from andromeda_scale.analysis.breakdown import FACTORS, against
+from andromeda_scale.analysis.breakdown import FACTORS
 from andromeda_scale.report.html.figure import Choice, Figure, axis
 from andromeda_scale.report.html.source import COLOURS, Source, num
-from andromeda_scale.report.rows import Row, has, is_base
+from andromeda_scale.report.rows import Row, has, interval_of, is_base
+from andromeda_scale.report.sentence import bounded
 
 _NAMES = {
     "data_eff": "data",
@@ -20,11 +19,10 @@ _NAMES = {
 
 def waterfall(source: Source) -> Figure | str:
     """A view a case that has a base; the factors of the efficiency as points of 100."""
-    of = {row["case_id"]: row for row in source.rows}
     rows = [row for row in source.measured if has(row, "explained_efficiency") and not is_base(row)]
     if not rows:
         return "no profiled case has a base, a smaller world of the same strategy"
-    choices = [_choice(source, row, against(row, of[row["base_case_id"]])) for row in rows]
+    choices = [_choice(source, row) for row in rows]
     largest = max(range(len(rows)), key=lambda i: int(rows[i]["world_size"]))
     return Figure(
         "From ideal to measured",
@@ -41,14 +39,17 @@ def waterfall(source: Source) -> Figure | str:
     )
 
 
-def _choice(source: Source, row: Row, factors: dict[str, Any]) -> Choice:
-    product, steps = 1.0, []
-    for name, factor in (
-        *((_NAMES[name], factors[f"{name}_vs_base"]) for name in FACTORS),
-        ("compute", row["compute_scaling"]),
+def _choice(source: Source, row: Row) -> Choice:
+    product = 1.0
+    steps, hover = [], []
+    for name, column in (
+        *((_NAMES[name], f"{name}_vs_base") for name in FACTORS),
+        ("compute", "compute_scaling"),
     ):
-        steps.append((name, 100 * product * (float(factor) - 1)))
-        product *= float(factor)
+        factor = interval_of(row, column)
+        steps.append((name, 100 * product * (factor.centre - 1)))
+        hover.append(f"{name}: x {bounded(factor)}")
+        product *= factor.centre
     measured = num(row["efficiency"], 100)
     said = ", ".join(f"{name} {points:+.1f}" for name, points in steps)
     data = {
@@ -64,7 +65,8 @@ def _choice(source: Source, row: Row, factors: dict[str, Any]) -> Choice:
         "decreasing": {"marker": {"color": COLOURS[1]}},
         "totals": {"marker": {"color": COLOURS[0]}},
         "connector": {"line": {"width": 1}},
-        "hoverinfo": "y+x",
+        "hovertext": ["ideal", *hover, f"profiled {100 * product:.1f} %"],
+        "hoverinfo": "text",
     }
     bar = {
         "type": "bar",

@@ -1,0 +1,180 @@
+"""Who is best among rows that do the same work: sentences with their rows and intervals. No torch.
+
+What is said of several rivals at once holds for all of them together: intervals are those of the
+level at which Holm's procedure judged each, and contain 1 exactly where two are not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from andromeda_scale.analysis import rivals
+from andromeda_scale.analysis.losses import REMEDIES, largest_loss
+from andromeda_scale.analysis.results import Results
+from andromeda_scale.analysis.rivals import Row, Standing
+from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample
+from andromeda_scale.metrics import METRICS
+from andromeda_scale.report.rows import has, interval_of, label
+from andromeda_scale.report.sentence import (
+    Names,
+    Sentence,
+    bounded,
+    case_ids,
+    listed,
+    percent,
+    throughput,
+    times,
+    world_of,
+)
+
+NOISE = ", which noise could explain"
+UNSURE = ", of too few launches to be sure"
+LITTLE = 0.02  # of a step: less is not worth mending
+_OBJECTIVES = {
+    "tokens_per_s": "throughput",
+    "peak_memory_bytes": "memory",
+    "joules_per_token": "energy",
+}
+_PER_RANK = "tokens_per_s_per_gpu"  # whose inverse the hours are
+_UNITS = {"joules_per_token": " J/token"}
+
+Samples = Mapping[str, Sample]
+
+
+def ranking(
+    results: Results,
+    names: Names,
+    fair: Sequence[Row],
+    planned: Sequence[Row],
+    *,
+    all_: bool,
+) -> Iterator[Sentence]:
+    """Of one group: `fair` are the rows to rank, `planned` have its settings, measured or not;
+    `all_`: whether every measured row is ranked."""
+    speeds = rivals.samples_of(results)
+    fastest = max(fair, key=lambda row: float(row["tokens_per_s"]))
+    here = [row for row in fair if world_of(row) == world_of(fastest)]
+    unfit = [row for row in planned if _did_not_fit(row) and world_of(row) == world_of(fastest)]
+    title = "Fastest" if all_ else "Fastest of the rows ranked"
+    yield _fastest(title, names, here, unfit, speeds)
+    yield from _cheapest(results, names, fair)
+    yield from _front(names, here)
+    yield from _loss(results, names, fastest)
+    yield from _noise(names, rivals.by_world(fair), speeds)
+
+
+def _fastest(
+    title: str, names: Names, here: Sequence[Row], unfit: Sequence[Row], speeds: Samples
+) -> Sentence:
+    best, others = rivals.standings(here, speeds)
+    text = f"{title}: {names.full(best)}, {throughput(best)}"
+    numbers = {"tokens_per_s": float(best["tokens_per_s"])}
+    if others:
+        numbers["ratio"] = others[0].ratio.interval.centre
+        second = f"{times(others[0].ratio.interval)} {names.short(others[0].row)}"
+        text += f"; {second}, the next there{_doubt(others[0])}"
+    if unfit:
+        text += f"; does not fit there: {listed([label(row) for row in unfit])}"
+    rows = (best, *(one.row for one in others[:1]), *unfit)
+    return Sentence("fastest", f"{text}.", case_ids(rows), numbers)
+
+
+def _doubt(one: Standing) -> str:
+    if not one.ratio.known:
+        return UNSURE
+    return "" if one.ratio.differs else NOISE
+
+
+def _did_not_fit(row: Row) -> bool:
+    if row["status"] == "oom":
+        return True
+    return bool(row["status"] == "skipped" and "memory" in row["cause"])
+
+
+def _cheapest(results: Results, names: Names, rows: Sequence[Row]) -> Iterator[Sentence]:
+    """Rank-hours, and joules where they were counted; each against the next."""
+    who = "GPU" if rows[0]["device"] == "cuda" else "rank"
+    for name, by, title, unit in (
+        ("rank_hours_per_gtoken", _PER_RANK, "Cheapest", f"{who}-hours per 1e9 tokens"),
+        ("joules_per_token", "joules_per_token", "Least energy", "J/token"),
+    ):
+        counted = [row for row in rows if has(row, name)]
+        if not counted:
+            continue
+        best, others = rivals.standings(counted, rivals.samples_of(results, by), by)
+        text = f"{title} per token: {names.full(best)}, {bounded(interval_of(best, name))} {unit}"
+        numbers = {name: float(best[name])}
+        if others:
+            ratio = others[0].ratio.interval
+            numbers["ratio"] = ratio.centre
+            text += f"; {names.full(others[0].row)}, the next, takes {times(ratio)} of that"
+            text += _doubt(others[0])
+        ids = case_ids((best, *(one.row for one in others[:1])))
+        yield Sentence("cheapest", f"{text}.", ids, numbers)
+
+
+def _front(names: Names, here: Sequence[Row]) -> Iterator[Sentence]:
+    """Who is best at something, of rows that share a world; nothing without a choice."""
+    kept, goods = rivals.front(here)
+    if len(here) < 2 or len(goods) < 2:
+        return
+    words = " and ".join(_OBJECTIVES[name] for name in goods)
+    each = [f"{names.short(row)} ({', '.join(_good(row, name) for name in goods)})" for row in kept]
+    beaten = len(here) - len(kept)
+    rest = f"; {beaten} {'is' if beaten == 1 else 'are'} beaten in all of them" if beaten else ""
+    at = f"world {here[0]['world_size']}{names.where}"
+    text = f"Front of {words} at {at}, by their means: {listed(each)}{rest}."
+    yield Sentence("front", text, case_ids(kept))
+
+
+def _good(row: Row, name: str) -> str:
+    if name == "tokens_per_s":
+        return throughput(row)
+    centre, *ends = (METRICS[name].text(value) for value in interval_of(row, name))
+    if not has(row, f"{name}_low"):
+        return f"{centre}{_UNITS.get(name, '')}"
+    return f"{centre} [{', '.join(ends)}]{_UNITS.get(name, '')}"
+
+
+def _loss(results: Results, names: Names, row: Row) -> Iterator[Sentence]:
+    repeats = results.repeats
+    found = largest_loss(repeats[repeats["case_id"].eq(row["case_id"]) & repeats["pooled"]])
+    if found is None:
+        return
+    name, share = found
+    said = f"{name}, {percent(share)} of a profiled step"
+    text = f"Largest loss of {names.full(row)}: {said}; usually mended by {REMEDIES[name]}."
+    if share.centre < LITTLE:
+        text = f"No loss of {names.full(row)} is worth mending: the largest is {said}."
+    yield Sentence("loss", text, case_ids([row]), {"share": share.centre})
+
+
+def _noise(
+    names: Names, by_world: Mapping[tuple[int, int], Sequence[Row]], speeds: Samples
+) -> Iterator[Sentence]:
+    """Rivals that launches cannot tell from the fastest of their world, large worlds first."""
+    near: list[tuple[str, tuple[Row, ...]]] = []
+    unknown: list[tuple[str, tuple[Row, ...]]] = []
+    for (world, nodes), rows in reversed(list(by_world.items())):
+        best, others = rivals.standings(rows, speeds)
+        at = f"at world {world}" + (f" on {nodes} nodes" if nodes > 1 else "")
+        alike = [one for one in others if one.ratio.known and not one.ratio.differs]
+        if alike:
+            each = [f"{names.short(one.row)} ({times(one.ratio.interval)})" for one in alike]
+            of = (best, *(one.row for one in alike))
+            near.append((f"{at} {names.short(best)} from {_and(each)}", of))
+        few = [one.row for one in others if not one.ratio.known]
+        if few:
+            each = [names.short(row) for row in few]
+            unknown.append((f"{at} {names.short(best)} from {_and(each)}", (best, *few)))
+    if near:
+        text = f"Not told apart by these launches{names.where}: {listed([t for t, _ in near])}."
+        yield Sentence("noise", text, case_ids(row for _, of in near for row in of))
+    if unknown:
+        text = f"Too few launches to tell{names.where}: {listed([t for t, _ in unknown])}: "
+        text += f"set measure.repeats to {MIN_LAUNCHES} or more."
+        yield Sentence("noise", text, case_ids(row for _, of in unknown for row in of))
+
+
+def _and(items: Sequence[str]) -> str:
+    return listed(items).replace("; ", ", ")
