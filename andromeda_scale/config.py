@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -194,10 +194,32 @@ class Settings(Schema):
         return self
 
 
+# auto: each case finds its own; auto_worlds: the worlds of one configuration have the smallest.
+Auto = Literal["auto", "auto_worlds"]
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and value not in get_args(Auto):
+        raise ValueError(
+            f"{value!r} is no micro batch; use a number of sequences, auto, or auto_worlds"
+        )
+    return value
+
+
+SizeOrAuto = Annotated[Batch | Auto, BeforeValidator(_size, json_schema_input_type=Batch | Auto)]
+
+
+class SuiteTrain(Train):
+    """`train` of a suite, which may leave the micro batch to be found."""
+
+    micro_batch_size: SizeOrAuto = 1  # type: ignore[assignment]  # only a case must have a number
+
+
 class Suite(Settings):
     """One YAML file: a question, a base configuration, axes to sweep."""
 
     question: str = Field(min_length=1)
+    train: SuiteTrain = SuiteTrain()
     model: str | dict[str, Any]  # a file in configs/models or a path to one, or a mapping
     strategy: Strategy = StrategySpec(name="ddp")
     world: tuple[WorldSpec, ...] = Field(min_length=1)
@@ -291,6 +313,8 @@ class Case(Settings):
     world: World
     regime: Literal["weak", "strong"] = "weak"
     env: dict[str, str] = Field(default_factory=dict)
+    # How the micro batch is to be found; until it is, it is the closed forms' guess.
+    auto: Auto | None = None
 
     @property
     def global_batch_size(self) -> int:
@@ -308,6 +332,11 @@ class Case(Settings):
         A new key with a default therefore renames no old case.
         """
         resolved = self.model_dump(exclude_defaults=True, exclude=_NOT_IN_ID)
+        if self.auto is not None:  # a guess is the machine's, and names no case
+            resolved.get("train", {}).pop("micro_batch_size", None)
+            if self.regime == "strong":
+                share = self.train.micro_batch_size * self.train.grad_accum
+                resolved.setdefault("train", {})["grad_accum"] = share
         # `measure` with nothing but repeats set leaves an empty mapping: the same as no mapping.
         resolved = {key: value for key, value in resolved.items() if value != {}}
         text = json.dumps(resolved, sort_keys=True, default=list)

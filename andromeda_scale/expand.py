@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from andromeda_scale import faults
-from andromeda_scale.config import Case, Settings, Strong, Suite
+from andromeda_scale.config import Auto, Case, Settings, StrategySpec, Strong, Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.model_file import resolve_model, short
-from andromeda_scale.registry import load
+from andromeda_scale.registry import STRATEGIES, load
 from andromeda_scale.schema import Schema
 from andromeda_scale.training import Train
 from andromeda_scale.validation import Where, place, refuse_unknown, validate
@@ -33,6 +33,7 @@ _NO_AXES = (
     "measure.max_repeats",
     "slurm",
 )
+AUTO = "auto"  # for a strategy: every one there is
 # The key that the short form `model: NAME` or `strategy: NAME` stands for.
 _SHORT_FORMS = {"model": "base", "strategy": "name"}
 
@@ -94,20 +95,22 @@ def _points(
         here = partial(_at_point, where, at)
         point = validate(Suite, raw, here)
         name, model = resolve_model(raw["model"], here)
-        options = _strategy_options(point, here)
+        strategies = _strategies(point, here)
+        _refuse_search(point, here)
         for collector in point.collect:
             refuse_unknown("collector", collector, "collect", here)
         settings = {key: getattr(point, key) for key in Settings.model_fields}
-        for world in worlds:
+        for strategy, world in itertools.product(strategies, worlds):
             train, skip = _train_at(point, world)
             case = Case(
                 **(settings | {"train": train}),
                 model_name=name,
                 model=model,
-                strategy=point.strategy.model_copy(update={"options": options}),
+                strategy=strategy,
                 world=world,
                 regime="strong" if isinstance(point.scaling, Strong) else "weak",
                 env={k: v for k, v in point.env.items() if isinstance(v, str)},
+                auto=_auto(point),
             )
             yield Point(case, skip or strategy_skip(case) or faults.world_skip(case.faults, world))
 
@@ -135,16 +138,52 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     at[last] = value
 
 
-def _strategy_options(suite: Suite, where: Where) -> dict[str, Any]:
-    refuse_unknown("strategy", suite.strategy.name, "strategy", where)
-    options_class: type[Schema] = load("strategy", suite.strategy.name).Options
-    options = validate(options_class, suite.strategy.options, where, prefix="strategy")
-    return options.model_dump(mode="json", exclude_defaults=True)
+def _strategies(suite: Suite, where: Where) -> list[StrategySpec]:
+    """The strategy with its options checked; `auto` is every one there is, as it comes."""
+    name, given = suite.strategy.name, suite.strategy.options
+    if name == AUTO:
+        if given:
+            raise UserError(
+                f"strategy.{next(iter(given))}: auto takes every strategy as it comes "
+                f"({place(where, 'strategy')}); remove it, or list strategies under axes.strategy"
+            )
+        return [StrategySpec(name=known) for known in STRATEGIES]
+    refuse_unknown("strategy", name, "strategy", where, also=(AUTO,))
+    options_class: type[Schema] = load("strategy", name).Options
+    options = validate(options_class, given, where, prefix="strategy")
+    given = options.model_dump(mode="json", exclude_defaults=True)
+    return [StrategySpec(name=name, options=given)]
+
+
+def _auto(suite: Suite) -> Auto | None:
+    """How the micro batch is to be found; None: it is given."""
+    size = suite.train.micro_batch_size
+    return size if isinstance(size, str) else None
+
+
+def _refuse_search(suite: Suite, where: Where) -> None:
+    """Raise UserError where a micro batch that is to be found has nothing to find."""
+    if (auto := _auto(suite)) is None:
+        return
+    problem = None
+    if isinstance(suite.scaling, Strong) and suite.scaling.strong.shrink == "micro_batch":
+        problem = "scaling.strong.shrink: micro_batch says it already; use shrink: accumulation"
+    elif isinstance(suite.scaling, Strong) and auto == "auto_worlds":
+        problem = "strong scaling compares worlds with any; use auto"
+    elif (changed := faults.changes_memory(suite.faults)) is not None:
+        problem = f"faults[{changed}] changes what fits on one rank; give a number"
+    if problem:
+        wrong, _, remedy = problem.partition("; ")
+        at = place(where, "train.micro_batch_size")
+        raise UserError(f"train.micro_batch_size: {auto}, and {wrong} ({at}); {remedy}")
 
 
 def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
     """What one rank does at this world, and why it cannot."""
-    train = suite.train
+    asked = suite.train.model_dump()
+    if _auto(suite):
+        asked["micro_batch_size"] = 1  # until a machine is known
+    train = Train.model_validate(asked)
     if not isinstance(suite.scaling, Strong):
         return train, None
     strong = suite.scaling.strong

@@ -34,6 +34,12 @@ class Invalid(RepeatEnd):
     status = "invalid"
 
 
+class DoesNotFit(RepeatEnd):
+    """It ran, and used more memory than it may."""
+
+    status = "oom"
+
+
 class UnavailableHere(RepeatEnd):
     """Something this case needs is missing on this machine."""
 

@@ -129,6 +129,12 @@ def uneven(faults: Faults, micro_batch_size: int) -> dict[int, int]:
     return {f.rank: max(1, round(f.ratio * micro_batch_size)) for f in found}
 
 
+def changes_memory(faults: Faults) -> int | None:
+    """The index of a fault that makes one rank hold more or less than the others."""
+    found = (i for i, f in enumerate(faults) if isinstance(f, HeldMemory | UnevenBatch))
+    return next(found, None)
+
+
 def falls_on(step: int, share: float, seed: int, index: int) -> bool:
     """Whether fault `index` of a suite happens in a step: in `share` of all, drawn by hash."""
     digest = hashlib.sha256(f"{seed}/{index}/{step}".encode()).digest()

@@ -43,26 +43,23 @@ def _memory_skip(
     case: Case, device: Device, machine: Machine, estimate: MemoryEstimate
 ) -> str | None:
     """Why a case does not fit: both numbers, its largest part, and one change that would do."""
-    capacity, place = _capacity(case, device, machine), "GPU" if device == "cuda" else "host"
-    if estimate.total > capacity:
+    room, place = capacity(case, device, machine), "GPU" if device == "cuda" else "host"
+    if estimate.total > room:
         needed, part = estimate.total, estimate.largest
         largest = f"mostly {part}, {binary(getattr(estimate, part))}"
     elif device == "cuda" and estimate.host > (
-        capacity := machine.memory_bytes / case.world.ranks_per_node
+        room := machine.memory_bytes / case.world.ranks_per_node
     ):
         needed, place, largest = estimate.host, "host", "offloaded states"
     else:
         return None
-    text = (
-        f"needs about {binary(needed)} per rank, has {binary(capacity)} of {place} memory "
-        f"({largest}"
-    )
+    text = f"needs about {binary(needed)} per rank, has {binary(room)} of {place} memory ({largest}"
     for change, other in _levers(case):
         lighter = estimate_memory(other, device)
         if lighter is None or refusal(other, device) is not None:
             continue
         on_host = machine.memory_bytes / case.world.ranks_per_node
-        if lighter.total <= _capacity(other, device, machine) and (
+        if lighter.total <= capacity(other, device, machine) and (
             device == "cpu" or lighter.host <= on_host
         ):
             return f"{text}; {change} would need {binary(lighter.total)})"
@@ -142,7 +139,7 @@ def _nodes_skip(case: Case, machine: Machine) -> str | None:
     return f"needs {case.world.nodes} nodes, {machine.nodes} here (start an agent on each)"
 
 
-def _capacity(case: Case, device: Device, machine: Machine) -> float:
+def capacity(case: Case, device: Device, machine: Machine) -> float:
     """Bytes one rank may use."""
     if case.limits.memory_gib is not None:
         return case.limits.memory_gib * GIB

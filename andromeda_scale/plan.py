@@ -7,6 +7,8 @@ Stated rules
                threads_per_rank and so says that sharing is meant.
     threads    cores / the most ranks any case puts on a node, equal at every size.
     memory     a case whose estimate exceeds a rank's capacity is skipped with both numbers.
+    searches   a micro batch that is to be found is, before anything else is launched; the rest of
+               the plan is then made anew with the sizes found (plan_search.py).
     order      parity references first, then parity launches; then each repeat runs every case
                once, in an order shuffled by (seed, repeat): randomised blocks, so neither the
                position in the sweep nor the neighbour before is a confounder.
@@ -27,6 +29,7 @@ from andromeda_scale.expand import Point, expand, strategy_skip
 from andromeda_scale.fits import Placed, fit, model_config
 from andromeda_scale.machine import Machine, detect_machine
 from andromeda_scale.plan_parity import ForParity, for_parity
+from andromeda_scale.plan_search import guessed, search_note
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.validation import Where, place
 
@@ -50,14 +53,18 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
         )
     _check_models(points, where)
     _check_data(points, where)
-    placed = [fit(point.case, machine, point.skip) for point in points]
+    placed = [guessed(fit(point.case, machine, point.skip), machine) for point in points]
     running = [p for p in placed if p.skip is None]
     largest = max((p.case.world.ranks_per_node for p in running), default=1)
     threads = max(1, machine.cpu_cores // largest)
     if suite.threads_per_rank is None:
         notes.append(f"{threads} threads per rank at every size: cores / {largest} ranks")
     notes.append("each repeat runs every case once, in an order shuffled by seed and repeat")
-    parity = for_parity(running, machine, where)
+    known = [p for p in running if p.case.auto is None]
+    if len(known) < len(running):
+        notes.append(search_note(running))
+        for_parity(running, machine, where)  # what cannot be had is refused before a search
+    parity = for_parity(known, machine, where)
     helpers = [*parity.references.values(), *parity.launches.values()]
     cases = {p.case.case_id: p.case for p in [*helpers, *placed]}
     return Plan(
@@ -66,6 +73,7 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
         cases=cases,
         repeats=tuple(_rows(suite, placed, parity, threads)),
         notes=(*notes, *parity.notes),
+        machine=machine if len(known) < len(running) else None,
     )
 
 
@@ -91,11 +99,15 @@ def _rows(
     yield from (row(one, role="reference") for one in parity.references.values())
     yield from (row(one, role="parity") for one in parity.launches.values())
     running = [one for one in placed if one.skip is None]
+    yield from (row(one, role="search") for one in running if one.case.auto)
     for repeat in range(suite.measure.repeats):
         block = running.copy()
         random.Random(f"{suite.seed}/{repeat}").shuffle(block)
         for one in block:
-            yield row(one, repeat, parity_id=parity.launch_ids.get(one.case.case_id))
+            case_id = one.case.case_id
+            search_id = case_id if one.case.auto else None
+            parity_id = parity.launch_ids.get(case_id)
+            yield row(one, repeat, parity_id=parity_id, search_id=search_id)
     yield from (row(one) for one in placed if one.skip is not None)
 
 

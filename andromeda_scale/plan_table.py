@@ -51,13 +51,15 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
     launched = [item for item in plan.repeats if item.skip is None]
     roles = Counter(item.role for item in launched)
     shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
+    searches = f"; {roles['search']} micro batches to be found first" if roles["search"] else ""
+    launched = [item for item in launched if item.role != "search"]
     skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
     most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
     if not launched:
         return [f"nothing to launch: all {len(skipped)} cases are skipped here"]
     return [
         f"{len(launched)} launches: {roles['measure']} of cases, {roles['reference']} parity "
-        f"references{shallow}; {len(skipped)} cases skipped",
+        f"references{shallow}; {len(skipped)} cases skipped{searches}",
         f"time: {_time(launched, earlier)}; at most {duration(most_s)} "
         "(launches x limits.timeout_s)",
         *(f"note: {note}" for note in plan.notes),
@@ -89,7 +91,8 @@ def _by_case(plan: Plan) -> dict[str, list[PlannedRepeat]]:
     """Items by case in the order the suite wrote the cases, references first."""
     items: dict[str, list[PlannedRepeat]] = {case_id: [] for case_id in plan.cases}
     for item in plan.repeats:
-        items[item.case_id].append(item)
+        if item.role != "search":  # of a case that has its line
+            items[item.case_id].append(item)
     return items
 
 
@@ -116,6 +119,10 @@ def _set(case: Case) -> dict[str, str]:
     given = case.model_dump(mode="json", exclude_defaults=True, exclude=shown)
     found = {key: settings.text(value) for key, value in settings.by_key(given).items()}
     found.pop("train.precision", None)
+    if (auto := found.pop("auto", None)) is not None:
+        found["train.micro_batch_size"] = auto
+        if case.regime == "strong":
+            found["train.grad_accum"] = auto
     return found
 
 
@@ -131,5 +138,12 @@ def _cells(case: Case, differences: str, items: list[PlannedRepeat]) -> list[str
         "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
         "-" if first.skip else str(len(items)),
         "no estimate" if memory is None else binary(memory),
-        f"skipped: {first.skip}" if first.skip else first.role.replace("measure", ""),
+        f"skipped: {first.skip}" if first.skip else _said(case, first),
     ]
+
+
+def _said(case: Case, item: PlannedRepeat) -> str:
+    """What a line adds of a case that runs: its role, or that its batch is a guess."""
+    if case.auto is None:
+        return item.role.replace("measure", "")
+    return f"micro_batch_size {case.auto}, about {case.train.micro_batch_size}"

@@ -8,9 +8,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from andromeda_scale import parity
 from andromeda_scale.config import Case
+from andromeda_scale.machine import Machine
 from andromeda_scale.schema import Schema
 
-Role = Literal["measure", "reference", "parity", "probe"]
+Role = Literal["measure", "reference", "parity", "probe", "search", "trial"]
 
 
 _FOLDERS: dict[Role, str] = {
@@ -18,6 +19,8 @@ _FOLDERS: dict[Role, str] = {
     "reference": "references",
     "parity": "parity",
     "probe": "probes",
+    "search": "searches",
+    "trial": "searches",
 }
 
 
@@ -26,8 +29,9 @@ class PlannedRepeat(Schema):
 
     `role` "reference" marks a single-process run with whose first losses others are compared,
     "parity" the first steps of a case's strategy on the shallow model; neither has a row in
-    results. "probe" measures this machine, and is alone in its plan. `skip` holds the
-    reason why nothing will be launched.
+    results. "probe" measures this machine, and is alone in its plan. "search" finds the micro batch
+    of a case by launches that no plan holds: each a "trial", with the size it tries as `repeat`.
+    `skip` holds the reason why nothing will be launched.
     """
 
     case_id: str
@@ -35,6 +39,7 @@ class PlannedRepeat(Schema):
     role: Role = "measure"
     reference_id: str | None = None  # case_id of the reference that this launch is compared with
     parity_id: str | None = None  # case_id of the parity launch that stands for this case
+    search_id: str | None = None  # case_id of the search that finds this launch's micro batch
     device: Literal["cpu", "cuda"] = "cpu"
     threads_per_rank: PositiveInt = 1
     skip: str | None = None
@@ -56,6 +61,7 @@ class Plan(Schema):
     cases: dict[str, Case]
     repeats: tuple[PlannedRepeat, ...]
     notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
+    machine: Machine | None = None  # it was made for, where something is still to be found
 
 
 class RankSpec(Schema):

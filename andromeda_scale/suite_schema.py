@@ -6,6 +6,7 @@ from typing import Any
 
 from andromeda_scale import resources
 from andromeda_scale.config import Suite
+from andromeda_scale.expand import AUTO
 from andromeda_scale.registry import COLLECTORS, MODELS, STRATEGIES, load
 from andromeda_scale.validation import dotted_keys
 
@@ -39,7 +40,7 @@ def suite_schema() -> dict[str, Any]:
 
 def _strategies(definitions: dict[str, Any]) -> dict[str, Any]:
     """A name, or a name with the options of that strategy beside it."""
-    forms: list[dict[str, Any]] = [{"enum": sorted(STRATEGIES)}]
+    forms: list[dict[str, Any]] = [{"enum": [*sorted(STRATEGIES), AUTO]}]
     for name in sorted(STRATEGIES):
         options = _inlined(load("strategy", name).Options, definitions)
         options["properties"] = {"name": {"const": name}, **options.get("properties", {})}

@@ -209,6 +209,8 @@ def earlier_seconds(plan: Plan, parent: Path) -> dict[str, list[float]]:
             continue
         for ended in file.parent.glob("*/*/*/status.json"):
             case_id, status = ended.parent.parent.name, _json(ended)
+            if ended.parents[2].name == "searches":
+                continue
             seconds = _seconds(status)
             if case_id in plan.cases and status.get("status") == "ok" and seconds is not None:
                 found.setdefault(case_id, []).append(seconds)
@@ -232,7 +234,7 @@ def _newest(plan: Plan, parent: Path) -> RunDir | None:
             run = RunDir.open(file.parent)
         except UserError:
             continue  # damaged, or of another version: never resumed, never touched
-        if run.plan.suite_name == plan.suite_name and set(run.plan.cases) == set(plan.cases):
+        if run.plan.suite_name == plan.suite_name and run.holds(plan):
             return run
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -79,10 +79,13 @@ def suggestion(key: str, known: list[str]) -> str:
     return f"known here: {', '.join(siblings)}" if siblings else "remove it"
 
 
-def refuse_unknown(kind: str, name: Any, key: str, where: Where) -> None:
-    """Raise UserError for a name that no registry has under `kind` (a key of KINDS)."""
+def refuse_unknown(kind: str, name: Any, key: str, where: Where, also: Sequence[str] = ()) -> None:
+    """Raise UserError for a name that no registry has under `kind` (a key of KINDS).
+
+    `also`: words beside the names, for what to write instead.
+    """
     if not isinstance(name, str) or name not in KINDS[kind]:
-        remedy = suggestion(str(name), list(KINDS[kind]))
+        remedy = suggestion(str(name), [*KINDS[kind], *also])
         raise UserError(f"{key}: {name!r} is no {kind} ({place(where, key)}); {remedy}")
 
 

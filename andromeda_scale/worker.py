@@ -20,6 +20,8 @@ from andromeda_scale.config import Warmup
 from andromeda_scale.data import Batches
 from andromeda_scale.failures import Diverged, Invalid, end_of
 from andromeda_scale.first_steps import FirstSteps
+from andromeda_scale.fitting import Room
+from andromeda_scale.micro_batch import TRIAL_STEPS
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.planting import Planted
@@ -76,6 +78,9 @@ class Worker:
     def run(self) -> None:
         """All phases, or those that give the compared steps where these are all that is asked."""
         self._setup()
+        if self._spec.item.role == "trial":
+            self._try()
+            return
         if self._spec.item.role != "measure":
             self._warmup(Warmup(min_steps=parity.PARITY_STEPS, max_steps=parity.PARITY_STEPS))
             return
@@ -92,6 +97,8 @@ class Worker:
         started = time.monotonic()
         with _timed(seconds, "device_s"):
             self._runtime = runtime.start(spec)
+            if spec.item.role == "trial":
+                self._room = Room(spec, self._runtime.device)
         self._record.write("start", **runtime.identity(spec, self._runtime))
         self._strategy = make_strategy(spec)
         watched = spec.item.role == "measure"
@@ -160,6 +167,12 @@ class Worker:
             values["warmup"] = {"ended_by": rule, "steps": len(mine["step_ns"])}
         self._warm_step_s = warmup.step_s(blocks)
         self._check_losses()
+
+    def _try(self) -> None:
+        """The first steps, of which only what they need of memory is asked."""
+        with self._in_phase("warmup") as values:
+            values["step_time"] = self._window(values, TRIAL_STEPS, TRIAL_STEPS, unmarked)
+            values["room"] = self._room.values()
 
     def _measured_steps(self) -> int:
         """Those asked for, or more where a collector needs a longer window: rank 0 decides."""

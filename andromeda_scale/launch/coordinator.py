@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from andromeda_scale import micro_batch
 from andromeda_scale.config import Case
+from andromeda_scale.launch import searching
 from andromeda_scale.launch.control import Control, Silence
 from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
 from andromeda_scale.launch.member import IMPORTS_S, Member
@@ -58,9 +60,22 @@ class Coordinator:
         self._next_beat_s = 0.0
         self._beat_window: tuple[str, int, float] | None = None
 
-    def sweep(self, items: list[PlannedRepeat]) -> bool:
-        """Run the items in order; False if it was interrupted before the last ended."""
+    def sweep(
+        self, items: list[PlannedRepeat], then: Callable[[], list[PlannedRepeat]] = list
+    ) -> bool:
+        """Run the items in order, then what follows from them, until nothing does.
+
+        False if it was interrupted before the last ended.
+        """
         self._open(items)
+        complete = True
+        while items and complete:
+            complete = self._round(items)
+            items = then() if complete else []
+        say_over(self._control, self._others())
+        return complete
+
+    def _round(self, items: list[PlannedRepeat]) -> bool:
         total, interrupted = len(self._run_dir.plan.repeats), False
         self._emit({"event": "sweep", "total": total, "done": total - len(items)})
         for index, item in enumerate(items):
@@ -71,10 +86,10 @@ class Coordinator:
             if interrupted := self._stop.requested:
                 break
             self._emit({"event": "start", **_name(item), "index": total - len(items) + index})
-            if self._one(item, case).status == "interrupted":
+            one = self._search if item.role == "search" else self._one
+            if one(item, case).status == "interrupted":
                 interrupted = True
                 break
-        say_over(self._control, self._others())
         return not interrupted
 
     def _open(self, items: list[PlannedRepeat]) -> None:
@@ -94,6 +109,23 @@ class Coordinator:
         self._member.before_ranks()
         wait_for_agents(self._control, "warm", self._stop, IMPORTS_S)
 
+    def _search(self, item: PlannedRepeat, case: Case) -> Verdict:
+        """The trials of one search, then what it found."""
+        verdict, started_s, clock_s = None, time.time(), time.monotonic()
+        while verdict is None:
+            trial = searching.next_trial(self._run_dir, item, case)
+            if trial is None:
+                verdict = searching.outcome(self._run_dir, item, case)
+                break
+            at_size = micro_batch.at_size(case, trial.repeat)
+            ended = self._one(trial, at_size.model_copy(update={"faults": ()}))
+            verdict = searching.ends(ended)
+        status = _status(item, verdict, [], started_s, time.monotonic() - clock_s)
+        status |= searching.summary(self._run_dir, item, case)
+        self._run_dir.finish(item, self._run_dir.begin(item, self._number), status)
+        self._say_ended(item, status)
+        return verdict
+
     def _one(self, item: PlannedRepeat, case: Case) -> Verdict:
         """One repeat from its publication to status.json."""
         started_s, clock_s = time.time(), time.monotonic()
@@ -110,9 +142,13 @@ class Coordinator:
             verdict, ends = self._launch(item, case, attempt, seats)
         status = _status(item, verdict, ends, started_s, time.monotonic() - clock_s)
         self._run_dir.finish(item, attempt, status)
-        keys = ("status", "rank", "host", "cause", "seconds")
-        self._emit({"event": "end", **_name(item), **{k: status[k] for k in keys}})
+        self._say_ended(item, status)
         return verdict
+
+    def _say_ended(self, item: PlannedRepeat, status: dict[str, Any]) -> None:
+        event = "trial" if item.role == "trial" else "end"
+        keys = ("status", "rank", "host", "cause", "seconds")
+        self._emit({"event": event, **_name(item), **{k: status[k] for k in keys}})
 
     def _launch(
         self, item: PlannedRepeat, case: Case, attempt: Path, seats: tuple[Seat, ...]
@@ -230,7 +266,7 @@ def environments(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[RankEnviro
 
 
 def _collected(plan: Plan, items: Iterable[PlannedRepeat]) -> tuple[str, ...]:
-    """The collectors of what will be launched, each once."""
+    """The collectors of what will be launched, each once; of a search's case in the end too."""
     cases = [plan.cases[item.case_id] for item in items if item.skip is None]
     return tuple(dict.fromkeys(name for case in cases for name in case.collect))
 

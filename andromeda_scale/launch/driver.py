@@ -59,9 +59,11 @@ def run(
     try:
         with run_dir.lock() as lock:
             run_dir.recover()
+            run_dir.settle()
             items = run_dir.todo(only_failed=only_failed)
-            if items:
+            while items and not (error or interrupted):
                 error, interrupted = _sweep(run_dir, items, worker, lock, quiet)
+                items = run_dir.after_searches()
     except OSError as failure:
         if not is_full(failure):
             raise

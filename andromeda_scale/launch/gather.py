@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from andromeda_scale.errors import UserError
@@ -32,7 +32,8 @@ def one_case(plan: Plan, path: Path, env: Mapping[str, str]) -> tuple[Plan, Path
             f"SLURM_ARRAY_TASK_ID={index!r}: is none of the {len(ids)} cases of this suite; "
             "submit it anew"
         )
-    items = {i for i in plan.repeats if i.role == "measure" and i.case_id == ids[int(index)]}
+    mine = ids[int(index)]
+    items = {i for i in plan.repeats if i.role in ("measure", "search") and i.case_id == mine}
     for role in ("parity", "reference"):  # parity launches need references too
         needed = {i.parity_id if role == "parity" else i.reference_id for i in items}
         items |= {i for i in plan.repeats if i.role == role and i.case_id in needed}
@@ -45,13 +46,19 @@ def gather(run: RunDir) -> None:
     """Take into `run` what its tasks have ended; a case that no task ran stays pending."""
     with run.lock():
         run.recover()
-        wanted = {(item.role, item.case_id, item.repeat): item for item in run.plan.repeats}
-        for file in sorted((run.path / TASKS).glob("*/plan.json")):
-            task = RunDir.open(file.parent)
-            for item, word in task.statuses():
-                mine = wanted.get((item.role, item.case_id, item.repeat))
-                if mine is not None and word != "pending":
-                    _take(run, mine, task.case_dir(item))
+        tasks = [RunDir.open(f.parent) for f in sorted((run.path / TASKS).glob("*/plan.json"))]
+        _take_all(run, tasks, searches=True)
+        run.settle()  # the rest is planned by what searches found
+        _take_all(run, tasks, searches=False)
+
+
+def _take_all(run: RunDir, tasks: Sequence[RunDir], *, searches: bool) -> None:
+    wanted = {(item.role, item.case_id, item.repeat): item for item in run.plan.repeats}
+    for task in tasks:
+        for item, word in task.statuses():
+            mine = wanted.get((item.role, item.case_id, item.repeat))
+            if (item.role == "search") is searches and mine is not None and word != "pending":
+                _take(run, mine, task.case_dir(item))
 
 
 def _take(run: RunDir, item: PlannedRepeat, source: Path) -> None:

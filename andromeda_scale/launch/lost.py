@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
+from andromeda_scale.launch import searching
 from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.node_files import write_node_file
 from andromeda_scale.launch.run_dir import RunDir
@@ -16,8 +17,14 @@ from andromeda_scale.records import SCHEMA_VERSION
 def close_lost(run_dir: RunDir, item: PlannedRepeat, cause: str) -> Event | None:
     """Close an item's attempt as node_failed with the lines its ranks left, and clear the rest.
 
-    Returns the event of its end; None if there is no attempt: it had not begun, or had ended.
+    Returns the event of its end; None if there is no attempt: it had not begun, or had ended, or it
+    is a search, of which only the trial under way is lost and counts as one that does not run.
     """
+    if item.role == "search":
+        for trial in searching.under_way(run_dir, item):
+            close_lost(run_dir, trial, cause)
+        run_dir.recover()
+        return None
     stem = f"{item.case_id}-{item.repeat}-"
     attempts = [p for p in run_dir.path.glob("running/*") if p.name.startswith(stem)]
     if not attempts:

@@ -112,5 +112,6 @@ Event = dict[str, Any]
     {"event": "start", "case_id", "repeat", "role", "index"}
     {"event": "beat", "case_id", "repeat", "phase", "step", "total_steps", "tokens_per_s"}
     {"event": "end", "case_id", "repeat", "role", "status", "rank", "host", "cause", "seconds"}
+    {"event": "trial", ...}          the same of a launch within a search, which ends later
     {"event": "error", "cause"}      the agent itself failed
 """

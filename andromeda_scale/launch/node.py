@@ -127,10 +127,11 @@ def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: Stop
     display = make_display(quiet=arguments.quiet)
     with run_dir.lock():
         run_dir.recover()
+        run_dir.settle()
         items = run_dir.todo(only_failed=arguments.only_failed)
         coordinator = Coordinator(run_dir, member, agents, display.show, stop)
         try:
-            complete = coordinator.sweep(items)
+            complete = coordinator.sweep(items, run_dir.after_searches)
         except OSError as error:
             if is_full(error):
                 raise OSError(full_disk(run_dir.path, error)) from None

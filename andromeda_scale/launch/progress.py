@@ -69,6 +69,8 @@ class Lines:
         if event["event"] == "end":
             count = f"[{self._left.done}/{self._left.total}]"
             print(count, describe_end(event), str(self._left), file=sys.stderr, flush=True)
+        elif event["event"] == "trial":
+            print(describe_end(event), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
@@ -100,6 +102,8 @@ class Bar:
             update(self._task, case=case, doing="starting")
         elif event["event"] == "beat":
             update(self._task, doing=describe_beat(event))
+        elif event["event"] == "trial":
+            update(self._task, doing=f"micro batch {event['repeat']}: {event['status']}")
         elif event["event"] == "end" and event["status"] not in ("ok", "skipped"):
             self._progress.console.print(escape(describe_end(event)), style="red")
 

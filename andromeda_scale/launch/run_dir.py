@@ -5,6 +5,7 @@
     references/<case_id>/<repeat>/   the same for parity references, which have no row in results
     parity/<case_id>/<repeat>/       and for parity launches on a shallow model
     probes/<case_id>/<repeat>/       and for launches that probe the machine
+    searches/<case_id>/<size>/       and for launches that try a micro batch; 0/ is what they found
     running/<case_id>-<repeat>-<attempt>/   being written; moved to its place when it ended
     slurm/                           of a submitted run: suite, script, jobs, their logs
     tasks/<index>/                   of one submitted as an array: a run a case
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 
 from andromeda_scale import calibration
 from andromeda_scale.errors import UserError
+from andromeda_scale.plan_search import Found, settle
 from andromeda_scale.planned import Plan, PlannedRepeat, Role
 
 FAILED = frozenset(
@@ -67,12 +69,12 @@ class RunDir:
         _make_writable(path)
         if (path / "plan.json").exists():
             old = cls.open(path)
-            if set(old.plan.cases) != set(plan.cases):
+            if not old.holds(plan):
                 raise UserError(
                     f"{path}: holds a run of other cases (suite {old.plan.suite_name!r}); choose "
                     f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
                 )
-            plan = old.keep_ended(plan)
+            plan = old.keep_ended(old._settled(plan))
         elif any(entry.name not in ("lock", "slurm", "tasks") for entry in path.iterdir()):
             raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
         run = cls(path, plan)
@@ -87,6 +89,32 @@ class RunDir:
                 raise
             raise UserError(full_disk(path, error)) from None
         return run
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether this is a run of the cases of a plan, whatever sizes it found for them."""
+        return _asked(self.plan) == _asked(plan)
+
+    def settle(self) -> bool:
+        """Give cases the micro batches that searches found; whether the plan is another now."""
+        plan = self._settled(self.plan)
+        if plan == self.plan:
+            return False
+        self.plan = plan
+        write_atomic(self.path / "plan.json", plan.model_dump_json(indent=1))
+        return True
+
+    def after_searches(self) -> list[PlannedRepeat]:
+        """What is left to launch where searches have ended that it waited for; else nothing."""
+        return self.todo() if self.settle() else []
+
+    def _settled(self, plan: Plan) -> Plan:
+        searches = {i: self.status(i) for i in plan.repeats if i.role == "search"}
+        ended = {
+            item.case_id: found_of(status)
+            for item, status in searches.items()
+            if status is not None and status["status"] != "interrupted"
+        }
+        return settle(plan, ended)
 
     def keep_ended(self, plan: Plan) -> Plan:
         """A newer plan of the same cases, with what has ended here and it no longer asks for."""
@@ -237,7 +265,8 @@ class RunDir:
 
         Everything that did not end, or with `only_failed` what ended in failure or was measured
         without its reference because that failed. A reference or parity launch that is not ok is
-        launched again when something that needs it is.
+        launched again when something that needs it is. While a micro batch is to be found, the
+        searches alone: the rest of the plan waits for them.
         """
         statuses = self.statuses()
         lost = {i.case_id for i, word in statuses if i.role == "reference" and word in FAILED}
@@ -250,6 +279,9 @@ class RunDir:
             return word == "pending" or word in _NOT_FINISHED
 
         asked = {item for item, word in statuses if wanted(item, word)}
+        waiting = (i for i in asked if i.role == "measure" and i.case_id == i.search_id)
+        if any(waiting):
+            return [item for item in self.plan.repeats if item in asked and item.role == "search"]
         roles: tuple[Role, ...] = ("parity", "reference")  # parity launches need references too
         for role in roles:
             needed = {i.parity_id if role == "parity" else i.reference_id for i in asked}
@@ -290,6 +322,20 @@ class RunDir:
                 shutil.rmtree(old)
             else:
                 old.rename(place)
+
+
+def _asked(plan: Plan) -> set[str]:
+    """The cases that a suite asked for: as they were before a size was found."""
+    roles = ("measure", "probe", "search")
+    return {i.case_id for i in plan.repeats if i.role in roles and i.search_id is None}
+
+
+def found_of(status: Mapping[str, Any]) -> Found:
+    """What a search's status.json says of its size."""
+    size = status.get("found")
+    if type(size) is int:
+        return Found(size)
+    return Found(None, f"its search for a micro batch is {status['status']}: {status.get('cause')}")
 
 
 def is_full(error: OSError) -> bool:

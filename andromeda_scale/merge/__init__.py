@@ -15,7 +15,7 @@ from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import FILES, Results, read, typed_rows, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import cases, communication, cross, ranks, repeats, steps
+from andromeda_scale.merge import cases, communication, cross, ranks, repeats, searched, steps
 from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.references import reference_of
@@ -63,6 +63,7 @@ def merge_run(run_dir: Path) -> Results:
         row, launches[case_id] = cases.case_row(
             plan.cases[case_id], items[case_id], rows, helpers[case_id], problems, _timed(of_case)
         )
+        row |= searched.of_case(run_dir, items[case_id][0], problems)
         pooled = [one.collectives for one in of_case if one.row["pooled"]]
         pooled_rows[case_id] = [one for one in rows if one["pooled"]]
         kinds = communication.case_kinds(plan.cases[case_id], row, pooled, ceilings)

@@ -20,7 +20,7 @@ from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
-from andromeda_scale.merge import ablation, blame, communication, energy, memory, parity
+from andromeda_scale.merge import ablation, blame, communication, energy, memory, parity, searched
 from andromeda_scale.merge.facts import case_facts
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
@@ -94,6 +94,7 @@ COLUMNS: dict[str, str] = {
     **{f"rank_hours_per_gtoken{end}": "float64" for end in ("", "_low", "_high")},
     "tokens_per_s_per_gpu_low": "float64",
     "tokens_per_s_per_gpu_high": "float64",
+    **searched.COLUMNS,
     **blame.COLUMNS,
     **ablation.COLUMNS,
     **memory.COLUMNS,

@@ -74,6 +74,11 @@ def _compile(row: Row) -> str:
     return NOT_MEASURED if cold == warm == NOT_MEASURED else f"{cold} / {warm}"
 
 
+def _micro_batch(row: Row) -> str:
+    """With a mark where it was found."""
+    return f"{row['micro_batch_size']}{' auto' if has(row, 'micro_batch_tried') else ''}"
+
+
 def _memory(row: Row) -> str:
     rank = f" r{row['peak_memory_rank']}" if has(row, "peak_memory_rank") else ""
     return metric("peak_memory_bytes")(row) + rank
@@ -100,6 +105,12 @@ UNFAIR = Column("unfair", ("unfair",), lambda row: str(row["unfair"]), left=True
 COMPILE = ("compile_cold_s", "compile_warm_s")
 # Left out where no row compiled.
 COMPILED = Column("compile s cold/warm", COMPILE, _compile)
+# Left out where every micro batch was given.
+SEARCHED = Column(
+    "micro batch",
+    ("micro_batch_size", "micro_batch_found", "micro_batch_tried", "micro_batch_margin"),
+    _micro_batch,
+)
 # Left out where no row has another of its strategy and settings at a smaller world.
 AGAINST_BASE = (
     Column("speedup", _with_interval("speedup"), _speedup),
@@ -143,6 +154,7 @@ COLUMNS = (
         _status,
         left=True,
     ),
+    SEARCHED,
     TOKENS,
     Column("per rank", _with_interval("tokens_per_s_per_gpu"), metric("tokens_per_s_per_gpu")),
     Column(

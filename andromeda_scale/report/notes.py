@@ -148,6 +148,7 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     if breaks:
         notes.append(f"torch.compile broke the graph, times a rank: {'; '.join(breaks)}")
     notes += _of_profile([row for row in rows if has(row, "comm_exposed_s")], axes)
+    notes += _searched(rows, axes)
     if any(has(row, "peak_memory_bytes") for row in rows):
         notes.append("peak memory: of the fullest rank rN in the timed window " + _memory(rows))
         notes += _estimates(rows)
@@ -162,6 +163,24 @@ def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
             "probe measured on this device in this precision"
         )
     return notes
+
+
+def _searched(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """The micro batches that were found, and what was tried."""
+    found = [row for row in rows if has(row, "micro_batch_tried")]
+    if not found:
+        return []
+    margin = max(float(row["micro_batch_margin"]) for row in found)
+    each = "; ".join(
+        f"{_name(row, axes)}: {row['micro_batch_found']} (tried {row['micro_batch_tried']})"
+        for row in found
+    )
+    text = (
+        f"auto: the largest micro batch that left {margin:.0%} of every rank's memory free: {each}"
+    )
+    if any(row["micro_batch_found"] != row["micro_batch_size"] for row in found):
+        text += "; all worlds of a row have its smallest (auto_worlds)"
+    return [text]
 
 
 def _parity(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from andromeda_scale.report.columns import (
     JOULES,
     MAMF,
     MFU,
+    SEARCHED,
     TOKENS,
     UNFAIR,
 )
@@ -31,6 +32,8 @@ def scaling_table(results: Results) -> Table:
     compiled = any(has(row, name) for row in rows for name in COMPILE)
     left_out = () if compared else AGAINST_BASE
     left_out = left_out if compiled else (*left_out, COMPILED)
+    if not any(has(row, "micro_batch_tried") for row in rows):
+        left_out = (*left_out, SEARCHED)
     columns += [column for column in COLUMNS if column not in left_out]
     fairness = Fairness.of(results)
     if marks := fairness.marks():

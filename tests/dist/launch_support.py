@@ -118,7 +118,8 @@ if __name__ == "__main__":
     from andromeda_scale.launch import driver
 
     opened = RunDir.open(sys.argv[1])
-    outcome = driver.run(opened, quiet=True, worker=WORKER, only_failed="--only-failed" in sys.argv)
+    worker = os.environ.get("LAUNCH_TEST_WORKER", WORKER)
+    outcome = driver.run(opened, quiet=True, worker=worker, only_failed="--only-failed" in sys.argv)
     if outcome.error:
         print(outcome.error, file=sys.stdout)
     sys.exit(outcome.exit_code)

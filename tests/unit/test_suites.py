@@ -236,7 +236,7 @@ def test_a_shipped_file_is_found_by_its_name_and_another_by_its_path(tmp_path: P
 def test_the_schema_for_editors_knows_names_and_options() -> None:
     schema = suite_schema()
     names, *forms = schema["properties"]["strategy"]["anyOf"]
-    assert names["enum"] == sorted(STRATEGIES)
+    assert names["enum"] == [*sorted(STRATEGIES), "auto"]
     fsdp2 = next(form for form in forms if form["properties"]["name"]["const"] == "fsdp2")
     assert "reshard_after_forward" in fsdp2["properties"]
     assert not fsdp2["additionalProperties"]
