@@ -63,12 +63,12 @@ def _timed_steps(steps: pd.DataFrame) -> dict[str, dict[int, Series]]:
     return found
 
 
-def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Measured rows by the work they do, in the order given."""
+def groups(rows: Sequence[Row], ignore: frozenset[str] = frozenset()) -> list[list[Row]]:
+    """Measured rows by the work they do, in the order given; by keys of `ignore` it may differ."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if pd.notna(row["tokens_per_s"]):
-            found.setdefault(signature(row, SPREAD), []).append(row)
+            found.setdefault(signature(row, SPREAD | ignore), []).append(row)
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.rivals import Row, Standing
 from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample
 from andromeda_scale.metrics import METRICS
-from andromeda_scale.report.rows import has, interval_of, label
+from andromeda_scale.report.rows import case_name, has, interval_of, label
 from andromeda_scale.report.sentence import (
     Names,
     Sentence,
@@ -77,6 +77,23 @@ def _fastest(
         text += f"; does not fit there: {listed([label(row) for row in unfit])}"
     rows = (best, *(one.row for one in others[:1]), *unfit)
     return Sentence("fastest", f"{text}.", case_ids(rows), numbers)
+
+
+def own_batches(found: Sequence[Row], axes: Sequence[str], speeds: Samples) -> Iterator[Sentence]:
+    """The fastest at a world of rows that found a batch each, and so do not the same work."""
+    for alike in rivals.groups(found, frozenset({"micro_batch_size", "grad_accum"})):
+        for here in rivals.by_world(alike).values():
+            if len({row["global_batch_size"] for row in here}) < 2:
+                continue
+            best, (second, *_) = rivals.standings(here, speeds)
+            text = (
+                "Fastest with the batch that each found, which is not the same work: "
+                f"{case_name(best, axes)} with micro_batch_size {best['micro_batch_size']}, "
+                f"{throughput(best)}; {times(second.ratio.interval)} {label(second.row)} with "
+                f"{second.row['micro_batch_size']}, the next there{_doubt(second)}."
+            )
+            numbers = {"tokens_per_s": float(best["tokens_per_s"])}
+            yield Sentence("fastest", text, case_ids([best, second.row]), numbers)
 
 
 def _doubt(one: Standing) -> str:

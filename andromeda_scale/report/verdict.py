@@ -15,7 +15,7 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.paying import scaling
-from andromeda_scale.report.ranking import ranking
+from andromeda_scale.report.ranking import own_batches, ranking
 from andromeda_scale.report.rows import arrange, case_name, has
 from andromeda_scale.report.sentence import Names, Sentence, case_ids, listed
 
@@ -39,6 +39,8 @@ def verdict(results: Results) -> list[Sentence]:
             planned = [row for row in rows if names.shares(row)]
             said += ranking(results, names, fair, planned, all_=len(fair) == len(group))
         said += scaling(names, group, speeds)
+    found = [row for row in measured if has(row, "micro_batch_tried")]
+    said += own_batches(found, axes, speeds)
     return [*said, *_refused(measured, axes), *_unranked(unfair)]
 
 

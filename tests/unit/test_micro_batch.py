@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from noisy_runs import noisy_run
 from planning import EIGHT_GPUS, GIB, measured, plan, suite
+from run_files import make_case
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import expand
@@ -21,6 +25,7 @@ from andromeda_scale.plan_table import print_plan
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.registry import STRATEGIES
 from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.report.verdict import verdict
 
 AUTO = {"seq_len": 256, "micro_batch_size": "auto"}
 STRONG = {"strong": {"global_batch_size": 48}}
@@ -306,6 +311,29 @@ def test_a_damaged_word_on_a_search_harms_nothing(tmp_path: Path) -> None:
         scaling_table(merge_run(run.path))
         assert run.holds(plan(train=AUTO, world=[2], parity="off"))
     assert run_of(tmp_path / "run").plan.machine is not None
+
+
+def test_rows_that_found_a_batch_each_are_ranked_with_the_word_that_they_do_other_work(
+    tmp_path: Path,
+) -> None:
+    sizes_found = {"ddp": (2, 0.1), "fsdp2": (5, 0.2)}
+    cases = [
+        (make_case(name, 2, train={"micro_batch_size": size}), step_s)
+        for name, (size, step_s) in sizes_found.items()
+    ]
+    run = noisy_run(tmp_path / "run", cases)
+    made = RunDir.open(run).plan
+    items = tuple(item.model_copy(update={"search_id": "x"}) for item in made.repeats)
+    (run / "plan.json").write_text(made.model_copy(update={"repeats": items}).model_dump_json())
+    status = {"status": "ok", "found": 2, "margin": 0.1, "tried": [{"size": 2, "status": "ok"}]}
+    (run / "searches" / "x" / "0").mkdir(parents=True)
+    (run / "searches" / "x" / "0" / "status.json").write_text(json.dumps(status))
+    (said,) = [one for one in verdict(merge_run(run)) if "each found" in one.text]
+    assert said.text.startswith(
+        "Fastest with the batch that each found, which is not the same work: fsdp2"
+    )
+    assert "at world 2 with micro_batch_size 5" in said.text
+    assert re.search(r"; 1\.2\d+x \[1\.\d+, 1\.\d+\] ddp with 2, the next there\.$", said.text)
 
 
 def test_an_agent_killed_in_a_trial_costs_that_size(tmp_path: Path) -> None:
