@@ -22,9 +22,10 @@ test: test-fast lint
 test-thorough: $(VENV)/.installed-test
 	$(BIN)/pytest tests -m '' $(ARGS)
 
-# No process group, no sub-minute waits: run it after every edit.
+# No process group, no sub-minute waits: run it after every edit. A file's tests share what they
+# merged, so they go to one process.
 test-fast: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 tests/unit tests/replay $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/replay $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

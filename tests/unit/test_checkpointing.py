@@ -52,6 +52,14 @@ def _step(model: dict[str, Any], kind: Any, *, compiled: bool = False, **train: 
     return loss.item(), gradients, left, module.describe_checkpointing()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap() -> Iterator[None]:
+    """What was imported before is not looked through at each collection."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_compilations() -> Iterator[None]:
     yield
