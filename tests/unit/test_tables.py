@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale import api, cli
+from andromeda_scale import api
+from andromeda_scale.commands import showing
 from andromeda_scale.config import Case
 from andromeda_scale.formats import binary, percent, significant
 from andromeda_scale.merge import merge_run
@@ -332,5 +333,5 @@ def test_rows_without_parity_are_a_footnote_with_the_reason(tmp_path: Path) -> N
 
 
 def test_every_table_can_be_asked_for_on_the_command_line_and_from_python() -> None:
-    assert [one.value for one in cli.Shown] == list(catalogue.TABLES)
+    assert [one.value for one in showing.Shown] == list(catalogue.TABLES)
     assert set(catalogue.TABLES) <= set(api.TABLES)

@@ -1,0 +1,100 @@
+"""Commands that say what there is: in a suite, in the package, on this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from andromeda_scale.commands.options import (
+    Axes,
+    Device,
+    DeviceKind,
+    Quiet,
+    Sets,
+    SuiteName,
+    plan_of,
+)
+
+
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    models = "models"
+    suites = "suites"
+    strategies = "strategies"
+    collectors = "collectors"
+    metrics = "metrics"
+
+
+def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
+    """Show what would run, what is skipped and why, memory and launches; starts nothing."""
+    from andromeda_scale.plan_table import print_plan
+    from andromeda_scale.sweep import RUNS, earlier_seconds
+
+    planned, _ = plan_of(suite, set_, axis)
+    print_plan(planned, earlier_seconds(planned, RUNS))
+
+
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what is there, one line each."""
+    from andromeda_scale.catalogue import entries
+
+    rows = entries(kind.value)
+    width = max(len(name) for name, _ in rows)
+    for name, meaning in rows:
+        typer.echo(f"{name:<{width}}  {meaning}".rstrip())
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copies go.")],
+) -> None:
+    """Copy the shipped suites, models, launch scripts and SLURM templates, for editing."""
+    from andromeda_scale.resources import copy_to
+
+    number = len(copy_to(folder))
+    typer.echo(f"{number} files; andromeda-scale run {folder}/suites/quickstart.yaml")
+
+
+def schema() -> None:
+    """Print the JSON schema of a suite file, for editors."""
+    import json
+
+    from andromeda_scale.suite_schema import suite_schema
+
+    typer.echo(json.dumps(suite_schema(), indent=2))
+
+
+def selftest(
+    device: Device = DeviceKind.auto,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer launches of each row.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plant known truths here and print them beside what the instruments found of them.
+
+    Status 0: nothing failed; what this machine's noise cannot decide is unavailable. It stores
+    the machine's null floors, below which no later run blames a rank.
+    """
+    from andromeda_scale import selftest as made
+
+    raise typer.Exit(made.run(device.value, quick=quick, quiet=quiet))
+
+
+def doctor() -> None:
+    """Check what works here, and the command that mends what does not.
+
+    Status 1: the quickstart would not run.
+    """
+    from andromeda_scale.doctor import examine
+    from andromeda_scale.sweep import RUNS
+
+    broken = False
+    for check in examine(RUNS):
+        broken |= check.needed and not check.ok
+        mark = "ok  " if check.ok else "FAIL" if check.needed else "lack"
+        typer.echo(f"{mark}  {check.name}: {check.detail}")
+        if not check.ok:
+            typer.echo(f"      {check.remedy}")
+    raise typer.Exit(1 if broken else 0)
