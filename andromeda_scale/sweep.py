@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import socket
 import statistics
@@ -131,6 +132,7 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
         if not quiet and full is None:
             files = "results.parquet, ranks.parquet, table.md, table.csv, fairness.csv"
             typer.echo(f"results: {run_dir}/{files}")
+            typer.echo(f"page: andromeda-scale report {shlex.quote(str(run_dir))} --format html")
 
     _while_open(sys.stdout, show)
     if full is not None:

@@ -151,6 +151,46 @@ def test_words_and_a_world_filter_rows_and_the_count_is_said(
     assert column(browser, "strategy") == []
 
 
+def test_a_sentence_shows_the_rows_it_was_made_from_and_gives_them_back(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["rich"])
+    button = browser.find_element(By.CSS_SELECTOR, ".verdict .rows")
+    count = browser.find_element(By.CSS_SELECTOR, ".filter .count")
+    button.click()
+    assert len(column(browser, "strategy")) == len(button.get_attribute("data-cases").split())
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert count.text == "5 of 5 rows"
+    quiet(browser)
+
+
+@pytest.mark.thorough
+def test_200_cases_up_to_1024_ranks_are_drawn_sorted_and_filtered(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_run(tmp_path, sweep([2**power for power in range(3, 11)]))
+    page = tmp_path / "report.html"
+    page.write_text(make_page(merge_run(tmp_path)), encoding="utf-8")
+    assert page.stat().st_size < 6e6
+    show(browser, page)
+    assert set(draw_all(browser)) == set(FIGURES) - {"memory"}
+    button = head(browser, "tokens/s")
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", button)
+    button.click()
+    rates = browser.execute_script(
+        "const cell = arguments[0].closest('th').cellIndex;"
+        "return [...document.getElementById('table-scaling').tBodies[0].rows]"
+        ".map((row) => Number(row.cells[cell].dataset.order))",
+        button,
+    )
+    assert (len(rates), rates) == (200, sorted(rates))
+    browser.find_element(By.CSS_SELECTOR, ".filter input").send_keys("fsdp2")
+    assert set(column(browser, "strategy")) == {"fsdp2"}
+    assert browser.find_element(By.CSS_SELECTOR, ".filter .count").text == "40 of 200 rows"
+    quiet(browser)
+
+
 def test_another_case_is_drawn_when_it_is_chosen(browser: Browser, pages: dict[str, Path]) -> None:
     show(browser, pages["large"])
     select = Select(browser.find_element(By.CSS_SELECTOR, "#rank-map select"))

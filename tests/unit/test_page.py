@@ -109,6 +109,29 @@ def test_the_ideal_line_goes_on_from_the_best_rank_of_the_smallest_world() -> No
     assert (ideal["x"], ideal["y"]) == ([1, 2], [pytest.approx(1280), pytest.approx(2560)])
 
 
+def test_a_law_is_drawn_through_five_worlds_and_no_further_than_it_speaks(tmp_path: Path) -> None:
+    figure = drawn(rich_run(tmp_path, worlds=(1, 2, 4, 8, 16)), "throughput")
+    lines = [
+        one
+        for one in figure.choices[0].data
+        if one.get("line", {}).get("dash") in ("dot", "dashdot")
+    ]
+    assert {one["hovertemplate"].split(",")[0] for one in lines} == {"Gustafson", "USL"}
+    assert {one["legendgroup"] for one in lines} == {"ddp", "fsdp2"}
+    assert all(one["x"][0] == 1 and one["x"][-1] == 64 for one in lines)
+    assert figure.layout["xaxis"]["tickvals"] == [1, 2, 4, 8, 16, 64]
+    few = drawn(rich_run(tmp_path / "few", worlds=(1, 2)), "throughput").choices[0]
+    assert not [one for one in few.data if one.get("line", {}).get("dash") == "dot"]
+
+
+def test_a_sentence_names_its_rows_for_the_page(rich: Path) -> None:
+    page = Read(make_page(merged(rich)))
+    rows = {attrs["data-case"] for tag, attrs in page.tags if tag == "tr" and "data-case" in attrs}
+    named = [attrs["data-cases"] for _, attrs in page.tags if "data-cases" in attrs]
+    assert named
+    assert all(set(str(one).split()) <= rows for one in named)
+
+
 def test_a_band_is_the_interval_of_the_table() -> None:
     row = merged(RUN).cases.set_index(["strategy", "world_size"]).loc[("ddp", 2)]
     (band,) = [

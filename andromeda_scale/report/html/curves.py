@@ -27,9 +27,9 @@ def curves(source: Source, series: Series, name: str, factor: float = 1.0) -> li
     return traces
 
 
-def worlds(source: Source) -> dict[str, Any]:
-    """The axis of ranks: powers of two side by side, every measured world marked."""
-    sizes = sorted({int(row["world_size"]) for row in source.measured})
+def worlds(source: Source, reach: int = 0) -> dict[str, Any]:
+    """The axis of ranks: powers of two side by side, every measured world marked, and `reach`."""
+    sizes = sorted({int(row["world_size"]) for row in source.measured} | ({reach} - {0}))
     return axis("ranks", type="log", tickvals=sizes, ticktext=[str(size) for size in sizes])
 
 

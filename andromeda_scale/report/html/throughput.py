@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from andromeda_scale.analysis.laws import REACH
 from andromeda_scale.formats import rate
 from andromeda_scale.report.html.curves import curves, hidden, worlds
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
+from andromeda_scale.report.html.laws import laws_of
 from andromeda_scale.report.html.source import GREY, Source, num
 
 
@@ -14,6 +16,10 @@ def throughput(source: Source) -> Figure | str:
     if not rows:
         return "no case was measured"
     series = source.series()
+    drawn = curves(source, series, "tokens_per_s")
+    fitted, reach = laws_of(source, drawn)
+    spoken = f" Dotted: laws of scaling, as far as they may speak, {REACH} times what was measured."
+    spoken = spoken if fitted else ""
     said = "; ".join(
         f"{name}: " + ", ".join(f"{rate(row['tokens_per_s'])} at {row['world_size']}" for row in of)
         for name, of in series.items()
@@ -22,9 +28,13 @@ def throughput(source: Source) -> Figure | str:
         "Throughput",
         "Tokens per second of all ranks. Bands: 95 % intervals over launches, where there are "
         "three or more. Dashed: what the best rank of the smallest world would give, were "
-        f"nothing lost.{hidden(series)}",
-        [Choice("all", [_ideal(source), *curves(source, series, "tokens_per_s")], said=said)],
-        {"xaxis": worlds(source), "yaxis": axis("tokens/s", type="log", dtick="D2"), "height": 460},
+        f"nothing lost.{spoken}{hidden(series)}",
+        [Choice("all", [_ideal(source), *drawn, *fitted], said=said)],
+        {
+            "xaxis": worlds(source, reach),
+            "yaxis": axis("tokens/s", type="log", dtick="D2"),
+            "height": 460,
+        },
     )
 
 
