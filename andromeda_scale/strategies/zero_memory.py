@@ -77,7 +77,7 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
         gathered = w * max(live, min(options.max_reuse_distance / 2, s.parameters), s.table)
     # The bucket is cut into parts, one a rank (also for one rank), this rank's are cast to what is
     # accumulated, and gloo all-reduces a copy.
-    cut = bucket * (2 if device == "cpu" and shards > 1 else 1)
+    cut: float = bucket * (2 if device == "cpu" and shards > 1 else 1)
     if r != k:
         cut += bucket / r * k / shards
     if device == "cpu" and shards > 1 and train.grad_accum > 1:
