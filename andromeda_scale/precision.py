@@ -15,7 +15,8 @@ called low here:
                   ddp's `compression` casts each bucket on its way: reduction low, the rest as is
     fsdp2, hsdp   float32 sharded parameters; MixedPrecisionPolicy(param_dtype=low,
                   reduce_dtype=float32): gathered, and everything between, in low; gradient shards
-                  and their reduce-scatter float32, hsdp's all-reduce of the shards too.
+                  and their reduce-scatter float32, hsdp's all-reduce of the shards too; all three
+                  low under `reduce_dtype` but the shards.
                   `cpu_offload` moves shards, gradients and optimizer, and changes no dtype
     fsdp1         the same with MixedPrecision: float32 flat parameters, a cast shard gathered,
                   gradients cast up before they are reduce-scattered; micro-batches are summed
@@ -80,6 +81,22 @@ POLICIES = {
 def element_bytes(dtype: str) -> int:
     """Bytes of one element of a dtype of the policies."""
     return _BYTES[dtype]
+
+
+def reduction(asked: str | None, precision: str) -> str:
+    """The dtype in which gradients cross the network: a strategy's option, or the policy's."""
+    return asked or POLICIES[precision].reduction
+
+
+def refused_reduction(asked: str | None, precision: str) -> str | None:
+    """Why gradients cannot cross the network in the dtype asked for; None if they can."""
+    compute = POLICIES[precision].compute
+    if asked in (None, "float32", compute):
+        return None
+    return (
+        f"strategy.reduce_dtype: {asked} under precision {precision}; use "
+        f"{' or '.join(dict.fromkeys(('float32', compute)))}"
+    )
 
 
 def refusal(precision: str, device: str) -> str | None:

@@ -46,7 +46,7 @@ SHORT = {
     "repeats": 1,
     "profile_steps": 0,
 }
-FSDP2 = {"name": "fsdp2"}
+FSDP2 = {"name": "fsdp2", "reduce_dtype": "bfloat16"}
 LLAMA = {"seq_len": 8192, "micro_batch_size": 1, "precision": "bf16", "compile": True}
 LARGE = {"seq_len": 1024, "micro_batch_size": 8, "precision": "bf16", "compile": True}
 CS336 = {"seq_len": 256, "micro_batch_size": 4, "mode": "forward_backward"}

@@ -58,17 +58,20 @@ def bytes_per_step(
     grad_accum: int,
     *,
     num_block_parameters: int | None = None,
+    num_blocks: int = 1,
     backend: str = "nccl",
 ) -> CommunicationBytes:
     """Sum the collectives of one step.
 
     `num_block_parameters`: parameters in blocks, for collectives of blocks alone; None: all are.
+    `num_blocks`: for those of all blocks but the last.
     """
     payload: dict[str, float] = {}
     wire: dict[str, float] = {}
     blocks = num_parameters if num_block_parameters is None else num_block_parameters
     for part in traffic.collectives:
-        counted = blocks if part.of == "blocks" else num_parameters
+        inner = blocks - blocks // num_blocks
+        counted = {"all": num_parameters, "blocks": blocks, "inner_blocks": inner}[part.of]
         times = grad_accum if part.per == "micro_batch" else 1
         counted = max(0, counted - part.beyond)
         size = times * part.elements_per_parameter * counted * part.bytes_per_element

@@ -52,7 +52,8 @@ class Collective:
     bytes_per_element: int
     per: Literal["step", "micro_batch"] = "step"
     over: int = 0  # ranks in the group; 0: all data-parallel ranks
-    of: Literal["all", "blocks"] = "all"  # whose parameters P counts
+    # Whose parameters P counts; inner_blocks: all blocks but the last.
+    of: Literal["all", "blocks", "inner_blocks"] = "all"
     beyond: int = 0  # so many of them are not counted: they stay where they are
 
 

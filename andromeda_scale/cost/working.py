@@ -108,41 +108,52 @@ def sharded_units(
     flat: bool,
     device: Device,
     offloaded: bool = False,
+    ahead: int = 0,
+    reduced: str = "float32",
 ) -> Working:
     """FSDP: a block at a time and the root are gathered, and reduced when their backward ends.
 
     `kept`: forward leaves the blocks gathered; `flat`: a unit is one parameter (FSDP1), whose
-    gradient is put together beside its parts.
+    gradient is put together beside its parts; `ahead`: blocks gathered before they are used;
+    `reduced`: the dtype in which gradients are reduced.
     """
-    policy = POLICIES[train.precision]
-    gathered, reduced = element_bytes(policy.compute), element_bytes(policy.reduction)
+    gathered = element_bytes(POLICIES[train.precision].compute)
+    reduced_bytes = element_bytes(reduced)
     root, block = gathered * s.root, gathered * s.block
     blocks = gathered * (s.parameters - s.root) if kept else 0
     # Between micro-batches gradients stay whole and unreduced; FSDP1's in the compute dtype.
-    earlier = (gathered if flat else reduced) * s.parameters if _accumulates(train) else 0
+    earlier = (gathered if flat else reduced_bytes) * s.parameters if _accumulates(train) else 0
     # gloo's threads keep what they sent last, the CPU cuts gradients into copies, and gloo
     # all-reduces a copy of a reduce-scatter's input.
     gloo = device == "cpu" and shards > 1
     copies = 2 if gloo else 1
     if flat:
-        cast = reduced if reduced != gathered else 0
+        cast = reduced_bytes if reduced_bytes != gathered else 0
         ways = (
             3 * gathered,  # the weights, the parts of the gradient, the gradient
-            gathered + cast + (copies - 1 + 1 / shards) * reduced,  # it, its cast, what is sent
+            gathered
+            + cast
+            + (copies - 1 + 1 / shards) * reduced_bytes,  # it, its cast, what is sent
         )
     else:
-        ways = (gathered + copies * reduced, (copies + 1 / shards) * reduced)
+        ways = (gathered + copies * reduced_bytes, (copies + 1 / shards) * reduced_bytes)
     reducing = max(ways)
     offloaded = offloaded and device == "cuda"
     shard = 0.0 if offloaded else _FP32 / shards
-    ends = [shard * (s.parameters - s.root) + reducing * s.root + (block if gloo else 0)]
+    # FSDP2's embedding is the last to be reduced, and what is behind the blocks the first.
+    split = not (flat or s.tied)
+    last, first = (s.table, s.root - s.table) if split else (s.root, 0)
+    ends = [shard * (s.parameters - last) + reducing * last + (block if gloo else 0)]
     if earlier:
         whole = earlier + root + max(root + 3 * block, (2 if flat else 1) * root)
         ends.append(whole)  # the root is gathered again, flat and then as weights
+    kept_last = 0 if flat else block
+    of_head = max(gathered * s.table, reducing * first)
+    under_way = (shard + (0 if gloo else reduced_bytes)) * first if split else gathered * s.table
     return Working(
-        loss=root + earlier + (blocks or (block if gloo else 0)),
-        head=root + (blocks or block) + earlier + gathered * s.table,
-        block=root + (blocks or block) + gathered * s.table + earlier + reducing * s.block,
+        loss=root + earlier + (blocks or kept_last or (block if gloo else 0)),
+        head=root + (blocks or block) + earlier + of_head,
+        block=root + (blocks or (1 + ahead) * block) + under_way + earlier + reducing * s.block,
         end=max(ends),
         update=shard * s.parameters,
         on_host=_FP32 * s.parameters / shards if offloaded else 0.0,

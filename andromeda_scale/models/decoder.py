@@ -55,6 +55,11 @@ class Decoder(nn.Module):
         self.head = None if shape.tied_head else Head(shape, self.loss)
         self._recomputation = Recomputation(train, blocks)
 
+    @property
+    def ends(self) -> list[list[nn.Module]]:
+        """What is before the blocks and what is after them, where no parameter is in both."""
+        return [] if self.head is None else [[self.embedding], [self.norm, self.head]]
+
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
         x = self._final(tokens)

@@ -40,6 +40,12 @@ class HuggingFace(Adopted):
         for module in model.modules():
             module.init_std = getattr(model.config, "initializer_range", INIT_STD)
 
+    @property
+    def ends(self) -> list[list[nn.Module]]:
+        """What looks tokens up and what projects to logits, where no parameter is in both."""
+        first, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
+        return [] if first.weight is last.weight else [[first], [last]]
+
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
         self._labels = labels

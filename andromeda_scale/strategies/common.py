@@ -123,6 +123,35 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def local_parameters(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """What an optimizer updates: of a DTensor the part that this rank holds, on the same memory.
+
+    Clipping and updates go element by element, and DTensor's dispatch of lists costs the host
+    more than the kernels cost a GPU.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    with torch.no_grad():
+        return [
+            torch.nn.Parameter(p.to_local()) if isinstance(p, DTensor) else p for p in parameters
+        ]
+
+
+def hand_over(parameters: list[nn.Parameter], updated: list[nn.Parameter]) -> None:
+    """Give what the optimizer updates the gradients of the parameters it is a part of."""
+    import torch
+
+    with torch.no_grad():
+        for parameter, part in zip(parameters, updated, strict=True):
+            if part is parameter:
+                continue
+            held = local(parameter)
+            if part.data_ptr() != held.data_ptr():  # FSDP2 has padded or pinned it since
+                part.data = held
+            part.grad = None if parameter.grad is None else local(parameter.grad)
+
+
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Local gradients that exist now: every step asks, so DTensor is looked up once."""
     from torch.distributed.tensor import DTensor

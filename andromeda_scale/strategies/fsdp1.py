@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from andromeda_scale import precision
 from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
@@ -41,6 +42,8 @@ class Fsdp1Options(Schema):
 
     sharding: Literal["full_shard", "shard_grad_op", "hybrid_shard"] = "full_shard"
     shard_size: PositiveInt | None = None
+    # What gradients cross the network in, the compute dtype or float32; null: the policy's.
+    reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 
 class Fsdp1(Native):
@@ -60,6 +63,8 @@ class Fsdp1(Native):
     @classmethod
     def refuses(cls, options: Fsdp1Options, train: Train, world: World, device: str) -> str | None:
         if reason := super().refuses(options, train, world, device):
+            return reason
+        if reason := precision.refused_reduction(options.reduce_dtype, train.precision):
             return reason
         if options.sharding != "hybrid_shard":
             if options.shard_size is None:
@@ -103,7 +108,8 @@ class Fsdp1(Native):
         shards, policy = cls._shards(options, world), POLICIES[train.precision]
         if world.size == 1:
             return Traffic()
-        gather, reduce = element_bytes(policy.compute), element_bytes(policy.reduction)
+        gather = element_bytes(policy.compute)
+        reduce = element_bytes(precision.reduction(options.reduce_dtype, train.precision))
         scatter = Collective("reduce_scatter", 1.0, reduce, over=shards)
         if options.sharding == "shard_grad_op":
             return Traffic((Collective("all_gather", 1.0, gather, over=shards), scatter))
@@ -127,6 +133,7 @@ class Fsdp1(Native):
             shards=cls._shards(options, world),
             kept=options.sharding == "shard_grad_op",
             flat=True,
+            reduced=precision.reduction(options.reduce_dtype, train.precision),
             device=device,
         )
 
@@ -190,7 +197,7 @@ class Fsdp1(Native):
         if not asked.mixed:
             return None
         return MixedPrecision(
-            param_dtype=getattr(torch, asked.compute), reduce_dtype=getattr(torch, asked.reduction)
+            param_dtype=getattr(torch, asked.compute), reduce_dtype=getattr(torch, self._reduced())
         )
 
     def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
@@ -215,10 +222,11 @@ class Fsdp1(Native):
         return {"gathered": common.buffer_bytes([t for t in found if t is not None], shards)}
 
     def expects(self) -> dict[str, Any]:
-        return {
-            "wrapper": "FullyShardedDataParallel",
-            "dtypes": common.expected_dtypes(self.train.precision),
-        }
+        dtypes = common.expected_dtypes(self.train.precision) | {"reduction": self._reduced()}
+        return {"wrapper": "FullyShardedDataParallel", "dtypes": dtypes}
+
+    def _reduced(self) -> str:
+        return precision.reduction(self.options.reduce_dtype, self.train.precision)
 
     def reduction(self, s: TrainState) -> str | None:
         kinds = {str(handle._reduce_dtype) for _, _, handle in _units(s.wrapped)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
+from andromeda_scale import precision
 from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
@@ -32,15 +33,23 @@ class Fsdp2Options(Schema):
     """`reshard_after_forward` false keeps the blocks gathered until backward: memory for traffic.
 
     A number keeps each block in that many shards, gathered again among so many neighbours alone.
-    The root unit (embedding, final norm, head) stays gathered in every case, as torch does it.
+    The last block, whose backward comes first, and what is outside the blocks stay gathered in
+    every case.
     """
 
     reshard_after_forward: StrictBool | Annotated[int, Field(ge=2, le=MAX_RANKS)] = True
+    # Units that are gathered ahead of the one that computes, in forward and in backward; 0: torch's
+    # own choice, which is made on the host as it arrives.
+    prefetch: Annotated[int, Field(ge=0, le=64)] = 1
+    # What gradients cross the network in, the compute dtype or float32; null: the policy's.
+    reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     cpu_offload: bool = False  # shards, their gradients and the optimizer live on the host
 
 
 class Fsdp2(Native):
-    """Every block is a unit, the rest is the root unit. Float32 shards, cast when gathered.
+    """Every block is a unit, and so are embedding, and final norm with head, where untied.
+
+    Float32 shards, cast when gathered.
 
     Under gradient accumulation gradients stay whole and unreduced until the last micro-batch:
     4 bytes per parameter more than `layout` says.
@@ -59,6 +68,8 @@ class Fsdp2(Native):
     @classmethod
     def refuses(cls, options: Any, train: Train, world: World, device: str) -> str | None:
         if reason := super().refuses(options, train, world, device):
+            return reason
+        if reason := precision.refused_reduction(options.reduce_dtype, train.precision):
             return reason
         kept, shards = options.reshard_after_forward, cls.num_shards(options, world)
         if not isinstance(kept, bool) and shards % kept:
@@ -82,19 +93,22 @@ class Fsdp2(Native):
 
     @classmethod
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
-        """Sum over units of (2 + reshard_u) P_u: the root is gathered once a micro-batch."""
-        policy = POLICIES[train.precision]
-        gather, shards = element_bytes(policy.compute), cls.num_shards(options, world)
+        """Sum over units of (2 + reshard_u) P_u: only blocks but the last are gathered again."""
+        gather, shards = (
+            element_bytes(POLICIES[train.precision].compute),
+            cls.num_shards(options, world),
+        )
+        reduced = element_bytes(precision.reduction(options.reduce_dtype, train.precision))
         if shards == 1:
             return Traffic()
         kept = options.reshard_after_forward
         near = shards if isinstance(kept, bool) else kept
-        again = Collective("all_gather", 1.0, gather, "micro_batch", over=near, of="blocks")
+        again = Collective("all_gather", 1.0, gather, "micro_batch", over=near, of="inner_blocks")
         return Traffic(
             (
                 Collective("all_gather", 1.0, gather, "micro_batch", over=shards),
                 *((again,) if kept else ()),
-                Collective("reduce_scatter", 1.0, element_bytes(policy.reduction), over=shards),
+                Collective("reduce_scatter", 1.0, reduced, over=shards),
             )
         )
 
@@ -107,6 +121,8 @@ class Fsdp2(Native):
             train,
             shards=cls.num_shards(options, world),
             kept=options.reshard_after_forward is False,
+            ahead=options.prefetch,
+            reduced=precision.reduction(options.reduce_dtype, train.precision),
             flat=False,
             device=device,
             offloaded=options.cpu_offload,
@@ -120,10 +136,15 @@ class Fsdp2(Native):
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         if self.train.compile:
             common.compile_blocks(module)
-        kept = self.options.reshard_after_forward
-        for block in module.blocks:  # type: ignore[union-attr]
+        blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
+        for block in blocks:
+            kept = block is not blocks[-1] and self.options.reshard_after_forward
             fully_shard(block, reshard_after_forward=kept, **keywords)
+        for end in ends:  # so that the head's gradient is on its way while blocks run backward
+            fully_shard(end, reshard_after_forward=False, **keywords)
         fully_shard(module, reshard_after_forward=False, **keywords)
+        first, last = ([end[0]] for end in ends) if ends else ([], [])
+        _prefetch([*first, *blocks, *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
         shards = mesh.get_group("shard")
@@ -171,7 +192,9 @@ class Fsdp2(Native):
         if asked.mixed:
             policies["mp_policy"] = MixedPrecisionPolicy(
                 param_dtype=getattr(torch, asked.compute),
-                reduce_dtype=getattr(torch, asked.reduction),
+                reduce_dtype=getattr(
+                    torch, precision.reduction(self.options.reduce_dtype, self.train.precision)
+                ),
             )
         if self.options.cpu_offload:
             policies["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type != "cpu")
@@ -213,6 +236,7 @@ class Fsdp2(Native):
 
     def expects(self) -> dict[str, Any]:
         dtypes = common.expected_dtypes(self.train.precision)
+        dtypes["reduction"] = precision.reduction(self.options.reduce_dtype, self.train.precision)
         offload = {"parameters": "cpu"} if self.options.cpu_offload else {}
         return {"wrapper": "FSDPModule", "dtypes": dtypes, "offload": offload}
 
@@ -246,6 +270,15 @@ class Fsdp2(Native):
         }
 
 
+def _prefetch(units: list[Any], ahead: int) -> None:
+    """Gather each unit while the one `ahead` of it still computes; units in order of forward."""
+    if not ahead:
+        return
+    for index, unit in enumerate(units):
+        unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + ahead])
+        unit.set_modules_to_backward_prefetch(units[max(0, index - ahead) : index][::-1])
+
+
 def _kept_shards(group: Any) -> bool | int:
     """What is left of a unit after forward: false all of it, true a shard, a number of shards."""
     kept, mesh = group.post_forward_mesh_info, group.mesh_info
@@ -273,7 +306,10 @@ def _reduction(groups: list[Any]) -> str | None:
     """The dtype of the reduce-scatters; FSDP2 fixes it in the first forward."""
     names = set()
     for group in groups:
-        dtype = getattr(group, "_reduce_dtype", None) or getattr(group, "_orig_dtype", None)
+        # None means as the gradients are: in the dtype of the gathered weights, or else as made.
+        dtype = getattr(group, "_reduce_dtype", None)
+        dtype = dtype or getattr(group.fsdp_params[0], "param_dtype", None)
+        dtype = dtype or getattr(group, "_orig_dtype", None)
         if dtype is None:
             return None
         names.add(str(dtype).removeprefix("torch."))
@@ -285,10 +321,14 @@ def _parameter_groups(module: nn.Module) -> list[tuple[str, Any]]:
     from torch.distributed.fsdp import FSDPModule
 
     found: list[tuple[str, Any]] = []
+    seen: set[int] = set()  # a unit of several modules is met in each
     for name, child in module.named_modules():
         if isinstance(child, FSDPModule):
             state = child._get_fsdp_state()
             # torch before 2.13 has one group per unit, and no plural.
             groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-            found.extend((name or "root", group) for group in groups if group is not None)
+            for group in groups:
+                if group is not None and id(group) not in seen:
+                    seen.add(id(group))
+                    found.append((name or "root", group))
     return found

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from andromeda_scale import precision
 from andromeda_scale.cost.layout import Collective, Traffic
 from andromeda_scale.failures import UnavailableHere
-from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.precision import element_bytes
 from andromeda_scale.schema import Schema
 from andromeda_scale.strategies.fsdp2 import Fsdp2, Fsdp2Options
 
@@ -82,7 +83,8 @@ class Hsdp(Fsdp2):
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
         """Fsdp2's among the shards, and an all-reduce of P / shard_size among the replicas."""
         shards = cls.num_shards(options, world)
-        inside, width = super().traffic(options, train, world), POLICIES[train.precision].reduction
+        inside = super().traffic(options, train, world)
+        width = precision.reduction(options.reduce_dtype, train.precision)
         across = Collective(
             "all_reduce", 1 / shards, element_bytes(width), over=world.size // shards
         )

@@ -32,10 +32,12 @@ class Native(Strategy):
         """Add optimizer and scaler; `sharded_over`: the ranks whose shards make the gradient."""
         from andromeda_scale.strategies import scaling
 
-        optimizer = common.optimizer(module.parameters(), self.train)
+        parameters = list(module.parameters())  # no walk in every step
+        updated = common.local_parameters(parameters)
+        optimizer = common.optimizer(updated, self.train)
         scaler = scaling.LossScaler(self.train.precision, device, sharded_over)
         extra = {"device": device, "scaler": scaler, "sharded_over": sharded_over}
-        extra["parameters"] = list(module.parameters())  # no walk in every step
+        extra |= {"parameters": parameters, "updated": updated}
         return TrainState(wrapped, module, optimizer, extra)
 
     def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
@@ -66,11 +68,12 @@ class Native(Strategy):
     def clip(self, s: TrainState, max_norm: float) -> None:
         import torch
 
-        parameters = [p for p in s.extra["parameters"] if p.grad is not None]
+        parameters = [p for p in s.extra["updated"] if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self.norm(s))
 
     def update(self, s: TrainState) -> None:
-        scaler = s.extra["scaler"]
+        scaler, parameters = s.extra["scaler"], s.extra["parameters"]
+        common.hand_over(parameters, s.extra["updated"])
         scaler.unscale_(s.optimizer)
         if self.train.grad_clip is not None:
             self.clip(s, self.train.grad_clip)
@@ -78,10 +81,11 @@ class Native(Strategy):
         # step, unless the optimizer's kernel can be told on the device.
         scaler.step(s.optimizer)
         scaler.update()
-        s.optimizer.zero_grad(set_to_none=True)
+        self.discard(s)
 
     def discard(self, s: TrainState) -> None:
-        s.optimizer.zero_grad(set_to_none=True)
+        for parameter in (*s.extra["parameters"], *s.extra["updated"]):
+            parameter.grad = None
 
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:
         parameters = self.parameters(s)

@@ -187,9 +187,9 @@ def test_options_are_read_back_from_what_runs(run: Run) -> None:
     assert read(run("ddp", options={"static_graph": True}))["buckets"]["static_graph"]
     kept = read(run("fsdp2", options={"reshard_after_forward": False}))["units"]
     freed = read(run("fsdp2"))["units"]
-    assert [unit["name"] for unit in freed] == ["root", "blocks.0", "blocks.1"]
-    assert [unit["reshard_after_forward"] for unit in freed] == [False, True, True]
-    assert [unit["reshard_after_forward"] for unit in kept] == [False, False, False]
+    assert [unit["name"] for unit in freed] == ["embedding", "blocks.0", "blocks.1", "norm"]
+    assert [unit["reshard_after_forward"] for unit in freed] == [False, True, False, False]
+    assert [unit["reshard_after_forward"] for unit in kept] == [False] * 4
     assert sum(unit["num_parameters"] for unit in freed) == P
     flat = read(run("fsdp1-kept"))["units"]
     assert [unit["name"] for unit in flat] == ["root", "blocks.0", "blocks.1"]
@@ -198,8 +198,9 @@ def test_options_are_read_back_from_what_runs(run: Run) -> None:
     asked = {"reduce_bucket_size": 5000, "overlap_comm": True}
     zero = read(run("zero2", options=asked))["buckets"]
     assert asked.items() <= zero.items()
-    low = read(run("zero1", "bf16", options={"reduce_dtype": "bfloat16"}))["dtypes"]
-    assert low["reduction"] == "bfloat16"
+    for name in ("zero1", "fsdp2", "hsdp", "fsdp1"):
+        low = read(run(name, "bf16", options={"reduce_dtype": "bfloat16"}))["dtypes"]
+        assert low["reduction"] == "bfloat16"
 
 
 def test_a_compressed_bucket_crosses_the_network_in_float16_and_trains_like_singles(
@@ -236,4 +237,5 @@ def test_four_ranks_in_groups_train_like_single(
         assert found["world_size"] == 4
         assert sum(found["bytes"].values()) == 16 // mesh["shard"] * P
     if name == "fsdp2":
-        assert [u["reshard_after_forward"] for u in read(ranks)["units"]] == [False, 2, 2]
+        kept = [unit["reshard_after_forward"] for unit in read(ranks)["units"]]
+        assert kept == [False, 2, False, False]

@@ -142,13 +142,14 @@ def test_offloaded_states_lie_on_the_host(name: str) -> None:
 
 
 # METRICS, bytes on the wire per rank and step / (element bytes x (N-1)/N), in units of P, with a
-# quarter of the parameters outside the blocks: 3P - P_root for FSDP. hsdp on 4 ranks: the same
-# over 2 shards, (3 - 1/4)/2, and the all-reduce of half of P over 2 replicas, 1/2; over 3/4.
+# quarter of the parameters outside three blocks: 3P - P_root for FSDP1; FSDP2 keeps the last block
+# too. hsdp on 4 ranks: the same over 2 shards, (3 - 1/2)/2, and the all-reduce of half of P over 2
+# replicas, 1/2; over 3/4.
 GOLDEN_TRAFFIC = {
     "single": 0.0,
     "ddp": 2.0,
-    "fsdp2": 3 - 0.25,
-    "hsdp": ((3 - 0.25) / 2 + 1 / 2) * 4 / 3,
+    "fsdp2": 3 - 0.25 - 0.25,
+    "hsdp": ((3 - 0.5) / 2 + 1 / 2) * 4 / 3,
     "fsdp1": 3 - 0.25,
     "zero1": 3.0,
     "zero2": 3.0,
@@ -160,7 +161,7 @@ GOLDEN_TRAFFIC = {
 def test_traffic_is_the_measured_multiple_of_the_parameters(name: str) -> None:
     kind, options = made(name)
     traffic = kind.traffic(options, Train(), FOUR)
-    sent = bytes_per_step(traffic, 1000, 4, grad_accum=1, num_block_parameters=750)
+    sent = bytes_per_step(traffic, 1000, 4, 1, num_block_parameters=750, num_blocks=3)
     assert sent.total_wire == pytest.approx(GOLDEN_TRAFFIC[name] * 1000 * 4 * 3 / 4)
 
 
@@ -168,13 +169,16 @@ def test_options_change_traffic_as_they_change_the_strategy() -> None:
     def wire(name: str, asked: str = "fp32", ranks: int = 4, **options: Any) -> float:
         kind, given = made(name, **options)
         traffic = kind.traffic(given, Train(precision=asked), World(ranks_per_node=ranks))
-        return bytes_per_step(traffic, 1000, 4, 1, num_block_parameters=750).total_wire / 750
+        sent = bytes_per_step(traffic, 1000, 4, 1, num_block_parameters=750, num_blocks=3)
+        return sent.total_wire / 750
 
     assert wire("fsdp2", reshard_after_forward=False) == 2 * 4
     # Gathered again among 2 of 4 ranks: (1/2) / (3/4) of what 4 ranks send.
-    assert wire("fsdp2", reshard_after_forward=2) == pytest.approx(2 * 4 + 0.75 * 4 * 2 / 3)
+    assert wire("fsdp2", reshard_after_forward=2) == pytest.approx(2 * 4 + 0.5 * 4 * 2 / 3)
     assert wire("fsdp1", sharding="shard_grad_op") == 2 * 4
-    assert wire("fsdp1", sharding="hybrid_shard") == wire("hsdp")
+    # hsdp keeps the last block, a quarter of P, which 2 ranks would gather again.
+    again = 0.25 * 4 * (1 / 2) / (3 / 4)
+    assert wire("fsdp1", sharding="hybrid_shard") == pytest.approx(wire("hsdp") + again)
     assert wire("hsdp", shard_size=1) == wire("ddp")
     assert wire("hsdp", shard_size=4) == wire("fsdp2")
     assert wire("ddp", compression="bf16") == 2 * 2
@@ -182,7 +186,12 @@ def test_options_change_traffic_as_they_change_the_strategy() -> None:
     assert wire("zero1", "bf16") == 2 * 4 + 2  # gradients summed in float32, weights in bfloat16
     assert wire("zero1", "bf16", reduce_dtype="bfloat16") == 3 * 2
     for low in ("bf16", "fp16"):
-        assert wire("fsdp2", low) == wire("fsdp1", low) == 1.75 * 2 + 4
+        assert wire("fsdp2", low) == 1.5 * 2 + 4
+        assert (
+            wire("fsdp2", low, reduce_dtype=f"{low.replace('bf', 'bfloat').replace('fp', 'float')}")
+            == 2.5 * 2
+        )
+        assert wire("fsdp1", low) == 1.75 * 2 + 4
     assert all(wire(name, ranks=1) == 0 for name in STRATEGIES)
 
 
