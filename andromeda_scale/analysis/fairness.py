@@ -72,7 +72,7 @@ def _lines(rows: list[Row]) -> Iterator[dict[str, Any]]:
                 named |= set(line["axis"].split(", "))
                 yield line
     for axis in axes:
-        if axis not in named:
+        if axis not in named and axis.removeprefix("train.") not in facts:
             as_facts = [[_as_fact(row, axis) for row in here] for here in worlds]
             yield from _of_strategies(axis, as_facts, axes)
             yield from _of_axes(axis, as_facts, axes)

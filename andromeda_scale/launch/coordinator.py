@@ -77,6 +77,8 @@ class Coordinator:
 
     def _round(self, items: list[PlannedRepeat]) -> bool:
         total, interrupted = len(self._run_dir.plan.repeats), False
+        if any(item.role == "search" for item in items):  # how much follows is not known yet
+            total = len(items)
         self._emit({"event": "sweep", "total": total, "done": total - len(items)})
         for index, item in enumerate(items):
             case = self._run_dir.plan.cases[item.case_id]

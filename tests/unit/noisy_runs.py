@@ -41,7 +41,8 @@ def noisy_run(
     rng = np.random.default_rng(seed)
     write_plan(directory, [case for case, _ in cases], repeats)
     for case, step_s in cases:
-        tokens = STEPS * case.train.micro_batch_size * case.train.seq_len
+        sequences = case.train.micro_batch_size * case.train.grad_accum
+        tokens = STEPS * sequences * case.train.seq_len
         for repeat in range(repeats):
             launch = step_s * np.exp(noise * LAUNCH_NOISE * rng.standard_normal())
             steps = launch * np.exp(noise * STEP_NOISE * rng.standard_normal(STEPS))

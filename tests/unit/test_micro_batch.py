@@ -24,6 +24,7 @@ from andromeda_scale.plan_search import Found, settle
 from andromeda_scale.plan_table import print_plan
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.registry import STRATEGIES
+from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.verdict import verdict
 
@@ -334,6 +335,20 @@ def test_rows_that_found_a_batch_each_are_ranked_with_the_word_that_they_do_othe
     )
     assert "at world 2 with micro_batch_size 5" in said.text
     assert re.search(r"; 1\.2\d+x \[1\.\d+, 1\.\d+\] ddp with 2, the next there\.$", said.text)
+
+
+def test_one_global_batch_in_other_pieces_is_fair(tmp_path: Path) -> None:
+    pieces = {"ddp": (4, 3), "fsdp2": (6, 2), "zero1": (4, 3)}
+    cases = [
+        (make_case(name, 2, regime="strong", train={"micro_batch_size": n, "grad_accum": k}), 0.1)
+        for name, (n, k) in pieces.items()
+    ]
+    found = Fairness.of(merge_run(noisy_run(tmp_path / "run", cases)))
+    batch = found.frame[found.frame["fact"].str.contains("micro_batch|grad_accum")]
+    assert dict(zip(batch["fact"], batch["flag"], strict=True)) == {
+        "micro_batch_size": "differs",
+        "grad_accum": "differs",
+    }
 
 
 def test_an_agent_killed_in_a_trial_costs_that_size(tmp_path: Path) -> None:
