@@ -21,6 +21,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.metrics import METRICS, SETTINGS
 from andromeda_scale.report.rows import arrange, case_name, clean, has
 
+LONGEST = 150  # bytes of a folder's name; file systems take 255
 _BOUNDS = ("", "_low", "_high")
 
 
@@ -44,7 +45,7 @@ def _tensorboard(cases: Cases, steps: pd.DataFrame, suite: str, run_dir: Path) -
     writers = _library("tensorboard.summary", "tensorboard")
     folder = run_dir / "tensorboard"
     for name, row in cases.items():
-        place = folder / name.replace("/", "_")
+        place = folder / _file_name(name, row["case_id"])
         for old in place.glob("events.out.tfevents.*"):  # of an earlier export of this run
             old.unlink()
         writer = writers.Writer(str(place))
@@ -105,6 +106,14 @@ def _wandb(cases: Cases, steps: pd.DataFrame, suite: str, run_dir: Path) -> str:
                 run.log({f"step_time_s/launch {repeat}": seconds, f"step/launch {repeat}": index})
             run.summary.update(dict(_numbers(row)))
     return f"{len(cases)} cases: project {suite}"
+
+
+def _file_name(name: str, case_id: str) -> str:
+    """A case's name as a file system takes it: options may be of any length."""
+    text = name.replace("/", "_")
+    if len(text.encode()) <= LONGEST:
+        return text
+    return f"{text.encode()[:LONGEST].decode(errors='ignore')} {case_id[-8:]}"
 
 
 Exporter = Callable[[Cases, pd.DataFrame, str, Path], str]

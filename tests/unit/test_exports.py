@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from noisy_runs import noisy_run
 from run_files import make_case, write_plan
 from typer.testing import CliRunner
 
@@ -53,6 +54,13 @@ def test_tensorboard_shows_numbers_by_world_and_every_step(run: Path) -> None:
         (int(row["step"]), pytest.approx(row["step_time_s"]))
         for row in of_launch.to_dict("records")
     ]
+
+
+def test_a_case_of_a_name_longer_than_a_file_may_have_is_exported(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    cases = [make_case("ddp", 1, options={"x": one * 300}) for one in ("\u00e9", "a")]
+    assert export(noisy_run(tmp_path, [(case, 0.1) for case in cases], repeats=1), "tensorboard")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
 @pytest.mark.thorough
