@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -22,6 +23,7 @@ from plotly import graph_objects as go
 from run_files import make_case, rank_lines, write_plan, write_repeat
 from typer.testing import CliRunner
 
+from andromeda_scale.analysis.breakdown import IN_A_STEP
 from andromeda_scale.analysis.results import FILES, Results
 from andromeda_scale.cli import app
 from andromeda_scale.merge import merge_run, write
@@ -122,6 +124,23 @@ def test_a_law_is_drawn_through_five_worlds_and_no_further_than_it_speaks(tmp_pa
     assert figure.layout["xaxis"]["tickvals"] == [1, 2, 4, 8, 16, 64]
     few = drawn(rich_run(tmp_path / "few", worlds=(1, 2)), "throughput").choices[0]
     assert not [one for one in few.data if one.get("line", {}).get("dash") == "dot"]
+
+
+def test_tables_of_an_older_version_have_a_page_without_what_they_lack(rich: Path) -> None:
+    results = merged(rich)
+    later = [
+        name
+        for name in results.cases
+        if name.endswith("_vs_base") or name.startswith("rank_hours")
+        or name in [f"{one[:-2]}_share" for one in IN_A_STEP]
+        or (name.endswith(("_low", "_high")) and not name.startswith(("tokens", "efficiency")))
+    ]  # fmt: skip
+    older = replace(
+        results,
+        cases=results.cases.drop(columns=later),
+        repeats=results.repeats.drop(columns=[name for name in later if name in results.repeats]),
+    )
+    assert "Not drawn: waterfall: " in Read(make_page(older)).text
 
 
 def test_a_sentence_names_its_rows_for_the_page(rich: Path) -> None:

@@ -19,7 +19,7 @@ _NAMES = {
 
 def waterfall(source: Source) -> Figure | str:
     """A view a case that has a base; the factors of the efficiency as points of 100."""
-    rows = [row for row in source.measured if has(row, "explained_efficiency") and not is_base(row)]
+    rows = [row for row in source.measured if has(row, "data_eff_vs_base") and not is_base(row)]
     if not rows:
         return "no profiled case has a base, a smaller world of the same strategy"
     choices = [_choice(source, row) for row in rows]
