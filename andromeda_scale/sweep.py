@@ -209,7 +209,7 @@ def earlier_seconds(plan: Plan, parent: Path) -> dict[str, list[float]]:
         measured_on = _json(file)
         if any(measured_on.get(key) != here[key] for key in environment.HARDWARE):
             continue
-        for ended in file.parent.glob("*/*/*/status.json"):
+        for ended in _found(file.parent, "*/*/*/status.json"):
             case_id, status = ended.parent.parent.name, _json(ended)
             if ended.parents[2].name == "searches":
                 continue
@@ -260,7 +260,16 @@ def _fresh(suite_name: str, parent: Path) -> Path:
 
 
 def _running(run: RunDir) -> list[str]:
-    return sorted(path.name for path in run.path.glob("running/*") if path.is_dir())
+    return [path.name for path in _found(run.path, "running/*") if path.is_dir()]
+
+
+def _found(run_dir: Path, pattern: str) -> list[Path]:
+    """Paths of a run that may be going on, whose directories move while they are listed."""
+    while True:
+        try:
+            return sorted(run_dir.glob(pattern))
+        except FileNotFoundError:
+            continue
 
 
 def _seconds(status: Mapping[str, Any] | None) -> float | None:

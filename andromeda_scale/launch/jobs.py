@@ -123,7 +123,12 @@ def _from_sacct(job_id: str) -> Job | None:
         return None
     form = "--format=State,ExitCode,NodeList"
     done = _slurm("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", form)
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    return _accounted(job_id, done.stdout)
+
+
+def _accounted(job_id: str, text: str) -> Job | None:
+    """A job of sacct's lines "State|ExitCode|NodeList", one a task of an array."""
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
     jobs = [
         Job(job_id, word.split()[0], nodes=nodes, exit_code=_status(code))
         for word, code, nodes in rows
@@ -170,6 +175,8 @@ def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=_ANSWER_S, check=False
         )
+    except FileNotFoundError:
+        raise NoAnswerError(f"no {command[0]} on this machine") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoAnswerError(f"{command[0]}: {error}") from None
 

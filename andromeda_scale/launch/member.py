@@ -150,6 +150,7 @@ class Member:
         except OSError as error:
             if agent == 0:  # it writes the run: without its directory there is none
                 raise
+            self.shared_dir = None  # files of later launches go through agent 0
             problem = f"{self.control.node} cannot write the run directory: {error}"
             end = end.model_copy(update={"problem": problem})
         self.control.set(run.launch.key(f"end/{agent}"), end)

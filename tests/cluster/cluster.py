@@ -113,7 +113,7 @@ class Cluster:
         self.home, self.nodes = home, [f"n{i + 1}" for i in range(num_nodes)]
         self._prefix = f"asc{os.getpid()}-"
         self._pids: dict[str, int] = {}
-        self._hidden: set[str] = set()  # nodes that do not see some folder
+        self._hidden: set[str] = set()  # nodes that see some folder otherwise
         self.environment = {**os.environ, "SLURM_CONF": str(home / "slurm.conf")}
         self._remove_stale()
         try:
@@ -222,10 +222,15 @@ class Cluster:
 
     def hide(self, node: str, folder: Path) -> None:
         """Let a folder be empty on one node, until its daemon starts anew."""
+        self._mount(node, "-t", "tmpfs", "x", str(folder))
+
+    def protect(self, node: str, folder: Path) -> None:
+        """Let a folder be read-only on one node, until its daemon starts anew."""
+        self._mount(node, "--bind", "-o", "ro", str(folder), str(folder))
+
+    def _mount(self, node: str, *arguments: str) -> None:
         daemon = str(self._pids[f"slurmd.{node}"])
-        self._run(
-            "nsenter", "--target", daemon, "--mount", "mount", "-t", "tmpfs", "x", str(folder)
-        )
+        self._run("nsenter", "--target", daemon, "--mount", "mount", *arguments)
         self._hidden.add(node)
 
     def mend(self) -> None:

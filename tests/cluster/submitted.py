@@ -80,9 +80,12 @@ class Login:
     def log(self) -> str:
         return "".join(file.read_text() for file in sorted(self.run.glob("slurm/*.out")))
 
+    def opened(self) -> RunDir:
+        return RunDir.open(self.run)
+
     def ended(self) -> dict[tuple[str, int], dict[str, Any]]:
         """(world, repeat) -> status.json of what has ended."""
-        run = RunDir.open(self.run)
+        run = self.opened()
         found = {
             (str(run.plan.cases[item.case_id].world), item.repeat): run.status(item)
             for item in run.plan.repeats

@@ -168,6 +168,21 @@ def test_an_exit_status_is_read_as_squeue_and_as_sacct_write_it(code: str, statu
     assert jobs._status(code) == status
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [  # what sacct of SLURM 22.05.8 printed, on a slurmdbd
+        ("COMPLETED|0:0|n[1-2]\n", "job 7: COMPLETED on n[1-2]"),
+        ("FAILED|3:0|n[1-2]\n", "job 7: FAILED on n[1-2], exit status 3"),
+        ("FAILED|0:9|n1\n", "job 7: FAILED on n1, exit status 137"),
+        ("CANCELLED by 0|0:0|n1\n", "job 7: CANCELLED on n1"),
+        ("COMPLETED|0:0|n[1-2]\nFAILED|1:0|n1\n", "job 7: FAILED on n1, exit status 1"),
+        ("", "None"),
+    ],
+)
+def test_a_job_that_squeue_has_forgotten_is_read_of_sacct(text: str, shown: str) -> None:
+    assert str(jobs._accounted("7", text)) == shown
+
+
 def test_lines_of_jobs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     jobs.record(tmp_path, "12")
