@@ -60,6 +60,14 @@ class Zero3(Zero):
     ) -> Working:
         return zero_memory.stage_3(options, train, world.size, device, sizes)
 
+    def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        from deepspeed.utils import set_z3_leaf_module
+
+        module = super().prepare(factory, rt)
+        for block in module.blocks if self.options.leaf_blocks else ():  # type: ignore[union-attr]
+            set_z3_leaf_module(block, True)
+        return module
+
     def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
         from andromeda_scale.strategies import zero_weights
 

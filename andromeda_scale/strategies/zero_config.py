@@ -49,10 +49,11 @@ def refusal(options: ZeroOptions, stage: int, train: Train, world: World) -> str
             "run another optimizer than ZeRO's or keep gradients twice; use zero2 without offload "
             "or zero3, or leave it out"
         )
-    if stage == 3 and train.compile and train.activation_checkpointing == "selective":
+    cut = isinstance(options, Zero3Options) and not options.leaf_blocks
+    if cut and train.compile and train.activation_checkpointing == "selective":
         return (
-            "train.activation_checkpointing: selective in compiled blocks needs each block whole "
-            "in one graph, and DeepSpeed's hooks of stage 3 cut it; use block, or compile: false"
+            "strategy.leaf_blocks: false puts DeepSpeed's hooks into compiled blocks, and selective "
+            "checkpointing needs each block whole in one graph; use leaf_blocks: true"
         )
     return contradiction(options, stage, train, world)
 
@@ -198,7 +199,8 @@ def _zero_optimization(
     options: ZeroOptions, stage: int, train: Train, num_parameters: int, device: str
 ) -> dict[str, Any]:
     section = dict((options.config or {}).get("zero_optimization", {}))
-    ours = {"config", "reduce_dtype", "grad_accum_dtype", "offload_optimizer", "offload_parameters"}
+    ours = {"config", "reduce_dtype", "grad_accum_dtype", "offload_optimizer"}
+    ours |= {"offload_parameters", "leaf_blocks"}
     everywhere = {"reduce_bucket_size", "overlap_comm"}
     for key, value in options.model_dump(exclude=ours).items():
         section[key if stage < 3 or key in everywhere else f"stage3_{key}"] = value

@@ -102,7 +102,9 @@ _ZERO_ONLY_OFF = frozenset(
     }
 )
 # Options under names that are not DeepSpeed's.
-_OURS = frozenset({"reduce_dtype", "grad_accum_dtype", "offload_parameters", "config"})
+_OURS = frozenset(
+    {"reduce_dtype", "grad_accum_dtype", "offload_parameters", "leaf_blocks", "config"}
+)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -165,6 +167,9 @@ class Zero3Options(ZeroOptions):
     max_live_parameters: NonNegativeInt = 1_000_000_000
     max_reuse_distance: NonNegativeInt = 1_000_000_000
     param_persistence_threshold: NonNegativeInt = 100_000  # smaller parameters stay whole
+    # A block is fetched and reduced as one; false: each layer of it by hooks of its own, which hold
+    # the host up and cut compiled blocks.
+    leaf_blocks: bool = True
     offload_parameters: bool = False  # each rank's parameters in host memory until they are used
 
 

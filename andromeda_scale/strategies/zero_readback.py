@@ -46,6 +46,8 @@ def reduce_buckets(optimizer: Any) -> list[Tensor]:
 
 def settings(engine: Any) -> dict[str, Any]:
     """Settings of the optimizer that change what is sent or kept."""
+    from deepspeed.utils import get_z3_leaf_modules
+
     optimizer = engine.optimizer
     found = {
         "optimizer": type(optimizer).__name__,
@@ -65,4 +67,5 @@ def settings(engine: Any) -> dict[str, Any]:
         "max_live_parameters": int(offloaded._max_available_parameters_in_numel),
         "param_persistence_threshold": int(offloaded.param_numel_persistence_threshold),
         "sub_group_size": int(optimizer.sub_group_size),
+        "leaf_modules": len(get_z3_leaf_modules(engine.module)),
     }

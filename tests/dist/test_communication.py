@@ -90,7 +90,7 @@ MORE = {
     "zero1-overlapped": Way("zero1", {"overlap_comm": True}),
     "zero1-accelerate": Way("zero1", driver="accelerate"),
     "zero2-reduced-accumulated": Way("zero2", _REDUCED, grad_accum=2),
-    "zero3-accumulated": Way("zero3", grad_accum=2),
+    "zero3-accumulated": Way("zero3", {"param_persistence_threshold": 0}, grad_accum=2),
     "zero3-accelerate": Way("zero3", driver="accelerate"),
 }
 ALL = [*WAYS, *(pytest.param(name, marks=pytest.mark.thorough) for name in MORE)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from group import Group, end, no_beat, of_kind, read_lines, tiny_case
+from torch._dynamo.utils import counters
 from training_run import built
 
 from andromeda_scale import runtime, worker
@@ -55,6 +56,7 @@ def train(spec: RankSpec, out: str, names: tuple[str, ...]) -> None:
         case = spec.case.model_copy(update={"train": Train(**settings)})
         found[name] = _steps(case, rt)
         torch._dynamo.reset()
+        counters.clear()
     torch.save(found, f"{out}-{rt.rank}")
 
 
@@ -66,7 +68,13 @@ def _steps(case: Case, rt: runtime.Runtime) -> dict[str, Any]:
         norms.append(float(strategy.gradient_norm(state)))
 
     losses = [float(step(index, before_update=before_update)[0]) for index in range(STEPS)]
-    return {"losses": losses, "norms": norms, **state.module.describe_checkpointing()}
+    breaks = dict(counters["graph_break"])
+    return {
+        "losses": losses,
+        "norms": norms,
+        "breaks": breaks,
+        **state.module.describe_checkpointing(),
+    }
 
 
 Run = Callable[..., dict[str, dict[str, Any]]]
@@ -101,7 +109,7 @@ def test_every_kind_trains_as_none_does(run: Run, strategy: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
 def test_compiled_blocks_train_as_eager_ones_do_whatever_is_recomputed(
     run: Run, strategy: str
 ) -> None:
@@ -109,6 +117,7 @@ def test_compiled_blocks_train_as_eager_ones_do_whatever_is_recomputed(
     for name, one in run(strategy, ("selective", "segment 2"), compiled=True).items():
         assert one["losses"] == pytest.approx(eager["losses"], rel=1e-5), name
         assert one["norms"] == pytest.approx(eager["norms"], rel=1e-4), name
+        assert one["breaks"] == {}
         assert one["blocks_recomputed"] == (None if name == "selective" else RUN_AGAIN[name])
 
 

@@ -21,13 +21,19 @@ FLEX = {"attention": "flex", "compile": True}
 WIDE = {**SMALL_LLAMA, "num_heads": 3, "num_kv_heads": 3}  # heads of 16
 
 
-def _refusal(strategy: str, device: Any, model: dict[str, Any] = WIDE, **train: Any) -> str:
+def _refusal(
+    strategy: str,
+    device: Any,
+    model: dict[str, Any] = WIDE,
+    options: dict[str, Any] | None = None,
+    **train: Any,
+) -> str:
     case = Case.model_validate(
         {
             "model_name": "small",
             "model": model,
             "train": {"seq_len": 16, **train},
-            "strategy": StrategySpec(name=strategy),
+            "strategy": StrategySpec(name=strategy, options=options or {}),
             "world": World(ranks_per_node=1 if strategy == "single" else 2),
         }
     )
@@ -69,9 +75,10 @@ def test_flex_is_refused_for_narrow_heads() -> None:
     assert not _refusal("single", "cuda", WIDE, **FLEX)
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_selective_in_compiled_blocks_is_refused_where_hooks_cut_them(strategy: str) -> None:
+@pytest.mark.parametrize("leaf_blocks", [False, True])
+def test_selective_in_compiled_blocks_is_refused_where_hooks_cut_them(leaf_blocks: bool) -> None:
     for compiled in (False, True):
-        reason = _refusal(strategy, "cpu", activation_checkpointing="selective", compile=compiled)
-        cut = strategy == "zero3" and compiled
-        assert ("train.activation_checkpointing: selective in compiled" in reason) == cut
+        train = {"activation_checkpointing": "selective", "compile": compiled}
+        reason = _refusal("zero3", "cpu", options={"leaf_blocks": leaf_blocks}, **train)
+        assert reason.startswith("strategy.leaf_blocks: false") == (compiled and not leaf_blocks)
+        assert not _refusal("zero2", "cpu", **train)
