@@ -52,8 +52,8 @@ def refusal(options: ZeroOptions, stage: int, train: Train, world: World) -> str
     cut = isinstance(options, Zero3Options) and not options.leaf_blocks
     if cut and train.compile and train.activation_checkpointing == "selective":
         return (
-            "strategy.leaf_blocks: false puts DeepSpeed's hooks into compiled blocks, and selective "
-            "checkpointing needs each block whole in one graph; use leaf_blocks: true"
+            "strategy.leaf_blocks: false puts DeepSpeed's hooks into compiled blocks, which "
+            "selective checkpointing needs whole in one graph; use leaf_blocks: true"
         )
     return contradiction(options, stage, train, world)
 
