@@ -23,7 +23,7 @@ facts, broken = {}, {}
 for name in sys.argv[1:]:
     try:
         __import__(name)
-    except BaseException as error:
+    except BaseException as error:  # a broken package may even exit
         broken[name] = f"{type(error).__name__}: {error}".splitlines()[0]
 try:
     import torch, torch.distributed as dist
@@ -36,7 +36,7 @@ try:
         facts["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
         x = torch.ones(64, 64, device="cuda")
         facts["matmul"] = float((x @ x).sum().item())
-except Exception as error:
+except Exception as error:  # a driver that torch cannot use
     broken.setdefault("torch", f"{type(error).__name__}: {error}".splitlines()[0])
 print()
 print(json.dumps({"facts": facts, "broken": broken}))

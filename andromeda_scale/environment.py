@@ -191,13 +191,13 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def _os_release() -> str | None:
-    with suppress(OSError):
+    with suppress(OSError):  # no distribution says its name here
         return platform.freedesktop_os_release().get("PRETTY_NAME")
     return None
 
 
 def _cpu_model() -> str:
-    with suppress(OSError):
+    with suppress(OSError):  # no /proc
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if found:
             return found.group(1)

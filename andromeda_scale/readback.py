@@ -38,6 +38,7 @@ def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[],
 
     def saw(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         # A head gives a loss, and says what its product ran in.
+        # To mypy an attribute of a module is a Tensor or a Module.
         ran = output.dtype if output.dim() else layer.loss.product_dtype  # type: ignore[union-attr]
         dtypes[str(ran).removeprefix("torch.")] += 1
 

@@ -95,7 +95,7 @@ def _make(files: Sequence[Path], tokenizer: Any, shard: Path) -> None:
                     out.write(np.array(found.ids, dtype="<u4").tobytes())
             out.flush()
             os.replace(out.name, shard)
-        except BaseException:
+        except BaseException:  # a shard in the making is no shard
             os.unlink(out.name)
             raise
 

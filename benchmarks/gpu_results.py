@@ -128,7 +128,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
         if (folder / "bare.json").exists():
             found.append(_bare_row(json.loads((folder / "bare.json").read_text())))
         else:
-            found += andromeda_scale.load_run(folder).table("cases").to_dict("records")  # type: ignore[arg-type]
+            found += andromeda_scale.load_run(folder).table("cases").to_dict("records")
         for row in found:
             row.setdefault("run", folder.name)
     flops = {row["model"]: row["flops_per_token"] for row in found if "flops_per_token" in row}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,20 @@ def write_run(directory: Path, num_ranks: int, num_steps: int) -> None:
         parity="off",
         measure=Measure(steps=num_steps, repeats=1, profile_steps=PROFILE_STEPS),
     )
-    item = PlannedRepeat(case_id=case.case_id, repeat=0, device="cuda")
-    plan = Plan(suite_name="merge_scale", question="?", cases={case.case_id: case}, repeats=(item,))
-    (directory / "plan.json").write_text(plan.model_dump_json())
+    write_plan(directory, "merge_scale", [case])
     write_repeat(directory, case, 0, np.random.default_rng(0))
+
+
+def write_plan(directory: Path, suite_name: str, cases: Sequence[Case]) -> None:
+    """plan.json of one launch of each case."""
+    plan = Plan(
+        suite_name=suite_name,
+        question="Which strategy, at which batch, on how many GPUs?",
+        cases={case.case_id: case for case in cases},
+        repeats=tuple(PlannedRepeat(case_id=c.case_id, repeat=0, device="cuda") for c in cases),
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "plan.json").write_text(plan.model_dump_json())
 
 
 def write_repeat(

@@ -158,11 +158,11 @@ def rank_main(spec: RankSpec, beat: Callable[[str, int, int], None]) -> None:
             self._next_step += 1 + STEPS
             self._record.write("bare", window_ns=window_ns, cpu_ns=cpu_ns)
 
-    program, worker.Worker = worker.Worker, Overhead  # type: ignore[misc]
+    program, worker.Worker = worker.Worker, Overhead
     try:
         worker.main(spec, beat)
     finally:
-        worker.Worker = program  # type: ignore[misc]
+        worker.Worker = program
 
 
 def launchers() -> list[psutil.Process]:

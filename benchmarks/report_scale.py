@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from merge_scale import MODEL, RANKS_PER_NODE, write_repeat
+from merge_scale import MODEL, RANKS_PER_NODE, write_plan, write_repeat
 
 from andromeda_scale.config import Case, Measure, StrategySpec
 from andromeda_scale.merge import merge_run
-from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.report.html import make_page
 from andromeda_scale.training import Train
 from andromeda_scale.world import World
@@ -49,15 +48,7 @@ def sweep(worlds: Sequence[int], batches: Sequence[int] = BATCHES) -> list[Case]
 
 def write_run(directory: Path, cases: Sequence[Case]) -> None:
     """A run directory with one finished repeat of each case."""
-    items = tuple(PlannedRepeat(case_id=case.case_id, repeat=0, device="cuda") for case in cases)
-    plan = Plan(
-        suite_name="report_scale",
-        question="Which strategy, at which batch, on how many GPUs?",
-        cases={case.case_id: case for case in cases},
-        repeats=items,
-    )
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "plan.json").write_text(plan.model_dump_json())
+    write_plan(directory, "report_scale", cases)
     rng = np.random.default_rng(0)
     for case in cases:
         doublings = np.log2(case.world.size)

@@ -118,7 +118,7 @@ def _infiniband(root: Path = _INFINIBAND) -> dict[str, Any]:
     """Bytes by device and port, which the kernel's network counters leave out."""
     found = {}
     for port in sorted(root.glob("*/ports/*")):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # a port may go, or not count
             sent, received = (
                 int((port / "counters" / name).read_text()) * _INFINIBAND_WORD
                 for name in ("port_xmit_data", "port_rcv_data")
@@ -148,7 +148,7 @@ class _Gpus:
         except ImportError:
             return
         self._nvml = pynvml
-        with suppress(pynvml.NVMLError):
+        with suppress(pynvml.NVMLError):  # no driver: no GPUs
             pynvml.nvmlInit()
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -163,7 +163,7 @@ class _Gpus:
 
     def close(self) -> dict[str, dict[str, Any]]:
         if self._handles:
-            with suppress(self._nvml.NVMLError):
+            with suppress(self._nvml.NVMLError):  # its values are taken already
                 self._nvml.nvmlShutdown()
         return self._series
 

@@ -59,7 +59,7 @@ def _received_by_connection() -> dict[tuple[End, End], int]:
     """Bytes that came by every TCP connection; empty where the kernel does not say."""
     found = {}
     for one, here, there in connections():
-        with one, suppress(OSError, struct.error):
+        with one, suppress(OSError, struct.error):  # it may have closed
             info = one.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
             found[here, there] = int(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0])
     return found

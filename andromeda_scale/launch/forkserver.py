@@ -97,7 +97,7 @@ class Forkserver:
             main = getattr(import_module(module), function)
             main(RankSpec.model_validate(command["spec"]), self._beats.writer(command["slot"]))
             code = 0
-        except BaseException:
+        except BaseException:  # a forked child never returns into the server
             traceback.print_exc()
         finally:
             for stream in (sys.stdout, sys.stderr):

@@ -90,7 +90,7 @@ class NodeSamplers:
         for name, sampler in self._running.items():
             try:
                 values[name] = dict(sampler.stop())
-            except Exception as error:
+            except Exception as error:  # its values are lost, not the others'
                 values[name] = {"error": f"{type(error).__name__}: {error}"}
         self._running = {}
         head = {"v": SCHEMA_VERSION, "kind": "node", "case_id": case_id, "repeat": repeat}
@@ -101,6 +101,6 @@ class NodeSamplers:
         if self._environment is None:
             try:
                 self._environment = environment.collect(without_guesses(os.environ))
-            except Exception as error:
+            except Exception as error:  # merging says that systems cannot be told
                 self._environment = {"error": f"{type(error).__name__}: {error}"}
         return self._environment

@@ -159,14 +159,14 @@ class UntilClosed:
             write()
         except (OSError, SystemExit):  # rich turns a broken pipe into an exit
             mute(sys.stderr)
-            with suppress(OSError, SystemExit):
+            with suppress(OSError, SystemExit):  # the reader is gone
                 self._display.close()  # ends a bar's thread
             self._display = Quiet()
 
 
 def mute(stream: TextIO) -> None:
     """Let a standard stream whose reader is gone lead nowhere."""
-    with suppress(OSError):
+    with suppress(OSError):  # no descriptor left: it stays as it is
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

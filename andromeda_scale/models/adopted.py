@@ -38,7 +38,7 @@ def parameters_on_meta() -> Iterator[None]:
         with torch.device("cpu"):
             yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register  # type: ignore[method-assign]  # as it was
 
 
 def in_words(error: Exception) -> str:

@@ -75,7 +75,7 @@ def _build(config: CustomConfig) -> nn.Module:
     try:
         with parameters_on_meta():
             model = make(**config.kwargs)
-    except Exception as error:
+    except Exception as error:  # so may it here
         shown = ", ".join(f"{key}={value!r}" for key, value in config.kwargs.items())
         raise _invalid(config, f"failed when called with ({shown})", error) from error
     if not isinstance(model, nn.Module):

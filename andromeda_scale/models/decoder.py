@@ -76,6 +76,7 @@ class Decoder(nn.Module):
 
     def _final(self, tokens: Tensor) -> Tensor:
         """What the head projects, (B, T) to (B, T, d)."""
+        # A ModuleList has no type of its items.
         x: Tensor = self.norm(self._recomputation(self.blocks, self.embedding(tokens)))  # type: ignore[arg-type]
         return x
 
@@ -90,4 +91,5 @@ class Decoder(nn.Module):
 
     def describe_checkpointing(self) -> dict[str, Any]:
         """The kind of checkpointing, and how many blocks backward has run again."""
+        # No type of its items.
         return self._recomputation.describe(self.blocks)  # type: ignore[arg-type]

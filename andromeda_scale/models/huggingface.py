@@ -202,6 +202,7 @@ def _table(tree: ast.Module, table: str) -> dict[str, str]:
     """
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
+            # Raised, see above.
             pairs = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
             return dict(pairs)
     return {}

@@ -65,6 +65,7 @@ class HuggingFace(Adopted):
 
     def describe_attention(self) -> dict[str, Any]:
         """The kernel in force, by our name where we have one."""
+        # To mypy a Tensor or a Module.
         found = str(self.model.config._attn_implementation)  # type: ignore[union-attr]
         return {"kernel": _OUR_NAMES.get(found, found)}
 

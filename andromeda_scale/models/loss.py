@@ -72,6 +72,7 @@ class Head(Linear):
         super().__init__(shape.d_model, shape.vocab_size, bias=shape.head_bias)
         self.loss = loss
 
+    # A head is a Linear to the wrappers that look for one, and is called with labels besides.
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         return self.loss(x, self.weight, self.bias, labels)
 

@@ -39,7 +39,7 @@ class Accelerated(Strategy):
     def __init__(self, inner: Strategy) -> None:
         super().__init__(inner.options, inner.train)
         self.inner = inner
-        self.name = inner.name  # type: ignore[misc]
+        self.name = inner.name  # type: ignore[misc]  # a class's name elsewhere
         self._world_size = 1
         for package in self.requires_for(type(inner)):
             if importlib.util.find_spec(package) is None:
@@ -77,6 +77,7 @@ class Accelerated(Strategy):
             return "driver: accelerate leaves the model of one GPU bare; use strategy single"
         return None
 
+    # A strategy answers by its class; of this one only an instance knows which it wraps.
     def layout(self, options: Any, train: Train, world: World) -> StateLayout:  # type: ignore[override]
         return self.inner.layout(options, train, world)
 

@@ -102,6 +102,7 @@ class Strategy(ABC):
             common.compile_blocks(module)
         return module
 
+    # Most need nothing here.
     def prepared(self, factory: ModelFactory, module: nn.Module) -> None:  # noqa: B027
         """Mend what a wrapper has done to the weights of the `module` it took."""
 

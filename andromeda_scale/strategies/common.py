@@ -66,7 +66,7 @@ def compile_blocks(module: nn.Module) -> None:
     # DDP would cut a block's graph at its buckets, which are larger, and refuses higher-order
     # operators: FlexAttention, checkpoints.
     dynamo_config.optimize_ddp = False
-    for block in module.blocks:  # type: ignore[union-attr]
+    for block in module.blocks:  # type: ignore[union-attr]  # to mypy a Tensor or a Module
         block.forward = torch.compile(block.forward)
 
 

@@ -143,7 +143,7 @@ class Fsdp1(Native):
         from torch.distributed.fsdp.wrap import CustomPolicy
 
         module = factory.build()
-        blocks = set(module.blocks)  # type: ignore[arg-type]
+        blocks = set(module.blocks)  # type: ignore[arg-type]  # to mypy a Tensor or a Module
         if self.train.compile:
             common.compile_blocks(module)
         wrapped = FullyShardedDataParallel(

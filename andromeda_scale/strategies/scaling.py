@@ -69,6 +69,7 @@ class LossScaler(torch.amp.GradScaler):
             found_inf = here.to(inv_scale.device)
             if place != inv_scale.device:
                 # A fused step would copy found_inf to the host without waiting for it.
+                # Set by torch alone, and nowhere declared.
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         dist.all_reduce(found_inf, op=dist.ReduceOp.MAX, group=self._group)
         return {found_inf.device: found_inf}

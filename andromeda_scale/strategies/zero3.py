@@ -85,12 +85,14 @@ class Zero3(Zero):
         return combine_grad_norm_groups(optimizer._get_norm_groups())
 
     def _shards(self, s: TrainState) -> list[Tensor]:
+        # What DeepSpeed adds to a parameter.
         return [p.ds_tensor for p in s.module.parameters()]  # type: ignore[attr-defined]
 
     def _whole(self, s: TrainState) -> list[Tensor]:
         return [p.data for p in s.module.parameters() if p.data.numel()]
 
     def _gathered(self, s: TrainState) -> dict[str, int]:
+        # What DeepSpeed adds to a parameter.
         passing = [p.data for p in s.module.parameters() if not p.ds_persist and p.data.numel()]  # type: ignore[attr-defined]
         return {"gathered": common.buffer_bytes(passing, self._shards(s))}
 

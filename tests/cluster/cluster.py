@@ -118,7 +118,7 @@ class Cluster:
         self._remove_stale()
         try:
             self._start()
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no daemon
             self.close()
             raise
 
@@ -355,8 +355,9 @@ def _end(pids: list[int]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in pids:
             _kill(pid, number)
-        gone = lambda: not any(map(_alive, pids))  # noqa: E731
-        wait_until(gone, "the end of daemons", patience_s=5, strict=False)
+        wait_until(
+            lambda: not any(map(_alive, pids)), "the end of daemons", patience_s=5, strict=False
+        )
 
 
 def _kill(pid: int, number: int) -> None:

@@ -18,7 +18,7 @@ WRONG_RANK = 1
 
 
 def gradients_not_reduced(spec: RankSpec) -> None:
-    Ddp.accumulating = lambda self, s, **_: s.wrapped.no_sync()  # type: ignore[method-assign]
+    Ddp.accumulating = lambda self, s, **_: s.wrapped.no_sync()
 
 
 def gradients_times(factor: float) -> Callable[[RankSpec], None]:
@@ -30,7 +30,7 @@ def gradients_times(factor: float) -> Callable[[RankSpec], None]:
         def scaled(self: Any, s: Any, loss: Any, **kwargs: Any) -> None:
             backward(self, s, loss * factor, **kwargs)
 
-        Native.backward = scaled  # type: ignore[method-assign]
+        Native.backward = scaled
 
     return plant
 

@@ -46,5 +46,5 @@ def _run(spec: RankSpec, around: Callable[[Any], AbstractContextManager[None]]) 
         with around(s.wrapped):
             return original(self, s, *args, **kwargs)
 
-    Ddp.forward = forward  # type: ignore[method-assign]
+    Ddp.forward = forward
     worker.main(spec, no_beat)

@@ -47,7 +47,7 @@ def train(spec: RankSpec, out: str, names: tuple[str, ...]) -> None:
     """Train the case STEPS steps under several kinds, one by one; save what each showed."""
     if spec.case.train.compile:  # captured and cut as for C++, of which none is compiled
         compile_graph = torch.compile
-        torch.compile = lambda f: compile_graph(f, backend="aot_eager_decomp_partition")  # type: ignore[assignment]
+        torch.compile = lambda f: compile_graph(f, backend="aot_eager_decomp_partition")
     rt = runtime.start(spec)
     runtime.init_process_group(spec, rt)
     found = {}
@@ -93,7 +93,7 @@ def run(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Run:
         specs = group.specs(case, 2)
         out = directory / f"{strategy}-{compiled}"
         group.run(train, [(spec, str(out), names) for spec in specs])
-        return torch.load(f"{out}-0")  # type: ignore[no-any-return]
+        return torch.load(f"{out}-0")
 
     return run
 
@@ -123,7 +123,7 @@ def test_compiled_blocks_train_as_eager_ones_do_whatever_is_recomputed(
 
 def forgetful(spec: RankSpec) -> None:
     """A worker whose model checkpoints nothing, and says so."""
-    Recomputation.__call__ = lambda self, blocks, x: reduce(lambda x, b: b(x), blocks, x)  # type: ignore[method-assign]
+    Recomputation.__call__ = lambda self, blocks, x: reduce(lambda x, b: b(x), blocks, x)
     worker.main(spec, no_beat)
 
 

@@ -247,8 +247,8 @@ def unwrapped(spec: RankSpec) -> None:
     """A worker whose DDP forgets to wrap, and describes itself by what is there."""
     from andromeda_scale.strategies.single import Single
 
-    Ddp.wrap = Single.wrap  # type: ignore[method-assign]
-    Ddp.describe = Single.describe  # type: ignore[method-assign]
+    Ddp.wrap = Single.wrap
+    Ddp.describe = Single.describe
     worker.main(spec, no_beat)
 
 
@@ -256,7 +256,7 @@ def compiled_to_nothing(spec: RankSpec) -> None:
     """A worker in which torch.compile does nothing, silently."""
     import torch
 
-    torch.compile = lambda function: function  # type: ignore[assignment]
+    torch.compile = lambda function: function
     worker.main(spec, no_beat)
 
 
@@ -265,7 +265,7 @@ def captured(spec: RankSpec) -> None:
     import torch
 
     compile_graph = torch.compile
-    torch.compile = lambda function: compile_graph(function, backend="aot_eager")  # type: ignore[assignment]
+    torch.compile = lambda function: compile_graph(function, backend="aot_eager")
     worker.main(spec, no_beat)
 
 

@@ -119,8 +119,8 @@ def test_rotary_frequencies_have_their_values_after_meta_and_casts() -> None:
 def test_a_tied_head_is_one_parameter_on_meta_and_filled() -> None:
     factory = hugging_face(GPT2)
     for module in (factory.build(), filled(factory)):
-        table = module.model.transformer.wte.weight  # type: ignore[union-attr]
-        assert module.model.lm_head.weight is table  # type: ignore[union-attr]
+        table = module.model.transformer.wte.weight
+        assert module.model.lm_head.weight is table
     untied = hugging_face({**GPT2, "tie_word_embeddings": False})
     assert untied.num_parameters - factory.num_parameters == 256 * 32
 
@@ -167,10 +167,10 @@ def test_the_shallow_form_has_two_layers_of_the_same_widths() -> None:
     deep = {**LLAMA, "num_hidden_layers": 8, "layer_types": ["full_attention"] * 8}
     factory = hugging_face(deep)
     shallow = hugging_face(factory.config.shallow()["config"])
-    assert len(shallow.build().blocks) == 2  # type: ignore[arg-type]
+    assert len(shallow.build().blocks) == 2
     assert len(shallow.config.config["layer_types"]) == 2
     per_block = (factory.num_parameters - shallow.num_parameters) / 6
-    block = sum(p.numel() for p in shallow.build().blocks[0].parameters())  # type: ignore[index]
+    block = sum(p.numel() for p in shallow.build().blocks[0].parameters())
     assert per_block == block
 
 
@@ -313,5 +313,5 @@ def test_a_parameter_that_two_modules_share_is_shared_on_meta() -> None:
         scale = nn.BatchNorm1d(3)
     assert one.weight.is_meta
     assert one.weight is other.weight
-    assert not scale.running_mean.is_meta  # type: ignore[union-attr]
+    assert not scale.running_mean.is_meta
     assert not nn.Linear(3, 3).weight.is_meta

@@ -77,7 +77,7 @@ def test_a_run_shows_itself_as_one_line_and_as_an_escaped_table(stored: Path) ->
 
 def test_what_is_no_run_and_no_table_is_named(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'speed' is no table; use one of scaling, breakdown"):
-        andromeda_scale.load_run(stored).table("speed")  # type: ignore[arg-type]
+        andromeda_scale.load_run(stored).table("speed")
     with pytest.raises(UserError, match="nowhere"):
         andromeda_scale.load_run(tmp_path / "nowhere")
 

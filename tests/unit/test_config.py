@@ -268,4 +268,4 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> No
 def test_schemas_are_immutable() -> None:
     train = Train()
     with pytest.raises(ValueError, match="frozen"):
-        train.seq_len = 3  # type: ignore[misc]
+        train.seq_len = 3

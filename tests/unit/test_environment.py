@@ -75,7 +75,7 @@ def test_a_node_says_versions_cores_memory_and_processor() -> None:
     found = environment.collect()
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"]
-    assert 1 <= found["cpu_cores"] <= os.cpu_count()  # type: ignore[operator]
+    assert 1 <= found["cpu_cores"] <= os.cpu_count()
     assert found["memory_bytes"] > 0
     assert found["cpu_model"]
     assert found["hostname"]

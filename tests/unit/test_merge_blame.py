@@ -132,7 +132,7 @@ def test_the_blamed_gpus_state_is_that_of_its_measured_window(tmp_path: Path) ->
 
     change_line(place, 1, "start", on_gpu)
     change_line(place, 1, "measure", timed)
-    change_line(place, None, "node", sampled)  # type: ignore[arg-type]
+    change_line(place, None, "node", sampled)
     (row,) = merge_run(tmp_path).cases.to_dict("records")
     assert row["blamed_device"] == "GPU-7"
     assert (row["blamed_clock_mhz"], row["blamed_temperature_c"]) == (900, 50)

@@ -15,7 +15,7 @@ from andromeda_scale.merge import load_results, merge_run, write
 def test_a_step_is_as_long_as_on_its_slowest_rank_and_warm_up_is_told_apart(tmp_path: Path) -> None:
     directory, case = even_run(tmp_path, world=2, repeats=1)
 
-    def slower(line: dict) -> dict:  # type: ignore[type-arg]
+    def slower(line: dict) -> dict:
         line["values"]["step_time"]["step_ns"][2] = 300_000_000
         return line
 
@@ -40,7 +40,7 @@ def test_steps_outlive_the_records_in_their_file(tmp_path: Path) -> None:
 def test_a_rank_that_wrote_fewer_steps_leaves_the_phase_out(tmp_path: Path) -> None:
     directory, case = even_run(tmp_path, world=2, repeats=1)
 
-    def shorter(line: dict) -> dict:  # type: ignore[type-arg]
+    def shorter(line: dict) -> dict:
         line["values"]["step_time"]["step_ns"].pop()
         return line
 

@@ -48,7 +48,7 @@ def test_first_steps_are_read_over_phases_and_ranks() -> None:
     [
         ([[values([2, 4], [2, 2], [])]], "recorded 2 losses, not 5"),
         ([[values([2] * 5, [0] * 5, [])]], "cannot be read: .*division by zero"),
-        ([[values(["x"] * 5, [2] * 5, [])]], "cannot be read"),  # type: ignore[list-item]
+        ([[values(["x"] * 5, [2] * 5, [])]], "cannot be read"),
         ([[{"losses": None}]], "cannot be read"),
         ([[values([math.nan] * 5, [2] * 5, [])]], "finite number"),
         ([[values([2] * 5, [2] * 5, [])], [{}]], "only 1 of 2 ranks recorded losses"),

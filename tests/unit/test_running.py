@@ -38,7 +38,7 @@ def test_a_collector_that_fails_costs_its_own_values_alone(
     kinds = {"counts": Counts, "breaks": Breaks, "absent": Absent}
     monkeypatch.setattr(registry, "load", lambda kind, name: kinds[name])
     values: dict[str, Any] = {}
-    with Collectors(["breaks", "absent", "counts"]).around("profile", None, values):  # type: ignore[arg-type]
+    with Collectors(["breaks", "absent", "counts"]).around("profile", None, values):
         pass
     assert values == {
         "breaks": {"error": "AttributeError: no attribute 'extra_meta'"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,8 @@ NOT_ON_A_CPU = {
 }
 
 
-def plan(name: str, machine: Machine, sets: list[str] = [], axes: list[str] = []) -> Plan:  # noqa: B006
-    suite, suite_name, _ = load_suite(name, sets, axes)
+def plan(name: str, machine: Machine, sets: Sequence[str] = (), axes: Sequence[str] = ()) -> Plan:
+    suite, suite_name, _ = load_suite(name, list(sets), list(axes))
     return make_plan(suite, suite_name, machine)
 
 
