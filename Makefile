@@ -1,5 +1,6 @@
 # make bench [SUITE=configs/suites/quickstart.yaml] [ARGS="--set measure.repeats=5"]
 # make docs    # site/, from docs/ and the registries
+# make gallery # the quickstart again, into docs/gallery and its pictures (a quiet machine, chromium)
 # make test | test-fast | test-thorough | lint
 
 SUITE ?= configs/suites/quickstart.yaml
@@ -7,13 +8,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench docs test test-fast test-thorough lint
+.PHONY: bench docs gallery test test-fast test-thorough lint
 
 bench: $(VENV)/.installed
 	$(BIN)/andromeda-scale run $(SUITE) $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
+
+gallery: $(VENV)/.installed
+	rm -rf build/gallery
+	$(BIN)/andromeda-scale run configs/suites/quickstart.yaml --run-dir build/gallery
+	$(BIN)/andromeda-scale report build/gallery --format html
+	cp build/gallery/*.parquet build/gallery/suite.yaml docs/gallery/quickstart/
+	for size in desktop:1440,1800 phone:360,2000; do \
+	  chromium --headless=new --no-sandbox --virtual-time-budget=20000 --hide-scrollbars \
+	    --window-size=$${size#*:} --screenshot=docs/report-$${size%:*}.png \
+	    file://$(CURDIR)/build/gallery/report.html || exit 1; done
 
 test: test-fast lint
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/replay $(ARGS)
