@@ -191,7 +191,7 @@ class Coordinator:
     def _enforce_limits(self, case: Case, published_s: float) -> None:
         limit_s = case.limits.timeout_s
         if self._stop.requested:
-            self._member.abort("interrupted", "stopped by the user")
+            self._member.abort("interrupted", "told to stop")
         elif self._member.run is not None:
             if time.monotonic() - published_s > limit_s:
                 self._member.abort("timeout", f"not finished after {limit_s:g} s")

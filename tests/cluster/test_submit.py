@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
 from cluster import Cluster
 from submitted import Login, acting_template
 
+from andromeda_scale.launch import jobs
+from andromeda_scale.resources import TOP
+
 HOSTILE = """a b"c'd$(touch pwned)`touch pwned`;touch pwned #\\e"""
 
 
-def test_a_suite_becomes_one_table_over_nested_worlds_of_one_allocation(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    login = Login(
-        cluster, tmp_path, 'world: [1, 2x1]\nslurm: {nodes: 3, time: "10:00", gres: "gpu:1"}'
-    )
-    done = login.type(
-        "submit", "x.yaml", "--run-dir", "run", "--wait", "--set", "measure.repeats=1"
-    )
+class Followed(NamedTuple):
+    login: Login
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def followed(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
+    """A suite that was submitted, and followed to its end, from a folder with an evil name and
+    with evil values."""
+    folder = tmp_path_factory.mktemp("followed") / "a b'$(touch pwned)"
+    folder.mkdir()
+    shipped = (TOP / "slurm" / "allocation.sbatch").read_text(encoding="utf-8")
+    shouting = shipped.replace("@setup@", 'module() { echo "$@"; }\n@setup@')
+    (folder / "mine.sbatch").write_text(shouting, encoding="utf-8")
+    section = {"nodes": 3, "time": "10:00", "gres": "gpu:1", "template": "mine.sbatch"}
+    section |= {"modules": [HOSTILE], "extra": [f"--comment={HOSTILE}"]}
+    login = Login(running, folder, f"world: [1, 2x1]\nslurm: {json.dumps(section)}\n")
+    once = ["--set", "measure.repeats=1"]
+    done = login.type("submit", "x.yaml", "--run-dir", "run", "--wait", *once)
+    yield Followed(login, done)
+    running.mend()
+
+
+def test_a_suite_becomes_one_table_over_nested_worlds_of_one_allocation(followed: Followed) -> None:
+    login, done = followed
     assert done.returncode == 0, done.stdout + done.stderr
     assert "does it run on nodes?" in done.stdout
     assert login.words() == {("1", 0): "ok", ("2x1", 0): "ok"}
@@ -35,24 +57,12 @@ def test_a_suite_becomes_one_table_over_nested_worlds_of_one_allocation(
     assert "2 of 2 launches ended" in shown
 
 
-def test_values_of_a_suite_reach_sbatch_as_they_are_and_no_shell(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    folder = tmp_path / "a b'$(touch pwned)"
-    folder.mkdir()
-    section = {"template": "acts.sbatch", "modules": [HOSTILE], "extra": [f"--comment={HOSTILE}"]}
-    login = Login(cluster, folder, f"world: 1\nslurm: {json.dumps(section)}")
-    acting_template(folder)
-    text = (
-        (folder / "acts.sbatch").read_text().replace("@setup@", 'module() { echo "$@"; }\n@setup@')
-    )
-    (folder / "acts.sbatch").write_text(text)
-    job_id = login.submit()
-    assert HOSTILE in cluster.ask("scontrol", "show", "job", job_id)
-    login.wait_for_end(job_id)
+def test_values_of_a_suite_reach_sbatch_as_they_are_and_no_shell(followed: Followed) -> None:
+    login, _ = followed
+    (job_id,) = jobs.of_run(login.run)
+    assert HOSTILE in login.cluster.ask("scontrol", "show", "job", job_id)
     assert f"load {HOSTILE}\n" in login.log()
-    assert login.words() == {("1", 0): "ok", ("1", 1): "ok"}
-    assert not list(tmp_path.rglob("pwned"))
+    assert not list(login.folder.parent.rglob("pwned"))
     assert not Path("pwned").exists()
 
 
