@@ -130,14 +130,14 @@ METRICS: dict[str, Metric] = {
     ),
     "late_s": Metric(
         "s", "lower", "max", "the rank that others wait for most", "mean", "profile", milliseconds,
-        "max of median and mean over steps of charged_s - exposed_wait_s, blamed or not: in runs "
-        "without a slow rank it is the null floor",
+        "max of median and mean over steps of (charged_s - exposed_wait_s) / (ranks - 1), blamed "
+        "or not: in runs without a slow rank it is the null floor",
     ),
     "blame_s": Metric(
         "s", "lower", "the blamed rank", "the one that others wait for most", "mean", "profile",
         milliseconds,
-        "charged_s - exposed_wait_s of blamed_rank, median over steps (persistent) or mean "
-        "(transient); empty: nobody is blamed",
+        "(charged_s - exposed_wait_s) / (ranks - 1) of blamed_rank, median over steps "
+        "(persistent) or mean (transient); empty: nobody is blamed",
     ),
     "blame_floor_s": Metric(
         "s", "none", "as stored", "of this machine, kind of device and world", "max", "selftest",

@@ -1,8 +1,9 @@
 """Which ranks the others waited for, beyond chance, and why those were late. No torch.
 
-A step is one piece of evidence. In it a rank is late by what others waited for it less what it
-waited itself: `charged_s - exposed_wait_s`. A launch of MIN_STEPS has a verdict of its own, and
-`of_launches` counts these; shorter ones are judged together, by `of_short_launches`.
+A step is one piece of evidence. In it a rank is late by what the others waited for it, less what it
+waited itself, for each of them: `(charged_s - exposed_wait_s) / (ranks - 1)`. A launch of MIN_STEPS
+has a verdict of its own, and `of_launches` counts these; shorter ones are judged together, by
+`of_short_launches`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class Verdict(NamedTuple):
 
 
 def lateness(series: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(ranks, steps) seconds by which each rank was late: what it is charged - its own waiting."""
-    late: np.ndarray = series["charged_s"] - series["exposed_wait_s"]
+    """(ranks, steps) seconds by which each rank was late: its charge less its own waiting, by the
+    number of the others, so that one late rank of many is late by what it delays the step."""
+    charged = series["charged_s"]
+    late: np.ndarray = (charged - series["exposed_wait_s"]) / max(1, len(charged) - 1)
     return late
 
 

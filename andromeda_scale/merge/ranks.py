@@ -34,7 +34,7 @@ COLUMNS: dict[str, str] = {
     **{name: "float64" for name in SERIES if name != "step_s"},  # means over the steps
     "optimizer_compute_s": "float64",
     "charged_s": "float64",  # mean over the steps of what others waited for this rank
-    "late_s": "float64",  # max(median, mean) over the steps of charged_s - exposed_wait_s
+    "late_s": "float64",  # max(median, mean) over the steps of how late it was
     "profile_step_s": "float64",  # mean of the rank's own profiled steps
     **dict.fromkeys((*PARTS, "data_part_s", "residual_s"), "float64"),  # means over the steps
     "comm_wire_bytes": "float64",

@@ -51,9 +51,16 @@ def test_two_late_ranks_are_blamed_in_the_order_of_charge() -> None:
     rng = np.random.default_rng(1)
     found = blame(steps_of(arrivals(4, 20, {1: 0.03, 2: 0.04}), rng), None)
     assert [one.rank for one in found.blamed] == [2, 1]
-    # two wait 30 ms for two, then three wait 10 ms for the last: 30 + 30 and 30 - 10
-    assert [one.late_s for one in found.blamed] == pytest.approx([0.06, 0.02], rel=0.15)
+    # two wait 30 ms for two, then three wait 10 ms for the last: a third of 30 + 30 and of 30 - 10
+    assert [one.late_s for one in found.blamed] == pytest.approx([0.02, 0.02 / 3], rel=0.15)
     assert {one.cause for one in found.blamed} == {"compute"}
+
+
+def test_one_late_rank_of_many_is_late_by_what_it_delays_the_step() -> None:
+    rng = np.random.default_rng(3)
+    (one,) = blame(steps_of(arrivals(8, 20, {5: 0.03}), rng), None).blamed
+    assert one.rank == 5
+    assert one.late_s == pytest.approx(0.03, rel=0.1)
 
 
 def test_a_rank_late_in_30_percent_of_steps_is_transient() -> None:
