@@ -19,4 +19,14 @@ def refusal(train: Train, device: str) -> str | None:
             f"train.sdpa_backend: {train.sdpa_backend} is chosen among a GPU's kernels; a CPU has "
             "one; use null"
         )
+    if device == "cpu" and train.attention_backend in ("cudnn", "efficient"):
+        return (
+            f"train.attention_backend: {train.attention_backend} is a backend of CUDA GPUs; "
+            "use auto, flash or math"
+        )
+    if device == "cpu" and train.compiling and train.compiling.cuda_graphs:
+        return (
+            f"train.compile: mode: {train.compiling.mode} records CUDA graphs; use "
+            "{whole: true} alone, or true, on a CPU"
+        )
     return None

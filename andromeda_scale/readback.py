@@ -28,12 +28,15 @@ MAX_REASON_LENGTH = 300
 
 
 @contextmanager
-def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[], str | None]]:
+def compute_dtype(module: nn.Module, train: Train) -> Iterator[Callable[[], str | None]]:
     """Watch the linear layers of a model; what it gives returns the dtype most of them ran in.
 
     Compiled blocks are left alone, since a hook would compile them again: there the layers
-    outside them speak. None if there is none.
+    outside them speak, and where the whole model is one graph its loss. None if there is none.
     """
+    if train.compiling and train.compiling.whole:
+        yield lambda: str(module.loss.product_dtype).removeprefix("torch.")  # type: ignore[union-attr]
+        return
     dtypes: Counter[str] = Counter()
 
     def saw(layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -42,7 +45,7 @@ def compute_dtype(module: nn.Module, *, compiled: bool) -> Iterator[Callable[[],
         ran = output.dtype if output.dim() else layer.loss.product_dtype  # type: ignore[union-attr]
         dtypes[str(ran).removeprefix("torch.")] += 1
 
-    blocks: Any = module.blocks if compiled else ()
+    blocks: Any = module.blocks if train.compile else ()
     left_alone = {layer for block in blocks for layer in block.modules()}
     hooks = [
         layer.register_forward_hook(saw)

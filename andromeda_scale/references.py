@@ -27,7 +27,9 @@ def reference_of(case: Case, device: Device) -> Case:
         model_name=case.model_name,
         model=case.model,
         data=case.data.model_copy(update={"prefetch": 0}),
-        train=case.train.model_copy(update={"grad_accum": grad_accum}),
+        train=case.train.model_copy(
+            update={"grad_accum": grad_accum, "compile": bool(case.train.compile)}
+        ),
         seed=case.seed,
         env=case.env,
         threads_per_rank=case.threads_per_rank,

@@ -9,7 +9,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,7 @@ def start(spec: RankSpec) -> Runtime:
             )
     else:
         device = torch.device("cpu")
+    _order_attention(spec.case.train.attention_backend, device)
     return Runtime(
         device=device,
         backend="nccl" if device.type == "cuda" else "gloo",
@@ -141,6 +142,25 @@ def start(spec: RankSpec) -> Runtime:
         threads=torch.get_num_threads(),
         seed=spec.case.seed,
     )
+
+
+_HELD = ExitStack()  # what is set for as long as this process lives
+
+
+def _order_attention(backend: str, device: torch.device) -> None:
+    """The backends that torch's fused attention may take, the first that can being taken."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    efficient, math = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+    named = {"flash": flash, "cudnn": cudnn, "efficient": efficient, "math": math}
+    _HELD.close()
+    if backend != "auto":
+        _HELD.enter_context(sdpa_kernel([named[backend]]))
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        order = [cudnn, flash, efficient, math]
+        _HELD.enter_context(sdpa_kernel(order, set_priority=True))
 
 
 def identity(spec: RankSpec, rt: Runtime) -> dict[str, Any]:

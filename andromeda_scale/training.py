@@ -57,6 +57,40 @@ class Segment(Schema):
     segment: Annotated[int, Field(gt=0, le=10**5)]
 
 
+class Compiled(Schema):
+    """`{mode: reduce-overhead, whole: true}`: torch.compile's mode, and whether model and loss are
+    one graph. CUDA graphs (reduce-overhead, max-autotune) need one."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    whole: bool = False
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether a step is replayed from graphs of CUDA."""
+        return self.mode in ("reduce-overhead", "max-autotune")
+
+    @model_validator(mode="after")
+    def _graphs_are_whole(self) -> Compiled:
+        if self.cuda_graphs and not self.whole:
+            raise ValueError(
+                f"mode: {self.mode} records CUDA graphs, one for each block and its weights; "
+                "set whole: true, or use max-autotune-no-cudagraphs"
+            )
+        return self
+
+
+def _compile(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = Compiled.model_validate(value, strict=True)
+    if isinstance(value, Compiled):
+        return True if value == Compiled() else value
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is no compilation; use true, false or {{mode: ..., whole: true}}")
+
+
 def _optimizer(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -74,6 +108,7 @@ def _checkpointing(value: Any) -> Any:
     )
 
 
+Compile = Annotated[bool | Compiled, BeforeValidator(_compile)]
 Optimizer = Annotated[OptimizerSpec, BeforeValidator(_optimizer)]
 # What backward recomputes. none: nothing. block: every block from its input. {every: K}: each K-th
 # block. {segment: K}: K blocks at once. selective: in every block all but the products with weights
@@ -119,7 +154,7 @@ class Train(Schema):
     learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.1
     grad_clip: Rate | None = 1.0  # max norm of the global gradient; null = no clipping
-    compile: bool = False  # torch.compile, block by block
+    compile: Compile = False  # torch.compile; true: block by block, in its default mode
     activation_checkpointing: Checkpointing = "none"
     # Parts over a micro-batch's tokens in which the head's logits and their loss are computed, so
     # that they are never whole in memory; auto: as few as keep a part's below 1 GiB in float32.
@@ -135,6 +170,41 @@ class Train(Schema):
             raise ValueError(
                 f"sdpa_backend: {self.sdpa_backend} is a kernel of sdpa_causal and sdpa_bias, and "
                 f"train.attention is {self.attention}; remove it, or change train.attention"
+            )
+        return self
+
+    # What torch's fused attention runs on: one of its backends alone, or the launch fails; auto:
+    # torch's order, and from compute capability 9.0 on cuDNN's before the others.
+    attention_backend: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+
+    @property
+    def compiling(self) -> Compiled | None:
+        """How; None: not at all."""
+        if isinstance(self.compile, Compiled):
+            return self.compile
+        return Compiled() if self.compile else None
+
+    @model_validator(mode="after")
+    def _whole_graphs_are_plain(self) -> Train:
+        how = self.compiling
+        if how and how.whole and self.activation_checkpointing != "none":
+            raise ValueError(
+                "compile: whole: true leaves no blocks to checkpoint; use compile: true, or "
+                "activation_checkpointing: none"
+            )
+        if how and how.cuda_graphs and self.grad_accum > 1 and self.mode != "forward":
+            raise ValueError(
+                f"compile: mode: {how.mode} writes each micro-batch's gradients to one place; use "
+                "grad_accum: 1, or another mode"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_has_a_kernel(self) -> Train:
+        if self.attention_backend != "auto" and self.attention in ("naive", "flex"):
+            raise ValueError(
+                f"attention_backend: {self.attention_backend} is of torch's fused attention, not "
+                f"of {self.attention}; use auto, or attention: sdpa_causal"
             )
         return self
 

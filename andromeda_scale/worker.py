@@ -232,7 +232,7 @@ class Worker:
         """One step apart, in which what happened is read back between backward and update."""
         with self._in_phase("inspect"):
             with (
-                compute_dtype(self._state.module, compiled=self._case.train.compile) as seen,
+                compute_dtype(self._state.module, self._case.train) as seen,
                 attention_ops(self._runtime.device) as ran,
             ):
                 self._step(self._next_step, before_update=self._read_back)

@@ -116,6 +116,9 @@ RULES: dict[str, Rule] = {
     "units.": Rule("differs", "how parameters are cut for the network: overlap and memory"),
     # Settings of a suite that no fact shows.
     "train.learning_rate": Rule("unfair", "other updates: another model after the first step"),
+    "train.compile": Rule("differs", "how torch compiles: fused kernels, the same arithmetic"),
+    "train.loss_chunks": Rule("differs", "logits and loss in parts: less memory, the same work"),
+    "train.attention_backend": Rule("differs", "another kernel of the same function"),
     "train.weight_decay": Rule("unfair", "other updates: another model after the first step"),
     "seed": Rule("unfair", "other weights, and other tokens"),
     "measure.": Rule("differs", "how much is warmed up and measured, not what is computed"),

@@ -93,24 +93,24 @@ class _CpuPeaks:
 class _Buffers:
     """The strategy's communication buffers, read where a module begins and where its backward does.
 
-    Inside compiled blocks nothing is read: a hook there would compile them again.
+    Inside what is compiled nothing is read: a hook there would compile them again.
     """
 
     def __init__(self, context: Context) -> None:
         self.fullest: dict[str, int] = {}
         self._strategy = context.strategy
         self._state: Any = context.state
-        self._compiled = context.case.train.compile
+        self._how = context.case.train.compiling
         self._hooks: list[Any] = []
 
     def start(self) -> None:
         module = self._state.module
-        blocks = set(module.blocks)
+        compiled = [module] if self._how and self._how.whole else list(module.blocks)
         left_alone = {
             inner
-            for block in (blocks if self._compiled else ())
-            for inner in block.modules()
-            if inner is not block
+            for part in (compiled if self._how else ())
+            for inner in part.modules()
+            if inner is not part
         }
         for child in module.modules():
             if child not in left_alone:

@@ -50,7 +50,7 @@ class Recomputation:
 
     def __init__(self, train: Train, blocks: Sequence[nn.Module]) -> None:
         self._kind = train.activation_checkpointing
-        self._compiled = train.compile
+        self._compiled = bool(train.compile)
         self._groups: list[range] = []
         if self._kind == "selective":
             for block in blocks:

@@ -56,6 +56,11 @@ class CustomConfig(Family):
         return 1  # as far as anybody can know
 
     def refuses(self, train: Train) -> str | None:
+        if train.compiling and train.compiling.whole:
+            return (
+                f"train.compile: whole: true, and {self.label} is of others, whose forward may not "
+                "be one graph; use compile: true"
+            )
         if train.loss_chunks not in ("auto", 1):
             return (
                 f"train.loss_chunks: {train.loss_chunks} cannot be had of {self.callable}, which "

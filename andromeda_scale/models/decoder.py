@@ -51,7 +51,8 @@ class Decoder(nn.Module):
         self.tables = tables
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        self.loss = NextTokenLoss(loss_chunks(train, shape.vocab_size), compiled=train.compile)
+        by_itself = train.compiling is not None and not train.compiling.whole
+        self.loss = NextTokenLoss(loss_chunks(train, shape.vocab_size), compiled=by_itself)
         self.head = None if shape.tied_head else Head(shape, self.loss)
         self._recomputation = Recomputation(train, blocks)
 

@@ -102,6 +102,11 @@ class HuggingFaceConfig(Family):
         return super().loss_chunks(train) if has_plain_head(self.config) else 1
 
     def refuses(self, train: Train) -> str | None:
+        if train.compiling and train.compiling.whole:
+            return (
+                f"train.compile: whole: true, and {self.label} is of others, whose forward may not "
+                "be one graph; use compile: true"
+            )
         if train.loss_chunks not in ("auto", 1) and not has_plain_head(self.config):
             return (
                 f"train.loss_chunks: {train.loss_chunks} needs logits that are the head's product "

@@ -31,7 +31,7 @@ class HuggingFace(Adopted):
         if blocks is None:
             raise Invalid(f"model.config: {type(model).__name__} has no list of decoder blocks")
         super().__init__(model, list(blocks), train)
-        self.loss = NextTokenLoss(config.loss_chunks(train), compiled=train.compile)
+        self.loss = NextTokenLoss(config.loss_chunks(train), compiled=bool(train.compile))
         self._labels: Tensor | None = None
         if config.loss_chunks(train) > 1:
             head = model.get_output_embeddings()

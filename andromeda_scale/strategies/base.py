@@ -56,6 +56,7 @@ class Strategy(ABC):
     fused: ClassVar[frozenset[str]] = frozenset()  # parts that cannot be timed apart: "update", ...
     # The kinds of device on which driver `accelerate` can wrap this strategy.
     accelerate_on: ClassVar[frozenset[str]] = frozenset()
+    whole_graph: ClassVar[bool] = False  # nothing but the model's own forward runs between blocks
     prepared_on: ClassVar[str | None] = None  # where it takes the whole model; None: on the device
 
     def __init__(self, options: Any, train: Train) -> None:
@@ -69,6 +70,11 @@ class Strategy(ABC):
         The reason starts with the key to change, such as "train.grad_accum: ...". What is said
         here holds for every strategy: those with reasons of their own ask this first.
         """
+        if train.compiling and train.compiling.whole and not cls.whole_graph:
+            return (
+                f"train.compile: whole: true, and {cls.name} gathers weights block by block; use "
+                "compile: true, or strategy single or ddp"
+            )
         return precision.refusal(train.precision, device) or kernels.refusal(train, device)
 
     @classmethod
@@ -98,8 +104,7 @@ class Strategy(ABC):
 
         module = factory.build()
         factory.materialise(module, rt.device, parameters_on=self.prepared_on)
-        if self.train.compile:
-            common.compile_blocks(module)
+        common.compile_model(module, self.train)
         return module
 
     # Most need nothing here.

@@ -46,14 +46,17 @@ def optimizer_facts(made: torch.optim.Optimizer) -> dict[str, Any]:
     return {"class": type(made).__name__, "kernel": kernel, **settings}
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compile each block's forward; hooks that a strategy puts on the block stay outside.
+def compile_model(module: nn.Module, train: Train) -> None:
+    """Compile as asked: each block's forward, so that hooks on the block stay outside, or all.
 
     Inductor's helpers are children of this rank: g++ under threads on a CPU; for Triton a process
     with a pool of workers, started at the first compilation and not in the forkserver, of which
     a fork inherits nothing. They belong to the rank's process group, and the forkserver ends them
     with it. Each rank would start min(32, cores): it gets its share of the cores.
     """
+    how = train.compiling
+    if how is None:
+        return
     import os
 
     import torch
@@ -66,8 +69,9 @@ def compile_blocks(module: nn.Module) -> None:
     # DDP would cut a block's graph at its buckets, which are larger, and refuses higher-order
     # operators: FlexAttention, checkpoints.
     dynamo_config.optimize_ddp = False
-    for block in module.blocks:  # type: ignore[union-attr]  # to mypy a Tensor or a Module
-        block.forward = torch.compile(block.forward)
+    mode: dict[str, Any] = {} if how.mode == "default" else {"mode": how.mode}
+    for part in [module] if how.whole else module.blocks:  # type: ignore[union-attr]  # to mypy a Tensor or a Module
+        part.forward = torch.compile(part.forward, **mode)
 
 
 def autocast(device: torch.device, precision: str, *, enabled: bool = True) -> torch.autocast:

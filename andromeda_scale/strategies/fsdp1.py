@@ -144,8 +144,7 @@ class Fsdp1(Native):
 
         module = factory.build()
         blocks = set(module.blocks)  # type: ignore[arg-type]  # to mypy a Tensor or a Module
-        if self.train.compile:
-            common.compile_blocks(module)
+        common.compile_model(module, self.train)
         wrapped = FullyShardedDataParallel(
             module,
             device_mesh=self._mesh(rt),

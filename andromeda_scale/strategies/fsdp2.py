@@ -134,8 +134,7 @@ class Fsdp2(Native):
 
         module, mesh = factory.build(), self.mesh(rt)
         keywords = {"mesh": mesh, **self._policies(rt.device)}
-        if self.train.compile:
-            common.compile_blocks(module)
+        common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
         for block in blocks:
             kept = block is not blocks[-1] and self.options.reshard_after_forward

@@ -28,6 +28,7 @@ class Single(Native):
     distributed: ClassVar[bool] = False
     accelerate_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     autocasts: ClassVar[bool] = True
+    whole_graph: ClassVar[bool] = True
 
     @classmethod
     def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
@@ -54,8 +55,7 @@ class Single(Native):
         """Materialise, compile, wrap; the optimizer updates the float32 parameters."""
         module = factory.build()
         factory.materialise(module, rt.device)
-        if self.train.compile:
-            common.compile_blocks(module)
+        common.compile_model(module, self.train)
         return self.state(self.wrap(module, rt), module, rt.device)
 
     def wrap(self, module: nn.Module, rt: Runtime) -> Any:

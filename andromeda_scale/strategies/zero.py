@@ -119,8 +119,7 @@ class Zero(Strategy):
         deepspeed.init_distributed(dist_backend=rt.backend, auto_mpi_discovery=False, verbose=False)
         module = factory.build()
         self._materialise(factory, module, rt)
-        if self.train.compile:
-            common.compile_blocks(module)
+        common.compile_model(module, self.train)
         return module
 
     def prepared(self, factory: ModelFactory, module: nn.Module) -> None:
