@@ -104,7 +104,7 @@ def run(
     KeyboardInterrupt when interrupted, after the current launch was closed: the same call goes
     on; RuntimeError when the sweep itself broke.
     """
-    from andromeda_scale import sweep
+    from andromeda_scale import choosing, sweep
     from andromeda_scale.machine import detect_machine
     from andromeda_scale.plan import make_plan, require_runnable
     from andromeda_scale.suite_file import mapping_suite, read_suite
@@ -121,7 +121,7 @@ def run(
     plan = make_plan(loaded.suite, loaded.name, detect_machine(), loaded.where)
     require_runnable(plan, loaded.where)
     chosen = None if run_dir is None else Path(run_dir)
-    path, _ = sweep.choose(plan, sweep.RUNS, chosen, new=new, only_failed=only_failed)
+    path, _ = choosing.choose(plan, choosing.RUNS, chosen, new=new, only_failed=only_failed)
     started = sweep.start(path, plan, loaded.text, allow_mixed=allow_mixed)
     outcome = sweep.refined(started, only_failed=only_failed, quiet=quiet)
     results, full = sweep.tables(started.path)

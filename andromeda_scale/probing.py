@@ -10,7 +10,8 @@ import pandas as pd
 import typer
 
 from andromeda_scale import calibration, environment, plan_probe
-from andromeda_scale.launch.run_dir import RunDir, write_atomic
+from andromeda_scale.launch.disk import write_atomic
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge.probe import FILE, ceilings, probe_points
 from andromeda_scale.planned import Plan
 from andromeda_scale.references import Device

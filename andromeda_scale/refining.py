@@ -9,7 +9,8 @@ from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample, log_interval
 from andromeda_scale.config import Case
-from andromeda_scale.launch.run_dir import RunDir, write_atomic
+from andromeda_scale.launch.disk import write_atomic
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.planned import PlannedRepeat
 

@@ -21,7 +21,7 @@ from andromeda_scale import resources
 from andromeda_scale.config import Suite
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import gather, jobs, sbatch
-from andromeda_scale.launch.run_dir import write_atomic
+from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.machine import Machine
 from andromeda_scale.plan import make_plan, require_runnable
 from andromeda_scale.planned import Plan

@@ -31,8 +31,9 @@ class Kind(StrEnum):
 
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
+    from andromeda_scale.choosing import RUNS
     from andromeda_scale.plan_table import print_plan
-    from andromeda_scale.sweep import RUNS, earlier_seconds
+    from andromeda_scale.sweep import earlier_seconds
 
     planned, _ = plan_of(suite, set_, axis)
     print_plan(planned, earlier_seconds(planned, RUNS))
@@ -87,8 +88,8 @@ def doctor() -> None:
 
     Status 1: the quickstart would not run.
     """
+    from andromeda_scale.choosing import RUNS
     from andromeda_scale.doctor import examine
-    from andromeda_scale.sweep import RUNS
 
     broken = False
     for check in examine(RUNS):

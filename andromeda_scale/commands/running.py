@@ -108,11 +108,11 @@ def submit(
     wait: Wait = False,
 ) -> None:
     """Run a suite as one SLURM job: an agent a node, smaller worlds on the first of its nodes."""
-    from andromeda_scale import submitting, sweep
+    from andromeda_scale import choosing, submitting
     from andromeda_scale.suite_file import read_suite
 
     loaded = read_suite(suite, set_ or [], axis or [])
-    where = sweep.place(loaded.name, run_dir)
+    where = choosing.place(loaded.name, run_dir)
     submitting.refuse_used(where)
     submission = submitting.prepare(loaded, where.absolute())
     if dry_run:
@@ -153,9 +153,9 @@ def _launch(
     allow_mixed: bool = False,
 ) -> NoReturn:
     """Run a plan where it belongs, or go on with an earlier run of it."""
-    from andromeda_scale import sweep
+    from andromeda_scale import choosing, sweep
 
-    path, resumed = sweep.choose(plan, sweep.RUNS, run_dir, new=new, only_failed=only_failed)
+    path, resumed = choosing.choose(plan, choosing.RUNS, run_dir, new=new, only_failed=only_failed)
     run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
     if resumed and not quiet:
         typer.echo(f"going on with {path} (--new starts afresh)", err=True)

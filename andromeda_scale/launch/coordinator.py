@@ -12,6 +12,7 @@ from andromeda_scale import micro_batch
 from andromeda_scale.config import Case
 from andromeda_scale.launch import searching
 from andromeda_scale.launch.control import Control, Silence
+from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.forkservers import MAX_FORKSERVERS
 from andromeda_scale.launch.member import IMPORTS_S, Member
 from andromeda_scale.launch.messages import (
@@ -30,7 +31,7 @@ from andromeda_scale.launch.placement import place
 from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.rendezvous import wait_for_agents
-from andromeda_scale.launch.run_dir import RunDir, write_atomic
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
 from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.records import SCHEMA_VERSION

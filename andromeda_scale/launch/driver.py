@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from andromeda_scale.launch.disk import full_disk, is_full
 from andromeda_scale.launch.lost import close_lost
 from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import Display, make_display
 from andromeda_scale.launch.ranks import tail
-from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import signal_name
 from andromeda_scale.planned import PlannedRepeat
 

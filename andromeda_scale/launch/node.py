@@ -17,6 +17,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.launch import anew, gather, placement
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.coordinator import Coordinator, environments, say_over
+from andromeda_scale.launch.disk import full_disk, is_full
 from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.local_files import CompileCaches
 from andromeda_scale.launch.member import Member, follow
@@ -25,7 +26,7 @@ from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
-from andromeda_scale.launch.run_dir import RunDir, full_disk, is_full
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.machine import detect_machine
 from andromeda_scale.plan import make_plan, require_runnable
 from andromeda_scale.suite_file import Loaded, read_suite

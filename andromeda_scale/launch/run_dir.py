@@ -15,15 +15,10 @@ A directory moves to its place whole, so a repeat is either finished or has noth
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +26,8 @@ from pydantic import ValidationError
 
 from andromeda_scale import calibration
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch import lock
+from andromeda_scale.launch.disk import full_disk, is_full, make_writable, write_atomic
 from andromeda_scale.plan_search import Found, settle
 from andromeda_scale.planned import Plan, PlannedRepeat, Role
 
@@ -66,7 +63,7 @@ class RunDir:
         is in use, or was measured with another code, libraries or hardware.
         """
         path = Path(path).absolute()
-        _make_writable(path)
+        make_writable(path)
         if (path / "plan.json").exists():
             old = cls.open(path)
             if not old.holds(plan):
@@ -190,54 +187,16 @@ class RunDir:
             old.pop("problem", None)  # mended by what is written now
             write_atomic(file, json.dumps({**old, **known}, indent=1))
 
-    @contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self) -> AbstractContextManager[int]:
         """Hold the run for this driver; yields the descriptor whose inheritors hold it too.
 
         Raises UserError naming the process and host that hold it.
         """
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._take(fd)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-            yield fd
-        finally:
-            os.close(fd)
+        return lock.held(self.path)
 
     def holder(self) -> tuple[int, str] | None:
         """(process id, host) of the driver that holds the run; None: nobody does."""
-        try:
-            with open(self.path / "lock", "rb+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return None
-        except BlockingIOError:
-            pid, _, host = (self.path / "lock").read_text().strip().partition(" ")
-            return (int(pid), host) if pid.isdecimal() else None
-        return None
-
-    def _take(self, fd: int) -> None:
-        deadline = time.monotonic() + 2.0
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                pid, _, host = os.pread(fd, 300, 0).decode().strip().partition(" ")
-                # The agent of a killed driver holds the lock for the moment it takes to die.
-                dying = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
-                if not dying or time.monotonic() > deadline:
-                    raise UserError(
-                        f"{self.path}: is in use by process {pid or '?'} on {host or '?'}; wait "
-                        "for it to end, or choose another --run-dir"
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: its file system cannot lock files ({error.strerror}); choose a "
-                    "--run-dir on another one"
-                ) from None
+        return lock.holder(self.path)
 
     # Repeats
 
@@ -336,37 +295,3 @@ def found_of(status: Mapping[str, Any]) -> Found:
     if type(size) is int:
         return Found(size)
     return Found(None, f"its search for a micro batch is {status['status']}: {status.get('cause')}")
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no space left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def full_disk(path: Path, error: OSError) -> str:
-    """What to tell the user of a run directory without space."""
-    why = os.strerror(error.errno or errno.ENOSPC)  # pyarrow's own words are longer
-    return f"{path}: disk full ({why}); free space, then `andromeda-scale resume {path}`"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _make_writable(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be used as the run directory ({error.strerror}); choose a writable "
-            "one with --run-dir"
-        ) from None

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from andromeda_scale import registry, settings
-from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, PARTS, factors
-from andromeda_scale.analysis.precision import WANTED, half_width, needed
+from andromeda_scale.analysis.precision import WANTED, needed
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import Sample, log_interval, mean_interval
+from andromeda_scale.analysis.stats import Sample
 from andromeda_scale.config import Case
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import ablation, blame, communication, energy, memory, parity, searched
 from andromeda_scale.merge.facts import case_facts
+from andromeda_scale.merge.pooled import BOUNDED, first, numbers
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.planned import PlannedRepeat
 
 Row = dict[str, Any]
-
-# Beside throughput and what is made of it: numbers with an interval over launches.
-BOUNDED = (
-    "step_time_s",
-    "profile_step_s",
-    *IN_A_STEP,
-    *(f"{name[:-2]}_share" for name in IN_A_STEP),
-    *PARTS,
-    *FACTORS,
-    "optimizer_compute_s",
-    "data_part_s",
-    "residual_s",
-    "comm_total_s",
-    "comm_exposed_s",
-    "comm_overlapped_s",
-    "comm_exposed_share",
-    "imbalance",
-    "peak_memory_bytes",
-    "joules_per_token",
-    "power_w",
-)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -156,20 +132,20 @@ def case_row(
         "num_launches": len(pooled),
         "mixed": len(pooled) < len(ok),
         **_settings(case, items[0]),
-        "device_name": _first(pooled or repeats, "device_name"),
-        "software": _first(pooled or repeats, "software"),
+        "device_name": first(pooled or repeats, "device_name"),
+        "software": first(pooled or repeats, "software"),
         "warmup_ended_by": ", ".join(dict.fromkeys(one["warmup_ended_by"] for one in pooled)),
-        **_numbers(pooled, launches),
+        **numbers(pooled, launches),
         **_needed(launches, case.measure.precision or WANTED),
     }
-    threads = _first(pooled, "threads")
+    threads = first(pooled, "threads")
     if threads is not None:  # what the ranks had, before what the plan gave them
         row["threads_per_rank"] = threads
     facts = [(one["repeat"], json.loads(one["facts"])) for one in pooled]
     row["facts"] = json.dumps(case_facts(case, facts, problems), sort_keys=True)
     if row["estimated_memory_bytes"] and row.get("peak_allocated_bytes"):
         row["estimate_error"] = row["estimated_memory_bytes"] / row["peak_allocated_bytes"] - 1
-    return row | _flops(case, row, _first(pooled, "num_parameters")), launches
+    return row | _flops(case, row, first(pooled, "num_parameters")), launches
 
 
 def _launches(pooled: list[Row], steps: Mapping[int, Series]) -> Launches:
@@ -257,56 +233,6 @@ def _settings(case: Case, item: PlannedRepeat) -> Row:
     }
 
 
-def _numbers(pooled: list[Row], launches: Launches) -> Row:
-    """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
-    if not pooled:
-        return {}
-    row: Row = {name: _first(pooled, name) for name in ("num_steps", "num_profile_steps")}
-    row["graph_breaks"] = max(
-        (launch["graph_breaks"] for launch in pooled if "graph_breaks" in launch), default=None
-    )
-    for name, metric in METRICS.items():
-        values = np.array([launch.get(name, math.nan) for launch in pooled], dtype=float)
-        values = values[~np.isnan(values)]
-        if name in OF_CASES or not len(values):
-            continue
-        if metric.launches == "geometric mean":
-            row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
-        else:
-            row[name] = float(values.max() if metric.launches == "max" else values.mean())
-    row |= _ends(pooled)
-    interval = log_interval(launches.tokens_per_s)
-    _, low, high = interval
-    row["half_width"] = half_width(interval)
-    share = row["tokens_per_s_per_gpu"] / row["tokens_per_s"]
-    row |= {"tokens_per_s_low": low, "tokens_per_s_high": high}
-    row |= {"tokens_per_s_per_gpu_low": low * share, "tokens_per_s_per_gpu_high": high * share}
-    for end, rate in (("", row["tokens_per_s"]), ("_low", high), ("_high", low)):
-        row[f"rank_hours_per_gtoken{end}"] = 1e9 / (rate * share) / 3600
-    fullest = max(pooled, key=lambda one: float(one.get("peak_memory_bytes", -1.0)))
-    row |= {name: fullest.get(name) for name in ("peak_memory_rank", "peak_memory_host")}
-    fullest = max(pooled, key=lambda one: float(one.get("peak_allocated_bytes", -1.0)))
-    row["peak_allocated_rank"] = fullest.get("peak_allocated_rank")
-    for name in ("throttled", "memory_pressure", *energy.COLUMNS):
-        row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one.get(name)))
-    if "profile_step_s" in row:  # sums are divided, ratios are not averaged
-        row |= factors(row)
-    row["exposed_method"] = _first(pooled, "exposed_method")
-    judged = [launch["blame"] for launch in pooled if "blame" in launch]
-    return row | (blame.case_columns(judged) if judged else {})
-
-
-def _ends(pooled: list[Row]) -> Row:
-    """Intervals over launches of BOUNDED, each about the mean that METRICS names."""
-    found: Row = {}
-    for name in BOUNDED:
-        values = [one[name] for one in pooled if one.get(name, math.nan) == one.get(name)]
-        factors = METRICS[name].launches == "geometric mean" and all(one > 0 for one in values)
-        interval = log_interval if factors else mean_interval
-        _, found[f"{name}_low"], found[f"{name}_high"] = interval(values)
-    return found
-
-
 def _needed(launches: Launches, precision: float) -> Row:
     """What it would take to know tokens_per_s within `precision`."""
     found = needed(launches.tokens_per_s, precision)
@@ -340,8 +266,3 @@ def _flops(case: Case, row: Row, built: int | None) -> Row:
     if peak is not None and "tokens_per_s" in row:
         found["mfu"] = mfu(row["tokens_per_s"], per_token, row["world_size"], peak.flops_per_s)
     return found
-
-
-def _first(rows: list[Row], key: str) -> Any:
-    """The first value there is; None without any."""
-    return next((row[key] for row in rows if row.get(key) not in (None, "")), None)

@@ -19,7 +19,7 @@ import psutil
 import typer
 import yaml
 
-from andromeda_scale import calibration, environment, sweep
+from andromeda_scale import calibration, choosing, environment, sweep
 from andromeda_scale.config import Case
 from andromeda_scale.errors import UserError
 from andromeda_scale.expand import set_key
@@ -56,7 +56,7 @@ class Stopped(Exception):
 def run(device: Literal["auto", "cpu", "cuda"], *, quick: bool, quiet: bool) -> int:
     """Plant, measure, print planted against found; 0 only if nothing failed."""
     place = choose(detect_machine(), device)
-    path = sweep.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = choosing.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
     others = Others()
     try:
         null = _nulls(place, path.with_name(f"{path.name}-null"), 3 if quick else 6, quiet)

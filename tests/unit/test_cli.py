@@ -14,7 +14,7 @@ import pytest
 from run_files import make_case, rank_lines, write_plan, write_repeat
 from typer.testing import CliRunner
 
-from andromeda_scale import environment, sweep
+from andromeda_scale import choosing, environment, sweep
 from andromeda_scale.cli import app
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
@@ -187,12 +187,12 @@ def test_a_run_that_measured_nothing_ends_with_status_one(
 
 def test_a_new_run_gets_a_directory_named_by_suite_and_time() -> None:
     plan = quickstart("world=1")
-    path, resumed = sweep.choose(plan, Path("runs"), None)
+    path, resumed = choosing.choose(plan, Path("runs"), None)
     assert re.fullmatch(r"runs/quickstart-\d{8}-\d{6}", str(path))
     assert not resumed
     assert not path.exists()  # named, not made
     path.mkdir(parents=True)
-    again, _ = sweep.choose(plan, Path("runs"), None)
+    again, _ = choosing.choose(plan, Path("runs"), None)
     assert again != path
 
 
@@ -200,17 +200,17 @@ def test_the_newest_unfinished_run_of_the_same_cases_is_resumed_unless_new() -> 
     plan, other = quickstart("world=1"), quickstart("world=2")
     old = RunDir.create(WHERE, plan, "", {})
     RunDir.create("runs/quickstart-2", other, "", {})
-    assert sweep.choose(plan, Path("runs"), None) == (WHERE, True)
-    assert sweep.choose(plan, Path("runs"), None, new=True)[1] is False
+    assert choosing.choose(plan, Path("runs"), None) == (WHERE, True)
+    assert choosing.choose(plan, Path("runs"), None, new=True)[1] is False
     RunDir.create("runs/quickstart-3", plan, "", {})
     os.utime(old.path / "plan.json", (1, 1))
-    assert sweep.choose(plan, Path("runs"), None) == (Path("runs/quickstart-3"), True)
+    assert choosing.choose(plan, Path("runs"), None) == (Path("runs/quickstart-3"), True)
 
 
 def test_another_number_of_repeats_goes_on_with_the_same_run() -> None:
     suite, name, _ = load_suite("quickstart", ["data.source=random", "measure.repeats=5"])
     RunDir.create(WHERE, quickstart(), "", {})
-    assert sweep.choose(make_plan(suite, name, TWO_CORES), Path("runs"), None) == (WHERE, True)
+    assert choosing.choose(make_plan(suite, name, TWO_CORES), Path("runs"), None) == (WHERE, True)
 
 
 def test_a_finished_run_is_not_resumed_but_its_failures_can_be_rerun() -> None:
@@ -219,8 +219,8 @@ def test_a_finished_run_is_not_resumed_but_its_failures_can_be_rerun() -> None:
     words = dict.fromkeys(plan.cases, "ok")
     words[next(iter(plan.cases))] = "crashed"
     end(run, words)
-    assert sweep.choose(plan, Path("runs"), None)[1] is False
-    chosen = sweep.choose(plan, Path("runs"), None, only_failed=True)
+    assert choosing.choose(plan, Path("runs"), None)[1] is False
+    chosen = choosing.choose(plan, Path("runs"), None, only_failed=True)
     assert chosen == (WHERE, True)
 
 
@@ -228,23 +228,23 @@ def test_an_interrupted_repeat_makes_a_run_unfinished() -> None:
     plan = quickstart("world=1")
     run = RunDir.create(WHERE, plan, "", {})
     end(run, dict.fromkeys(plan.cases, "interrupted"))
-    assert sweep.choose(plan, Path("runs"), None) == (WHERE, True)
+    assert choosing.choose(plan, Path("runs"), None) == (WHERE, True)
 
 
 def test_damaged_runs_are_passed_over() -> None:
     plan = quickstart("world=1")
     WHERE.mkdir(parents=True)
     Path("runs/quickstart-1/plan.json").write_text("{", encoding="utf-8")
-    assert sweep.choose(plan, Path("runs"), None)[1] is False
+    assert choosing.choose(plan, Path("runs"), None)[1] is False
 
 
 def test_a_named_directory_is_taken_as_it_is() -> None:
     plan = quickstart("world=1")
-    assert sweep.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), False)
+    assert choosing.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), False)
     RunDir.create("mine", plan, "", {})
-    assert sweep.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), True)
+    assert choosing.choose(plan, Path("runs"), Path("mine")) == (Path("mine"), True)
     with pytest.raises(UserError, match="holds a run already"):
-        sweep.choose(plan, Path("runs"), Path("mine"), new=True)
+        choosing.choose(plan, Path("runs"), Path("mine"), new=True)
 
 
 # Words

@@ -1,0 +1,65 @@
+"""Who runs a run: one driver at a time, as the file system's lock on its file `lock` says."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from andromeda_scale.errors import UserError
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[int]:
+    """Hold a run for this driver; yields the descriptor whose inheritors hold it too.
+
+    Raises UserError naming the process and host that hold it.
+    """
+    fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(run_dir, fd)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def holder(run_dir: Path) -> tuple[int, str] | None:
+    """(process id, host) of the driver that holds a run; None: nobody does."""
+    try:
+        with open(run_dir / "lock", "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        pid, _, host = (run_dir / "lock").read_text().strip().partition(" ")
+        return (int(pid), host) if pid.isdecimal() else None
+    return None
+
+
+def _take(run_dir: Path, fd: int) -> None:
+    deadline = time.monotonic() + 2.0
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pid, _, host = os.pread(fd, 300, 0).decode().strip().partition(" ")
+            # The agent of a killed driver holds the lock for the moment it takes to die.
+            dying = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+            if not dying or time.monotonic() > deadline:
+                raise UserError(
+                    f"{run_dir}: is in use by process {pid or '?'} on {host or '?'}; wait "
+                    "for it to end, or choose another --run-dir"
+                ) from None
+            time.sleep(0.05)
+        except OSError as error:
+            raise UserError(
+                f"{run_dir}: its file system cannot lock files ({error.strerror}); choose a "
+                "--run-dir on another one"
+            ) from None
