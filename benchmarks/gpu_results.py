@@ -179,15 +179,21 @@ def cells(row: Row, reach: Reach | None) -> Iterator[str]:
     yield "reached" if reach.met else f"missed by {abs(reach.found / reach.bound - 1):.1%}"
 
 
-def show(name: str, out: Path) -> bool:
-    """Print a table from its files and keep it beside them; whether every reach is met."""
+def table_of(name: str, out: Path) -> tuple[str, bool]:
+    """A table from its files, as Markdown; whether every reach is met."""
     table, rows = TABLES[name], rows_of(out)
     lines = [list(cells(row, _reach(table, row, rows))) for row in rows]
     frame = pd.DataFrame(lines, columns=list(HEADS))
     text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_bare(rows)}"
+    return text, not any(line[-1].startswith("missed") for line in lines)
+
+
+def show(name: str, out: Path) -> bool:
+    """Print a table and keep it beside its files; whether every reach is met."""
+    text, met = table_of(name, out)
     (out / "table.md").write_text(text)
     print(text, flush=True)
-    return not any(line[-1].startswith("missed") for line in lines)
+    return met
 
 
 def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:

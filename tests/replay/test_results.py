@@ -1,0 +1,19 @@
+"""The published tables of results, from the records beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import gpu_results
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", ["cs336", "llama", "weak"])
+def test_a_published_table_is_what_its_records_say(name: str) -> None:
+    table, _ = gpu_results.table_of(name, RESULTS / "h200" / name)
+    assert table in (RESULTS / "h200.md").read_text()
