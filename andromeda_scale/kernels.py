@@ -14,11 +14,6 @@ def refusal(train: Train, device: str) -> str | None:
             "train.attention: FlexAttention has no backward on a CPU; use another kernel, or "
             "train.mode: forward"
         )
-    if train.sdpa_backend is not None and device == "cpu":
-        return (
-            f"train.sdpa_backend: {train.sdpa_backend} is chosen among a GPU's kernels; a CPU has "
-            "one; use null"
-        )
     if device == "cpu" and train.attention_backend in ("cudnn", "efficient"):
         return (
             f"train.attention_backend: {train.attention_backend} is a backend of CUDA GPUs; "

@@ -161,18 +161,6 @@ class Train(Schema):
     loss_chunks: Literal["auto"] | Annotated[int, Field(gt=0, le=10**5)] = "auto"
     # null: the model's own; flex needs compile
     attention: Literal["naive", "sdpa_causal", "sdpa_bias", "flex"] | None = None
-    # On a GPU, what torch's fused attention tries first; null: torch's own order.
-    sdpa_backend: Literal["cudnn", "flash", "efficient", "math"] | None = None
-
-    @model_validator(mode="after")
-    def _sdpa_has_backends(self) -> Train:
-        if self.sdpa_backend is not None and self.attention in ("naive", "flex"):
-            raise ValueError(
-                f"sdpa_backend: {self.sdpa_backend} is a kernel of sdpa_causal and sdpa_bias, and "
-                f"train.attention is {self.attention}; remove it, or change train.attention"
-            )
-        return self
-
     # What torch's fused attention runs on: one of its backends alone, or the launch fails; auto:
     # torch's order, and from compute capability 9.0 on cuDNN's before the others.
     attention_backend: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"

@@ -22,7 +22,6 @@ from andromeda_scale.failures import Diverged, Invalid, end_of
 from andromeda_scale.first_steps import FirstSteps
 from andromeda_scale.fitting import Room
 from andromeda_scale.micro_batch import TRIAL_STEPS
-from andromeda_scale.models.attention import preferred
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planned import RankSpec
 from andromeda_scale.planting import Planted
@@ -78,10 +77,6 @@ class Worker:
 
     def run(self) -> None:
         """All phases, or those that give the compared steps where these are all that is asked."""
-        with preferred(self._case.train.sdpa_backend):
-            self._phases()
-
-    def _phases(self) -> None:
         self._setup()
         if self._spec.item.role == "trial":
             self._try()

@@ -34,7 +34,6 @@ HEADS += ("tokens/s/GPU", "TFLOP/s", "MFU", "GiB", "reach", "")
 # What a rehearsal has in the place of a model; a CPU has no backward of flex.
 TINY = {"llama": "llama-tiny", "cs336": "llama-tiny", "andromeda": "andromeda-tiny"}
 TINY_TRAIN = {"seq_len": 16, "micro_batch_size": 1, "compile": False, "attention": None}
-TINY_TRAIN |= {"sdpa_backend": None}
 TINY_MEASURE = {"warmup": {"min_steps": 2, "max_steps": 2}, "steps": 2}
 ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
 

@@ -48,7 +48,6 @@ SHORT = {
 }
 FSDP2 = {"name": "fsdp2", "reduce_dtype": "bfloat16"}
 LLAMA = {"seq_len": 8192, "micro_batch_size": 1, "precision": "bf16", "compile": True}
-LLAMA |= {"sdpa_backend": "cudnn"}
 LARGE = {"seq_len": 1024, "micro_batch_size": 8, "precision": "bf16", "compile": True}
 CS336 = {"seq_len": 256, "micro_batch_size": 4, "mode": "forward_backward"}
 # Small models wait for the host: one graph of the whole model, replayed by CUDA.

@@ -16,34 +16,16 @@ Four kernels compute the same function:
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.layers import Linear, QkNorm
 from andromeda_scale.models.positions import PositionTables, rotate
 
-_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 QK_NORM_SCALE = 10.0  # logit scale of unit-length q and k (x-transformers)
-
-
-def preferred(backend: str | None) -> AbstractContextManager[None]:
-    """Torch's fused attention tries this one first, then the others; None: torch's own order."""
-    if backend is None:
-        return nullcontext()
-    first = _BACKENDS[backend]
-    order = [first, *(one for one in _BACKENDS.values() if one != first)]
-    return sdpa_kernel(order, set_priority=True)
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, scale: float) -> Tensor:

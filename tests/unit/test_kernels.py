@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from model_shapes import SMALL_LLAMA
-from pydantic import ValidationError
-from torch.nn.attention import SDPBackend
 
 from andromeda_scale.config import Case, StrategySpec
 from andromeda_scale.fits import refusal
-from andromeda_scale.models.attention import preferred
 from andromeda_scale.registry import STRATEGIES
-from andromeda_scale.training import Train
 from andromeda_scale.world import World
 
 FLEX = {"attention": "flex", "compile": True}
@@ -38,25 +33,6 @@ def _refusal(
         }
     )
     return refusal(case, device) or ""
-
-
-def test_a_backend_of_fused_attention_is_a_gpus_and_of_sdpa() -> None:
-    reason = _refusal("ddp", "cpu", sdpa_backend="cudnn")
-    assert reason.startswith("train.sdpa_backend: cudnn is chosen among a GPU's kernels")
-    assert _refusal("ddp", "cuda", sdpa_backend="cudnn") == ""
-    with pytest.raises(ValidationError, match=r"train.attention is flex; remove it"):
-        Train(**FLEX, sdpa_backend="cudnn")
-
-
-def test_the_backend_asked_for_is_tried_first_and_then_torchs_order_is_back() -> None:
-    before = torch._C._get_sdp_priority_order()
-    with preferred("cudnn"):
-        now = torch._C._get_sdp_priority_order()
-        assert now[0] == SDPBackend.CUDNN_ATTENTION.value
-        assert SDPBackend.MATH.value in now
-    assert torch._C._get_sdp_priority_order() == before
-    with preferred(None):
-        assert torch._C._get_sdp_priority_order() == before
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
