@@ -3,9 +3,9 @@
     python benchmarks/gpu_results.py llama --out docs/results/h200 [--set train.micro_batch_size=2]
     python benchmarks/gpu_results.py all --rehearse --out /tmp/rehearsal    # tiny, on a CPU
 
-Tables: llama, weak, cs336, andromeda, zero3 (gpu_tables.py). OUT/TABLE/ then holds table.md and, a
-folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row whose
-case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
+Tables: llama, levers, weak, cs336, andromeda, zero3 (gpu_tables.py). OUT/TABLE/ then holds table.md
+and, a folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row
+whose case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
 Rows of `bare loop` are bare_loop.py, timed in turns with ours: bare, ours, ours, bare.
 """
 
@@ -56,13 +56,17 @@ def complete(table: Table, suite: Suite, *, rehearse: bool) -> Suite:
 def _tiny(suite: Suite) -> Suite:
     axes = {k: v for k, v in suite.get("axes", {}).items() if k == "strategy"}
     return suite | {
-        "model": TINY[suite["model"].partition("-")[0]],
+        "model": TINY[_named(suite["model"]).partition("-")[0]],
         "train": suite["train"] | TINY_TRAIN,
         "measure": suite["measure"] | TINY_MEASURE,
         "axes": axes,
         "device": "cpu",
         "env": {},
     }
+
+
+def _named(model: str | Mapping[str, Any]) -> str:
+    return model if isinstance(model, str) else str(model["base"])
 
 
 def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:

@@ -91,12 +91,36 @@ def _of_fsdp2(row: Row, rows: Sequence[Row]) -> Reach | None:
     return Reach("speed / fsdp2's", row["tokens_per_s"] / max(beside, default=math.nan), 0.85)
 
 
+# Eight layers of the 8B shape: its widths and its vocabulary, at a quarter of the time.
+EIGHT = {"base": "llama-3.1-8b", "num_layers": 8}
+
+
+def _lever(train: Suite | None = None, strategy: Suite | None = None) -> Suite:
+    """The best settings with one of them undone."""
+    changed = FSDP2 | (strategy or {})
+    return {"model": EIGHT, "world": [2], "train": LLAMA | (train or {}), "strategy": changed}
+
+
 TABLES: dict[str, Table] = {
     "llama": Table(
         "How fast is a training step of Llama 3.1 8B, and as fast as a loop written by hand?",
         [{"model": "llama-3.1-8b", "world": [2], "train": LLAMA, "strategy": FSDP2}],
         _llama,
         bare=("llama-3.1-8b", "--strategy", "fsdp2"),
+    ),
+    "levers": Table(
+        "What does each lever of a training step buy? First all of them, then each one undone.",
+        [
+            _lever(),
+            _lever({"loss_chunks": 1}),
+            _lever({"loss_chunks": 16}),
+            _lever({"compile": False}),
+            _lever({"attention_backend": "flash"}),
+            _lever({"activation_checkpointing": "selective"}),
+            _lever(strategy={"reduce_dtype": "float32"}),
+            _lever(strategy={"prefetch": 0}),
+            _lever(strategy={"reshard_after_forward": False}),
+        ],
     ),
     "weak": Table(
         "What does a second GPU buy, at the same work for each?",

@@ -69,6 +69,11 @@ def bare_loop(
 
     model, module, optimizer = state.wrapped, state.module, state.optimizer
     engine = model if hasattr(model, "zero_optimization_stage") else None
+    parameters = list(module.parameters())
+    group = optimizer.param_groups[0]
+    if engine is None and group["params"][0] is not parameters[0]:  # by hand DTensors are updated
+        settings = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+        optimizer = torch.optim.AdamW(parameters, fused=True, **settings)
 
     def run(first: int, num_steps: int) -> None:
         for step in range(first, first + num_steps):
@@ -82,7 +87,7 @@ def bare_loop(
                 engine.step()
                 continue
             (loss * scale).backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

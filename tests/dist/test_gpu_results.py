@@ -37,7 +37,7 @@ def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("table", ["weak", "andromeda", "zero3"])
+@pytest.mark.parametrize("table", ["levers", "weak", "andromeda", "zero3"])
 def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
     said = _run(table, tmp_path, "--rehearse")
     assert not any(word in said for word in ("failed:", "skipped:", "unavailable:", "diverged:"))

@@ -19,7 +19,7 @@ import gpu_results
 from gpu_tables import TABLES, Reach
 
 TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
-CASES = {"llama": 1, "weak": 10, "cs336": 10, "andromeda": 8, "zero3": 2}
+CASES = {"llama": 1, "levers": 9, "weak": 10, "cs336": 10, "andromeda": 8, "zero3": 2}
 
 
 @pytest.mark.parametrize("name", TABLES)
