@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from scipy.special import stdtrit
 
 from andromeda_scale.analysis.rivals import Row
@@ -125,6 +124,8 @@ def fits(rows: Sequence[Row]) -> list[Fit]:
 
 
 def _fit(name: str, law: Law, p: Array, measured: Array, worlds: Sequence[int]) -> Fit:
+    from scipy.optimize import least_squares  # a quarter of a second of every report without laws
+
     def error(values: Array) -> Array:
         found: Array = np.log(np.maximum(law.curve(p, *values), 1e-12)) - np.log(measured)
         return found

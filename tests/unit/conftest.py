@@ -5,8 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
+import typer.testing
+
+# An app's commands are worked out from their signatures: once is enough for all CliRunners.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small products: a second thread mostly waits
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -39,6 +41,7 @@ def test_the_peak_of_a_part_is_what_was_held_in_it(step: Allocated) -> None:
 
 
 def test_what_no_tensor_shows_is_in_all_of_them() -> None:
+    gc.collect()  # what earlier tests left must not be freed in between
     watched = CpuAllocations()
     watched.start()
     alive = CpuAllocations.alive_bytes()

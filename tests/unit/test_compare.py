@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from andromeda_scale import cli
 from andromeda_scale.analysis.changes import changes
-from andromeda_scale.merge import load_results, merge_run, write
+from andromeda_scale.merge import Results, load_results, merge_run, write
 
 DDP, ZERO = make_case("ddp", 2), make_case("zero1", 2)
 OOM = {"v": 1, "status": "oom", "cause": "2 GiB"}
@@ -47,8 +48,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+@cache
+def _loaded(run: Path) -> Results:
+    return load_results(run)
+
+
 def _words(runs: Path, name: str, tolerance: float = 0.0) -> dict[str, str]:
-    found = changes(load_results(runs / "old"), load_results(runs / name), tolerance)
+    found = changes(_loaded(runs / "old"), _loaded(runs / name), tolerance)
     return {one.after["strategy"]: one.word for one in found.matched}
 
 
@@ -56,7 +62,7 @@ def test_a_slower_case_is_told_from_one_that_is_the_same(runs: Path) -> None:
     assert _words(runs, "slow") == {"ddp": "slower", "zero1": "same"}
     assert _words(runs, "fast") == {"ddp": "faster", "zero1": "same"}
     assert _words(runs, "same") == {"ddp": "same", "zero1": "same"}
-    (ddp, _) = changes(load_results(runs / "old"), load_results(runs / "slow")).matched
+    (ddp, _) = changes(_loaded(runs / "old"), _loaded(runs / "slow")).matched
     assert ddp.ratio is not None
     assert ddp.ratio.interval.low < 1.04 < ddp.ratio.interval.high
     assert ddp.ratio.interval.low > 1
