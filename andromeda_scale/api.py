@@ -104,10 +104,10 @@ def run(
     KeyboardInterrupt when interrupted, after the current launch was closed: the same call goes
     on; RuntimeError when the sweep itself broke.
     """
-    from andromeda_scale import choosing, sweep
-    from andromeda_scale.machine import detect_machine
-    from andromeda_scale.plan import make_plan, require_runnable
-    from andromeda_scale.suite_file import mapping_suite, read_suite
+    from andromeda_scale.commands import choosing, sweep
+    from andromeda_scale.hardware.machine import detect_machine
+    from andromeda_scale.planning.plan import make_plan, require_runnable
+    from andromeda_scale.planning.suite_file import mapping_suite, read_suite
 
     if not isinstance(suite, str | Path | Mapping):
         raise UserError(

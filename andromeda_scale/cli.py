@@ -59,7 +59,7 @@ for command in (
 
 def finish(run_dir: Path, quiet: bool = False) -> int:
     """Merge, write and print a run; for agents that an outer launcher started."""
-    from andromeda_scale import sweep
+    from andromeda_scale.commands import sweep
 
     return sweep.finish(run_dir, quiet)
 

@@ -11,23 +11,22 @@ from typing import Any
 
 import torch
 
-from andromeda_scale import parity, runtime, warmup
-from andromeda_scale.assembly import make_batches, make_source, make_strategy
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.collectors.step_time import StepTime
-from andromeda_scale.config import Warmup
-from andromeda_scale.data import Batches
-from andromeda_scale.failures import Diverged, Invalid, end_of
-from andromeda_scale.first_steps import FirstSteps
-from andromeda_scale.fitting import Room
-from andromeda_scale.micro_batch import TRIAL_STEPS
+from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.contracts.records import Phase, RecordWriter
+from andromeda_scale.data.batches import Batches
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.planting import Planted
-from andromeda_scale.precision import POLICIES
-from andromeda_scale.probe import Probe
-from andromeda_scale.readback import (
+from andromeda_scale.rank import runtime, warmup
+from andromeda_scale.rank.assembly import make_batches, make_source, make_strategy
+from andromeda_scale.rank.failures import Diverged, Invalid, end_of
+from andromeda_scale.rank.first_steps import FirstSteps
+from andromeda_scale.rank.fitting import Room
+from andromeda_scale.rank.planting import Planted
+from andromeda_scale.rank.probe import Probe
+from andromeda_scale.rank.readback import (
     attention_ops,
     compile_facts,
     compute_dtype,
@@ -35,8 +34,10 @@ from andromeda_scale.readback import (
     num_to_recompute,
     unexpected,
 )
-from andromeda_scale.records import Phase, RecordWriter
-from andromeda_scale.train_step import Mark, TrainStep, marked, unmarked
+from andromeda_scale.rank.train_step import Mark, TrainStep, marked, unmarked
+from andromeda_scale.suite.config import Warmup
+from andromeda_scale.suite.micro_batch import TRIAL_STEPS
+from andromeda_scale.suite.precision import POLICIES
 
 Beat = Callable[[str, int, int], None]
 

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from andromeda_scale.model_file import resolve_model
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.training import Train
+from andromeda_scale.planning.model_file import resolve_model
+from andromeda_scale.suite.training import Train
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")

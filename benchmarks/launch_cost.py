@@ -23,12 +23,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat, RankSpec
+from andromeda_scale.hardware.machine import detect_machine
 from andromeda_scale.launch import driver
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import detect_machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.planned import Plan, PlannedRepeat, RankSpec
-from andromeda_scale.suite_file import load_suite
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import load_suite
 
 WORKER = "andromeda_scale.worker:main"
 

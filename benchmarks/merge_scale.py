@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from andromeda_scale.analysis.breakdown import SERIES
-from andromeda_scale.config import Case, Measure, StrategySpec
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.records import SCHEMA_VERSION
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.records import SCHEMA_VERSION
+from andromeda_scale.suite.config import Case, Measure, StrategySpec
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 RANKS_PER_NODE = 8
 WARMUP_STEPS = 20

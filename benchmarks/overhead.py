@@ -42,13 +42,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
 
+from andromeda_scale.contracts.planned import Plan, RankSpec
+from andromeda_scale.hardware.machine import detect_machine
 from andromeda_scale.launch import driver
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import detect_machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.planned import Plan, RankSpec
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import mapping_suite
 from andromeda_scale.registry import COLLECTORS
-from andromeda_scale.suite_file import mapping_suite
 
 STRATEGIES = ("single", "ddp", "fsdp2", "zero1")
 BOUNDS = {"cpu": 1.01, "cuda": 1.005}
@@ -98,7 +98,8 @@ def rank_main(spec: RankSpec, beat: Callable[[str, int, int], None]) -> None:
     """The worker, whose phase `measure` is many blocks of A and B."""
     import torch
 
-    from andromeda_scale import runtime, worker
+    from andromeda_scale import worker
+    from andromeda_scale.rank import runtime
 
     class Clock(worker.StepTime):
         def start(self, num_steps: int) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from merge_scale import MODEL, RANKS_PER_NODE, write_plan, write_repeat
 
-from andromeda_scale.config import Case, Measure, StrategySpec
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.html import make_page
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case, Measure, StrategySpec
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 LOSSES = {"ddp": 0.01, "fsdp2": 0.02, "zero1": 0.03, "zero2": 0.04, "zero3": 0.07}  # a doubling
 BATCHES = (1, 2, 4, 8, 16)

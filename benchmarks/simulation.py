@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from andromeda_scale.analysis import comparison, stats
 from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.stats import Interval, Sample
-from andromeda_scale.config import Measure
-from andromeda_scale.refining import GROWTH
+from andromeda_scale.commands.refining import GROWTH
+from andromeda_scale.suite.config import Measure
 
 STEP_NOISE, LAUNCH_NOISE, EFFECT = 0.02, 0.005, 0.02
 COVERED, FALSE_ALARMS, FOUND = (0.93, 0.97), 0.05, 0.95

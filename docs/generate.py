@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.analysis.results import read
-from andromeda_scale.catalogue import entries
+from andromeda_scale.contracts.records import STATUSES
 from andromeda_scale.metrics import METRICS, QUESTIONS, SETTINGS
-from andromeda_scale.records import STATUSES
+from andromeda_scale.planning.catalogue import entries
+from andromeda_scale.planning.suite_schema import suite_schema
 from andromeda_scale.report.html import make_page
-from andromeda_scale.suite_schema import suite_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY = ROOT / "docs" / "gallery"

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from andromeda_scale import settings
 from andromeda_scale.analysis.comparison import (
     FALSE_ALARMS,
     Ratio,
@@ -26,6 +25,7 @@ from andromeda_scale.analysis.fairness_rules import rule_of
 from andromeda_scale.analysis.results import Results, rows_of
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import Sample
+from andromeda_scale.suite import settings
 
 Row = Mapping[str, Any]
 Word = Literal["slower", "faster", "same", "not resolved", "broken", "mended", "not measured"]

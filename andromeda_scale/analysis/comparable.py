@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale import settings
 from andromeda_scale.analysis.fairness_rules import rule_of
 from andromeda_scale.analysis.results import Results, rows_of
+from andromeda_scale.suite import settings
 
 UNKNOWN = "not read back"
 

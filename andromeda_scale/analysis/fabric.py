@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
+from andromeda_scale.contracts.probed import COLLECTIVES, Ceiling, Probed
 from andromeda_scale.cost.comm import bus_factor
-from andromeda_scale.probed import COLLECTIVES, Ceiling, Probed
 
 DTYPES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 NO_PROBE = "no probe of this machine is in the run; andromeda-scale probe, then resume RUN"

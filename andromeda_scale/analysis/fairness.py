@@ -18,7 +18,7 @@ import pandas as pd
 
 from andromeda_scale.analysis.comparable import UNKNOWN, Groups, Row, axes_of, grouped
 from andromeda_scale.analysis.fairness_rules import Rule, is_identity, required, rule_of
-from andromeda_scale.precision import POLICIES
+from andromeda_scale.suite.precision import POLICIES
 
 COLUMNS = (
     "flag",  # unfair: it changes the arithmetic or the work; differs: it keeps the result

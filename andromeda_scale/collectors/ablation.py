@@ -11,8 +11,8 @@ from andromeda_scale.collectors.base import Context
 from andromeda_scale.collectors.intervals import length_within
 from andromeda_scale.collectors.trace import Recording, TraceError, read_timeline
 from andromeda_scale.collectors.witness import Witness
+from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
-from andromeda_scale.records import Phase
 
 ORDER = "ABBAABBAABBA"  # A with, B without communication: a drift hits both alike
 BLOCK_STEPS = 5
@@ -55,8 +55,8 @@ class Ablation:
 
     def _block(self, *, silent: bool) -> tuple[float, float | None]:
         """(seconds, bytes) per step; the first step, which changes the kind, is not counted."""
-        from andromeda_scale.runtime import synchronize, uncollected
-        from andromeda_scale.train_step import unmarked
+        from andromeda_scale.rank.runtime import synchronize, uncollected
+        from andromeda_scale.rank.train_step import unmarked
 
         context = self._context
         around = context.strategy.without_communication(context.state) if silent else nullcontext()
@@ -77,8 +77,8 @@ class Ablation:
 
     def _compute_without(self) -> list[float] | None:
         """Seconds of compute in each of some steps, from a profile of its own."""
-        from andromeda_scale.runtime import synchronize
-        from andromeda_scale.train_step import marked, unmarked
+        from andromeda_scale.rank.runtime import synchronize
+        from andromeda_scale.rank.train_step import marked, unmarked
 
         context = self._context
         device = context.runtime.device

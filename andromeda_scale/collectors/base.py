@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from andromeda_scale.config import Case
-from andromeda_scale.records import Phase
+from andromeda_scale.contracts.records import Phase
+from andromeda_scale.suite.config import Case
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Context:
     """
 
     case: Case
-    runtime: Any  # andromeda_scale.runtime.Runtime
+    runtime: Any  # andromeda_scale.rank.runtime.Runtime
     strategy: Any  # the Strategy
     state: Any | None  # TrainState; None while phase "setup" starts
     gather: Callable[[Any], list[Any]]

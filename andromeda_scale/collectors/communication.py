@@ -32,7 +32,7 @@ from andromeda_scale.collectors.intervals import (
 )
 from andromeda_scale.collectors.trace import Recording, Timeline, TraceError, read_timeline
 from andromeda_scale.collectors.witness import Witness
-from andromeda_scale.records import Phase
+from andromeda_scale.contracts.records import Phase
 
 
 class Communication:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from andromeda_scale.errors import CollectorUnavailable
-from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS
+from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS
 
 _POWERCAP = Path("/sys/class/powercap")
 _IDLE_S = 2.0

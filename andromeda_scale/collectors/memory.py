@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
-from andromeda_scale.records import Phase
+from andromeda_scale.contracts.records import Phase
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")

@@ -8,8 +8,8 @@ from typing import Any
 
 from andromeda_scale import registry
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
-from andromeda_scale.records import Phase
 
 
 class Collectors:

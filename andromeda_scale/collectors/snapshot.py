@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
-from andromeda_scale.records import Phase
 
 _MAX_EVENTS = 50_000  # allocations and releases, the last; an entry with its stack takes KBs
 

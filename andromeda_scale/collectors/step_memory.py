@@ -20,7 +20,7 @@ def of_one_step(context: Context) -> dict[str, Any]:
 
     The step is run whatever fails: the other ranks run it too.
     """
-    from andromeda_scale.train_step import unmarked
+    from andromeda_scale.rank.train_step import unmarked
 
     on_cuda = context.runtime.device.type == "cuda"
     peaks = _CudaPeaks(context.runtime.device) if on_cuda else _CpuPeaks()
@@ -76,7 +76,7 @@ class _CpuPeaks:
         self._watched = CpuAllocations()
 
     def start(self) -> Callable[[str], AbstractContextManager[object]]:
-        from andromeda_scale.train_step import marked
+        from andromeda_scale.rank.train_step import marked
 
         self._watched.start()
         return marked

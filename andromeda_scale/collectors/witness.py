@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import psutil
 
-from andromeda_scale.sockets import End, connections
+from andromeda_scale.rank.sockets import End, connections
 
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 _BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in linux/tcp.h, since Linux 4.1

@@ -32,8 +32,8 @@ class Kind(StrEnum):
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
     from andromeda_scale.choosing import RUNS
-    from andromeda_scale.plan_table import print_plan
-    from andromeda_scale.sweep import earlier_seconds
+    from andromeda_scale.commands.sweep import earlier_seconds
+    from andromeda_scale.planning.table import print_plan
 
     planned, _ = plan_of(suite, set_, axis)
     print_plan(planned, earlier_seconds(planned, RUNS))
@@ -41,7 +41,7 @@ def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
 
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what is there, one line each."""
-    from andromeda_scale.catalogue import entries
+    from andromeda_scale.planning.catalogue import entries
 
     rows = entries(kind.value)
     width = max(len(name) for name, _ in rows)
@@ -53,7 +53,7 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copies go.")],
 ) -> None:
     """Copy the shipped suites, models, launch scripts and SLURM templates, for editing."""
-    from andromeda_scale.resources import copy_to
+    from andromeda_scale.suite.resources import copy_to
 
     number = len(copy_to(folder))
     typer.echo(f"{number} files; andromeda-scale run {folder}/suites/quickstart.yaml")
@@ -63,7 +63,7 @@ def schema() -> None:
     """Print the JSON schema of a suite file, for editors."""
     import json
 
-    from andromeda_scale.suite_schema import suite_schema
+    from andromeda_scale.planning.suite_schema import suite_schema
 
     typer.echo(json.dumps(suite_schema(), indent=2))
 
@@ -89,7 +89,7 @@ def doctor() -> None:
     Status 1: the quickstart would not run.
     """
     from andromeda_scale.choosing import RUNS
-    from andromeda_scale.doctor import examine
+    from andromeda_scale.commands.doctor import examine
 
     broken = False
     for check in examine(RUNS):

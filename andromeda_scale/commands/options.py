@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from andromeda_scale.planned import Plan
-    from andromeda_scale.suite_file import Loaded
+    from andromeda_scale.contracts.planned import Plan
+    from andromeda_scale.planning.suite_file import Loaded
 
 
 class Only(StrEnum):
@@ -75,9 +75,9 @@ def run_dir_option(default: str) -> Any:
 
 def plan_of(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[Plan, Loaded]:
     """The plan on this machine of a suite as the command line changes it, and what was read."""
-    from andromeda_scale.machine import detect_machine
-    from andromeda_scale.plan import make_plan
-    from andromeda_scale.suite_file import read_suite
+    from andromeda_scale.hardware.machine import detect_machine
+    from andromeda_scale.planning.plan import make_plan
+    from andromeda_scale.planning.suite_file import read_suite
 
     loaded = read_suite(suite, sets or [], axes or [])
     return make_plan(loaded.suite, loaded.name, detect_machine(), loaded.where), loaded

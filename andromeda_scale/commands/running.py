@@ -24,8 +24,8 @@ from andromeda_scale.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from andromeda_scale.planned import Plan
-    from andromeda_scale.submitting import Submission
+    from andromeda_scale.commands.submitting import Submission
+    from andromeda_scale.contracts.planned import Plan
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     Status 0: every planned repeat has ended and at least one case was measured; failed cases are
     rows of the table. Status 1: nothing could be measured.
     """
-    from andromeda_scale.plan import require_runnable
+    from andromeda_scale.planning.plan import require_runnable
 
     plan, loaded = plan_of(suite, set_, axis)
     require_runnable(plan, loaded.where)
@@ -72,7 +72,7 @@ def probe(
 
     They are kept for this hardware: runs that start later hold their numbers against them.
     """
-    from andromeda_scale import probing
+    from andromeda_scale.commands import probing
 
     plan = probing.plan_here(world, device.value, quick=quick)
     _launch(plan, probing.SUITE_TEXT, run_dir, new=new, quiet=quiet)
@@ -86,7 +86,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run where it stopped; what has ended stays. What was submitted, is again."""
-    from andromeda_scale import submitting, sweep
+    from andromeda_scale.commands import submitting, sweep
 
     if submitting.was_submitted(run_dir):
         submission = submitting.again(run_dir)
@@ -108,8 +108,9 @@ def submit(
     wait: Wait = False,
 ) -> None:
     """Run a suite as one SLURM job: an agent a node, smaller worlds on the first of its nodes."""
-    from andromeda_scale import choosing, submitting
-    from andromeda_scale.suite_file import read_suite
+    from andromeda_scale import choosing
+    from andromeda_scale.commands import submitting
+    from andromeda_scale.planning.suite_file import read_suite
 
     loaded = read_suite(suite, set_ or [], axis or [])
     where = choosing.place(loaded.name, run_dir)
@@ -124,7 +125,7 @@ def submit(
 
 def cancel(run_dir: RunPath) -> None:
     """Stop a run: its SLURM job, or the driver on this machine. What has ended stays."""
-    from andromeda_scale import submitting, sweep
+    from andromeda_scale.commands import submitting, sweep
 
     if not submitting.was_submitted(run_dir):
         typer.echo(f"told process {sweep.interrupt(run_dir)} to stop")
@@ -135,7 +136,7 @@ def cancel(run_dir: RunPath) -> None:
 
 def status(run_dir: RunPath) -> None:
     """Say how far a run is: done, running, failed, time left; its SLURM jobs where it has any."""
-    from andromeda_scale import submitting, sweep
+    from andromeda_scale.commands import submitting, sweep
 
     jobs = [str(job) for job in submitting.look(run_dir)]
     for line in (*jobs, *sweep.progress(run_dir, planned=not jobs)):
@@ -153,7 +154,8 @@ def _launch(
     allow_mixed: bool = False,
 ) -> NoReturn:
     """Run a plan where it belongs, or go on with an earlier run of it."""
-    from andromeda_scale import choosing, sweep
+    from andromeda_scale import choosing
+    from andromeda_scale.commands import sweep
 
     path, resumed = choosing.choose(plan, choosing.RUNS, run_dir, new=new, only_failed=only_failed)
     run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
@@ -163,7 +165,7 @@ def _launch(
 
 
 def _submit(submission: Submission, *, wait: bool, **flags: bool) -> NoReturn:
-    from andromeda_scale import submitting
+    from andromeda_scale.commands import submitting
 
     job_id = submitting.submit(submission, **flags)
     typer.echo(f"job {job_id}; andromeda-scale status {submission.run_dir}", err=True)

@@ -53,12 +53,12 @@ def report(
 
     Needs the files alone. html: every table and figure in one file, report.html in RUN.
     """
-    from andromeda_scale import reporting
+    from andromeda_scale.commands import reporting
 
     if follow and (to or output or fairness or format_ is not Format.terminal):
         raise UserError("--follow: draws a table on the terminal; leave the other options out")
     if follow:
-        from andromeda_scale.following import follow as follow_run
+        from andromeda_scale.commands.following import follow as follow_run
 
         follow_run(run_dir, table.value)
         return
@@ -85,7 +85,7 @@ def compare(
 
     Only differences beyond chance count, over all cases together; what noise hides is said.
     """
-    from andromeda_scale import comparing
+    from andromeda_scale.commands import comparing
 
     status = comparing.compare(
         before,

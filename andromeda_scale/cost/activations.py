@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.training import Train, loss_chunks, recomputed
+from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.training import Train, loss_chunks, recomputed
 
 Device = Literal["cpu", "cuda"]
 _FP32 = 4

@@ -8,8 +8,8 @@ from functools import cache
 
 from pydantic import Field, PositiveFloat, TypeAdapter
 
-from andromeda_scale import resources, safe_yaml
-from andromeda_scale.schema import Schema
+from andromeda_scale.suite import resources, safe_yaml
+from andromeda_scale.suite.schema import Schema
 
 
 class Device(Schema):

@@ -14,8 +14,8 @@ from andromeda_scale.cost.activations import Device, Widths
 from andromeda_scale.cost.layout import StateLayout
 from andromeda_scale.cost.model import Shape, matmul_weights
 from andromeda_scale.cost.working import Sizes, Working
-from andromeda_scale.optimizers import temporary_bytes
-from andromeda_scale.training import Train
+from andromeda_scale.suite.optimizers import temporary_bytes
+from andromeda_scale.suite.training import Train
 
 _FP32 = 4
 # cuBLAS keeps a workspace for each thread that calls it, forward's and backward's: 4096 KiB * 8

@@ -14,8 +14,8 @@ from andromeda_scale.cost.model import (
     num_parameters,
     root_parameters,
 )
-from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.training import Train
+from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.training import Train
 
 _FP32 = 4
 Device = Literal["cpu", "cuda"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from andromeda_scale.schema import Schema
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, TCPStore

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale import micro_batch
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.records import SCHEMA_VERSION
 from andromeda_scale.launch import searching
 from andromeda_scale.launch.control import Control, Silence
 from andromeda_scale.launch.disk import write_atomic
@@ -33,8 +33,8 @@ from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.records import SCHEMA_VERSION
+from andromeda_scale.suite import micro_batch
+from andromeda_scale.suite.config import Case
 
 _BEAT_PERIOD_S = 0.2
 _FAREWELL_S = 5.0

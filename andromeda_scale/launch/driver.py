@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.launch.disk import full_disk, is_full
 from andromeda_scale.launch.lost import close_lost
 from andromeda_scale.launch.messages import Event
@@ -22,7 +23,6 @@ from andromeda_scale.launch.progress import Display, make_display
 from andromeda_scale.launch.ranks import tail
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import signal_name
-from andromeda_scale.planned import PlannedRepeat
 
 AGENT_LOG = "agent.log"
 MAX_NEW_AGENTS = 3  # in a sweep, after ones that were killed

@@ -22,10 +22,10 @@ import traceback
 from importlib import import_module
 from typing import Any, NoReturn
 
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.launch import preload
 from andromeda_scale.launch.beats import BeatTable
 from andromeda_scale.launch.process import die_with_parent, signal_group
-from andromeda_scale.planned import RankSpec
 
 
 class Forkserver:

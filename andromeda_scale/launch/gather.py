@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.planned import Plan, PlannedRepeat
 
 TASKS = "tasks"
 

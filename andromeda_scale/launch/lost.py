@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 import time
 
+from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import SCHEMA_VERSION
 from andromeda_scale.launch import searching
 from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.node_files import write_node_file
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict
-from andromeda_scale.planned import PlannedRepeat
-from andromeda_scale.records import SCHEMA_VERSION
 
 
 def close_lost(run_dir: RunDir, item: PlannedRepeat, cause: str) -> Event | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.forkservers import Forkservers
 from andromeda_scale.launch.local_files import CompileCaches, make_directory, remove_stale
@@ -25,7 +26,6 @@ from andromeda_scale.launch.node_files import NodeSamplers, pack, write_node_fil
 from andromeda_scale.launch.process import StopRequest, kernel_oom_kills
 from andromeda_scale.launch.ranks import RankGroup
 from andromeda_scale.launch.verdict import killed_by_kernel
-from andromeda_scale.planned import RankSpec
 
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel

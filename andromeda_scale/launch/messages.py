@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from andromeda_scale import parity
-from andromeda_scale.config import Case
-from andromeda_scale.planned import PlannedRepeat
-from andromeda_scale.records import Status
-from andromeda_scale.schema import Schema
+from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import Status
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.schema import Schema
 
 
 class Hello(Schema):

@@ -12,8 +12,9 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from andromeda_scale import environment
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware import environment
+from andromeda_scale.hardware.machine import detect_machine
 from andromeda_scale.launch import anew, gather, placement
 from andromeda_scale.launch.control import Control
 from andromeda_scale.launch.coordinator import Coordinator, environments, say_over
@@ -27,9 +28,8 @@ from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import detect_machine
-from andromeda_scale.plan import make_plan, require_runnable
-from andromeda_scale.suite_file import Loaded, read_suite
+from andromeda_scale.planning.plan import make_plan, require_runnable
+from andromeda_scale.planning.suite_file import Loaded, read_suite
 
 INTERRUPTED = 130
 

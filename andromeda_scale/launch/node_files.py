@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale import environment, registry
+from andromeda_scale import registry
+from andromeda_scale.contracts.records import SCHEMA_VERSION
 from andromeda_scale.errors import CollectorUnavailable
+from andromeda_scale.hardware import environment
 from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.launch.rendezvous import without_guesses
-from andromeda_scale.records import SCHEMA_VERSION
 
 
 def write_node_file(

@@ -6,11 +6,11 @@ import json
 import sys
 from typing import Any
 
-from andromeda_scale import parity
+from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.planned import PlannedRepeat, Role
 from andromeda_scale.launch.ranks import complete_lines
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict
-from andromeda_scale.planned import PlannedRepeat, Role
 
 
 def reference_of(run_dir: RunDir, item: PlannedRepeat) -> parity.First | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from andromeda_scale.launch.messages import Hello, Seat
-from andromeda_scale.world import World
+from andromeda_scale.suite.world import World
 
 
 def hosts(agents: Sequence[Hello], gone: Collection[int] = ()) -> dict[str, list[Hello]]:

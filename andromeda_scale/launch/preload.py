@@ -13,8 +13,8 @@ from importlib import import_module
 from types import ModuleType
 
 from andromeda_scale import registry
-from andromeda_scale.config import Case
 from andromeda_scale.registry import MODELS, STRATEGIES
+from andromeda_scale.suite.config import Case
 
 # What every rank needs; strategies, drivers and model families name theirs as `preload`.
 MODULES = (

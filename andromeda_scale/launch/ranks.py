@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.launch.beats import Beat
 from andromeda_scale.launch.forkservers import ForkserverClient
 from andromeda_scale.launch.messages import RankEnd
-from andromeda_scale.planned import RankSpec
 
 _STDERR_LINES = 20
 _TAIL_BYTES = 1 << 16

@@ -24,12 +24,12 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from andromeda_scale import calibration
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
 from andromeda_scale.launch.disk import full_disk, is_full, make_writable, write_atomic
-from andromeda_scale.plan_search import Found, settle
-from andromeda_scale.planned import Plan, PlannedRepeat, Role
+from andromeda_scale.planning.search import Found, settle
 
 FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}

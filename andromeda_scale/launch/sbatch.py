@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.slurm_schema import Slurm
+from andromeda_scale.suite.slurm import Slurm
 
 NOTICE_S = 60  # before the time limit: to close the repeat, and to merge
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,%@+-]+")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from andromeda_scale import micro_batch
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict
-from andromeda_scale.planned import PlannedRepeat
+from andromeda_scale.suite import micro_batch
+from andromeda_scale.suite.config import Case
 
 # Another size would end alike, or be asked for again.
 _NOT_OF_THE_SIZE = ("interrupted", "unavailable", "invalid", "skipped")

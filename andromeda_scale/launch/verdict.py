@@ -7,9 +7,9 @@ import signal
 from collections.abc import Collection
 from typing import Any
 
+from andromeda_scale.contracts.records import Status
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
-from andromeda_scale.records import Status
-from andromeda_scale.schema import Schema
+from andromeda_scale.suite.schema import Schema
 
 # What a rank says when another one left: it suffers from the cause, it is not the cause.
 _PEER_LEFT = re.compile(

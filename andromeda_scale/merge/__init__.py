@@ -8,17 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from andromeda_scale import calibration
 from andromeda_scale.analysis.breakdown import add_reasons
 from andromeda_scale.analysis.fabric import Ceilings
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import FILES, Results, read, typed_rows, write
 from andromeda_scale.analysis.scaling import add_scaling
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.references import reference_of
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware import calibration
 from andromeda_scale.merge import cases, communication, cross, ranks, repeats, searched, steps
 from andromeda_scale.merge.repeats import MergedRepeat
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.references import reference_of
 
 __all__ = ["Results", "load_results", "merge_run", "write"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale.analysis.stats import mean_interval
+from andromeda_scale.contracts.records import RepeatRecord
 from andromeda_scale.merge.values import series_of
-from andromeda_scale.records import RepeatRecord
 
 COLUMNS: dict[str, str] = {"exposed_method": "str"}  # whose exposed seconds the row has
 

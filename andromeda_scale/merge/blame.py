@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from andromeda_scale import calibration
 from andromeda_scale.analysis.blame import (
     CAUSES,
     MIN_STEPS,
@@ -19,6 +18,7 @@ from andromeda_scale.analysis.blame import (
     of_launches,
     of_short_launches,
 )
+from andromeda_scale.hardware import calibration
 from andromeda_scale.merge.ranks import RankTable
 from andromeda_scale.merge.values import Columns, number
 

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from andromeda_scale import registry, settings
+from andromeda_scale import registry
 from andromeda_scale.analysis.precision import WANTED, needed
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
 from andromeda_scale.analysis.stats import Sample
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.cost.model import DEFAULT_CONVENTION, flops_per_token, mfu, num_parameters
 from andromeda_scale.errors import UserError
@@ -22,7 +22,8 @@ from andromeda_scale.merge.pooled import BOUNDED, first, numbers
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.merge.system import unlike
 from andromeda_scale.metrics import METRICS
-from andromeda_scale.planned import PlannedRepeat
+from andromeda_scale.suite import settings
+from andromeda_scale.suite.config import Case
 
 Row = dict[str, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from andromeda_scale.config import Case
 from andromeda_scale.merge.ranks import COLUMNS, RankTable
 from andromeda_scale.merge.values import of_ranks
+from andromeda_scale.suite.config import Case
 
 MAX_SECONDS = 1e9  # 30 years
 MAX_BYTES = 2.0**60

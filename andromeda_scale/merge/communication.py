@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale.analysis.fabric import Ceilings, bandwidths
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.records import RepeatRecord
 from andromeda_scale.merge.values import number, text
-from andromeda_scale.records import RepeatRecord
-from andromeda_scale.schema import MAX_RANKS
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.schema import MAX_RANKS
 
 Row = dict[str, Any]
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from andromeda_scale import parity
-from andromeda_scale.config import Case
+from andromeda_scale.contracts import parity
 from andromeda_scale.merge.repeats import MergedRepeat
+from andromeda_scale.suite.config import Case
 
 Votes = dict[str, MergedRepeat]  # a case's first ok launch, by case_id
 

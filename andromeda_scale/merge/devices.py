@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from andromeda_scale.contracts.records import RankRecord
 from andromeda_scale.merge.values import number, of_ranks, series_of, text
-from andromeda_scale.records import RankRecord
 
 COLUMNS: dict[str, str] = {
     "device_uuid": "str",  # of its GPU; empty for a CPU

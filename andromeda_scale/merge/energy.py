@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from andromeda_scale.analysis.energy import energy_between
+from andromeda_scale.contracts.records import RankRecord, RepeatRecord
 from andromeda_scale.merge.devices import window_of
 from andromeda_scale.merge.ranks import RankTable
 from andromeda_scale.merge.values import number, of_ranks, series_of, text
-from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS
-from andromeda_scale.records import RankRecord, RepeatRecord
+from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS
 
 COLUMNS: dict[str, str] = {
     "energy_unavailable": "str",  # why a launch that collects energy has none

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.records import RankRecord, RepeatRecord
 from andromeda_scale.merge.system import flatten
 from andromeda_scale.merge.values import of_ranks
-from andromeda_scale.records import RankRecord, RepeatRecord
+from andromeda_scale.suite.config import Case
 
 Facts = dict[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from andromeda_scale.contracts.records import RankRecord
 from andromeda_scale.merge.values import Columns, most, number, of_ranks
-from andromeda_scale.metrics_devices import NEARLY_FULL
-from andromeda_scale.records import RankRecord
+from andromeda_scale.metrics.devices import NEARLY_FULL
 
 # Bytes and counts of a rank of which a repeat has the largest.
 LARGEST = (

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from andromeda_scale import parity
-from andromeda_scale.config import Case
+from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import RankRecord, RepeatRecord
 from andromeda_scale.merge.values import integer, number, text
-from andromeda_scale.planned import PlannedRepeat
-from andromeda_scale.records import RankRecord, RepeatRecord
+from andromeda_scale.suite.config import Case
 
 Row = dict[str, Any]
 

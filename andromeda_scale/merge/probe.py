@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from andromeda_scale.analysis.fabric import bandwidths
 from andromeda_scale.analysis.results import rows_of, typed_rows
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.probed import Ceiling, Point, Probed
+from andromeda_scale.contracts.records import RepeatRecord, read_repeat
 from andromeda_scale.merge.ranks import rank_table
 from andromeda_scale.merge.repeats import read_status
 from andromeda_scale.merge.system import read_system
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.probed import Ceiling, Point, Probed
-from andromeda_scale.records import RepeatRecord, read_repeat
+from andromeda_scale.suite.config import Case
 
 FILE = "probe.parquet"
 

@@ -13,9 +13,9 @@ import pandas as pd
 from andromeda_scale.analysis.blame import late_s, lateness
 from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, out_of_range
 from andromeda_scale.analysis.results import typed
+from andromeda_scale.contracts.records import Phase, RankRecord, RepeatRecord
 from andromeda_scale.merge import devices, memory
 from andromeda_scale.merge.values import Columns, integer, number, of_ranks, series_of, text
-from andromeda_scale.records import Phase, RankRecord, RepeatRecord
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",

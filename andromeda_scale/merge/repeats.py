@@ -12,7 +12,9 @@ import numpy as np
 
 from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.parity import First
+from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import RankRecord, RepeatRecord, Status, read_repeat
 from andromeda_scale.merge import ablation, blame, devices, energy, memory, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.communication import launch_kinds
@@ -23,9 +25,7 @@ from andromeda_scale.merge.steps import Series, repeat_steps
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.merge.values import Columns, integer, most, number, of_ranks, text
 from andromeda_scale.metrics import METRICS
-from andromeda_scale.parity import First
-from andromeda_scale.planned import PlannedRepeat
-from andromeda_scale.records import RankRecord, RepeatRecord, Status, read_repeat
+from andromeda_scale.suite.config import Case
 
 # Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat

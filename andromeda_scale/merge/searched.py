@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.merge.repeats import read_status
 from andromeda_scale.merge.values import integer, number
-from andromeda_scale.planned import PlannedRepeat
 
 COLUMNS: dict[str, str] = {
     # Every size that was tried, with how it ended; empty: the size was given.

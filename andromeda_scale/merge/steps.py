@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.results import typed
+from andromeda_scale.contracts.records import Phase, RepeatRecord
 from andromeda_scale.merge.values import series_of
-from andromeda_scale.records import Phase, RepeatRecord
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from andromeda_scale.environment import fingerprint
+from andromeda_scale.contracts.records import RepeatRecord
+from andromeda_scale.hardware.environment import fingerprint
 from andromeda_scale.merge.ranks import RankTable
-from andromeda_scale.records import RepeatRecord
 
 
 @dataclass

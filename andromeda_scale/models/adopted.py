@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from andromeda_scale.failures import Invalid
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.training import Train
+from andromeda_scale.rank.failures import Invalid
+from andromeda_scale.suite.training import Train
 
 
 @contextmanager

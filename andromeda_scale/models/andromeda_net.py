@@ -11,7 +11,7 @@ from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.decoder import Decoder, PreNormBlock
 from andromeda_scale.models.layers import INIT_STD, GeluFfn, Linear
 from andromeda_scale.models.positions import ROTARY_THETA, PositionTables
-from andromeda_scale.training import Train
+from andromeda_scale.suite.training import Train
 
 
 class DeepNormBlock(nn.Module):

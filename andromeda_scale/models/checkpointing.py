@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from andromeda_scale.training import Train, recomputed
+from andromeda_scale.suite.training import Train, recomputed
 
 _aten = torch.ops.aten
 # Products with weights, and what attention's fused kernels give. Not bmm: naive's scores, as many

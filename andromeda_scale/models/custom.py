@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 
 from andromeda_scale.models.family import Family
 from andromeda_scale.registry import is_callable_name
-from andromeda_scale.schema import Width
-from andromeda_scale.training import Segment, Train
+from andromeda_scale.suite.schema import Width
+from andromeda_scale.suite.training import Segment, Train
 
 if TYPE_CHECKING:
     from torch import nn

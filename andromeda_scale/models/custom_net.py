@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andromeda_scale.failures import Invalid
 from andromeda_scale.models.adopted import Adopted, in_words, parameters_on_meta
 from andromeda_scale.models.custom import CustomConfig
-from andromeda_scale.training import Train
+from andromeda_scale.rank.failures import Invalid
+from andromeda_scale.suite.training import Train
 
 _CONTRACT = "return (the summed loss in float32, labels.numel())"
 

@@ -16,7 +16,7 @@ from andromeda_scale.models.attention import Attention
 from andromeda_scale.models.checkpointing import Recomputation
 from andromeda_scale.models.layers import Embedding
 from andromeda_scale.models.loss import Head, NextTokenLoss
-from andromeda_scale.training import Train, loss_chunks
+from andromeda_scale.suite.training import Train, loss_chunks
 
 
 class PreNormBlock(nn.Module):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from andromeda_scale import registry
-from andromeda_scale.failures import UnavailableHere
 from andromeda_scale.models.family import Family
 from andromeda_scale.models.layers import INIT_STD
-from andromeda_scale.training import Train
+from andromeda_scale.rank.failures import UnavailableHere
+from andromeda_scale.suite.training import Train
 
 
 class ModelFactory:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.schema import Schema
-from andromeda_scale.training import Train, loss_chunks
+from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.training import Train, loss_chunks
 
 if TYPE_CHECKING:
     from torch import nn

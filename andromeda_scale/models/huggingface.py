@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.models.family import Family
 from andromeda_scale.models.huggingface_shapes import closed_form, has_plain_head
-from andromeda_scale.training import Segment, Train
+from andromeda_scale.suite.kernels import MIN_FLEX_HEAD_DIM
+from andromeda_scale.suite.training import Segment, Train
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andromeda_scale.failures import Invalid
 from andromeda_scale.models.adopted import Adopted, in_words, parameters_on_meta
 from andromeda_scale.models.huggingface import ATTENTION, HuggingFaceConfig
 from andromeda_scale.models.layers import INIT_STD
 from andromeda_scale.models.loss import NextTokenLoss
-from andromeda_scale.training import Train
+from andromeda_scale.rank.failures import Invalid
+from andromeda_scale.suite.training import Train
 
 _OUR_NAMES = {theirs: ours for ours, theirs in ATTENTION.items()}
 

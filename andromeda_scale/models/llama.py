@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.models.family import Family
-from andromeda_scale.schema import Layers, Width
-from andromeda_scale.training import Train
+from andromeda_scale.suite.kernels import MIN_FLEX_HEAD_DIM
+from andromeda_scale.suite.schema import Layers, Width
+from andromeda_scale.suite.training import Train
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from andromeda_scale.models.decoder import Decoder, PreNormBlock
 from andromeda_scale.models.layers import INIT_STD, SwiGlu
 from andromeda_scale.models.llama import LlamaConfig
 from andromeda_scale.models.positions import PositionTables
-from andromeda_scale.training import Train
+from andromeda_scale.suite.training import Train
 
 
 class Llama(Decoder):

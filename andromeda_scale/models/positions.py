@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.precision import POLICIES
-from andromeda_scale.training import Train
+from andromeda_scale.suite.precision import POLICIES
+from andromeda_scale.suite.training import Train
 
 XPOS_SCALE_BASE = 512.0
 ROTARY_THETA = 1e4

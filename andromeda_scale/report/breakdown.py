@@ -8,7 +8,7 @@ from typing import Any
 
 from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, REASONS
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.formats import NOT_MEASURED, milliseconds, significant
+from andromeda_scale.metrics.formats import NOT_MEASURED, milliseconds, significant
 from andromeda_scale.report.columns import WORLD, Column, metric
 from andromeda_scale.report.rows import Row, arrange, has, interval_of, is_base
 from andromeda_scale.report.tables import Table, identity

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from andromeda_scale.formats import NOT_MEASURED, significant
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.metrics.formats import NOT_MEASURED, significant
 from andromeda_scale.report.rows import Row, has, is_base
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.formats import NOT_MEASURED, binary, milliseconds, significant
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.metrics.formats import NOT_MEASURED, binary, milliseconds, significant
 from andromeda_scale.report.columns import COLUMNS as SCALING
 from andromeda_scale.report.columns import Column, metric
 from andromeda_scale.report.rows import Row, arrange, has, label

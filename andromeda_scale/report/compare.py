@@ -9,8 +9,8 @@ from typing import Any
 from andromeda_scale.analysis.changes import Change, Changes, Matched
 from andromeda_scale.analysis.comparison import FALSE_ALARMS
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.formats import NOT_MEASURED
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.metrics.formats import NOT_MEASURED
 from andromeda_scale.report.columns import WORLD, Column, metric
 from andromeda_scale.report.rows import arrange, case_name, has
 from andromeda_scale.report.sentence import Sentence, case_ids

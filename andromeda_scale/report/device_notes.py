@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from andromeda_scale.formats import percent
-from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS, NEARLY_FULL
+from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS, NEARLY_FULL
+from andromeda_scale.metrics.formats import percent
 from andromeda_scale.report.rows import Row, case_name, has
 
 MAX_RESIDUAL = 0.02  # of a profiled step in none of its parts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.formats import NOT_MEASURED, percent
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.metrics.formats import NOT_MEASURED, percent
 from andromeda_scale.report import device_notes
 from andromeda_scale.report.columns import COLUMNS, Column, metric
 from andromeda_scale.report.notes import what_rows_are

@@ -7,7 +7,7 @@ from typing import Any
 
 from andromeda_scale.analysis.blame import MIN_SHARE, MIN_STEPS, NO_MAJORITY, NOBODY
 from andromeda_scale.analysis.stats import MIN_BOOTSTRAP, MIN_LAUNCHES
-from andromeda_scale.formats import milliseconds, percent, rate, scientific
+from andromeda_scale.metrics.formats import milliseconds, percent, rate, scientific
 from andromeda_scale.report import device_notes
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base
 from andromeda_scale.report.rows import case_name as _name

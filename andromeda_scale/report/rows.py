@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale import settings
 from andromeda_scale.analysis.results import rows_of
 from andromeda_scale.analysis.stats import Interval
+from andromeda_scale.suite import settings
 
 Row = Mapping[str, Any]
 

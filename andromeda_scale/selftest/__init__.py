@@ -19,14 +19,15 @@ import psutil
 import typer
 import yaml
 
-from andromeda_scale import calibration, choosing, environment, sweep
-from andromeda_scale.config import Case
+from andromeda_scale.commands import choosing, sweep
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import set_key
+from andromeda_scale.hardware import calibration, environment
+from andromeda_scale.hardware.machine import Machine, detect_machine
 from andromeda_scale.launch import driver
-from andromeda_scale.machine import Machine, detect_machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.planning.expand import set_key
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import mapping_suite
 from andromeda_scale.selftest.evidence import (
     FAIL,
     UNAVAILABLE,
@@ -37,7 +38,7 @@ from andromeda_scale.selftest.evidence import (
 )
 from andromeda_scale.selftest.place import NULL, Null, Place, Row
 from andromeda_scale.selftest.rows import base, rows
-from andromeda_scale.suite_file import mapping_suite
+from andromeda_scale.suite.config import Case
 
 MAX_RANKS_ON_CPU = 8
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -8,7 +8,6 @@ from itertools import count
 
 import numpy as np
 
-from andromeda_scale.faults import falls_on
 from andromeda_scale.selftest.evidence import (
     FAIL,
     PASS,
@@ -21,6 +20,7 @@ from andromeda_scale.selftest.evidence import (
     ratio,
 )
 from andromeda_scale.selftest.place import NULL, NULLS, Launches, Null, Place, Row
+from andromeda_scale.suite.faults import falls_on
 
 SHARE = 0.3
 RUNS_OF_NOBODY = 20  # of which one may blame somebody

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale.analysis.blame import MIN_STEPS
-from andromeda_scale.faults import SlowLink, refusal
 from andromeda_scale.selftest import late
 from andromeda_scale.selftest.evidence import (
     TOLERANCE,
@@ -24,6 +23,7 @@ from andromeda_scale.selftest.evidence import (
     ratio,
 )
 from andromeda_scale.selftest.place import NULL, Launches, Null, Place, Row
+from andromeda_scale.suite.faults import SlowLink, refusal
 
 HELD_MIB, RATIO, AHEAD = 512, 1.5, 2
 LINK_MBYTES_PER_S = (10.0, 200.0)  # where the kernel's pacing holds its rate

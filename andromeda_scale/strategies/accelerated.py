@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from andromeda_scale.failures import UnavailableHere
-from andromeda_scale.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
+from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import Strategy, TrainState, Unavailable
+from andromeda_scale.suite.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from andromeda_scale.cost.layout import StateLayout, Traffic
     from andromeda_scale.cost.working import Device, Sizes, Working
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 # accelerate's names of the precisions; TF32 is torch's own switch.
 _MIXED = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}

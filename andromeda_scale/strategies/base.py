@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale import kernels, precision
-from andromeda_scale.schema import Schema
+from andromeda_scale.suite import kernels, precision
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from andromeda_scale.cost.layout import StateLayout, Traffic
     from andromeda_scale.cost.working import Device, Sizes, Working
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class NoOptions(Schema):

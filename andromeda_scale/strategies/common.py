@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from andromeda_scale.optimizers import OPTIMIZERS, OPTIONS
-from andromeda_scale.precision import POLICIES
+from andromeda_scale.suite.optimizers import OPTIMIZERS, OPTIONS
+from andromeda_scale.suite.precision import POLICIES
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from andromeda_scale.strategies.base import TrainState
-    from andromeda_scale.training import Train
+    from andromeda_scale.suite.training import Train
 
 
 def wrapper_name(s: TrainState) -> str | None:

@@ -11,18 +11,18 @@ from pydantic import PositiveFloat
 from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.precision import element_bytes
-from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.single import Single
+from andromeda_scale.suite.precision import element_bytes
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class DdpOptions(Schema):

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from andromeda_scale import precision
 from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.failures import UnavailableHere
-from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.schema import Schema
+from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState
 from andromeda_scale.strategies.hsdp import hybrid_mesh, refuses_shard_size, shard_size
 from andromeda_scale.strategies.native import Native
+from andromeda_scale.suite import precision
+from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class Fsdp1Options(Schema):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
-from andromeda_scale import precision
 from andromeda_scale.cost import working
 from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.failures import UnavailableHere
-from andromeda_scale.precision import POLICIES, element_bytes
-from andromeda_scale.schema import MAX_RANKS, Schema
+from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
 from andromeda_scale.strategies.native import Native
+from andromeda_scale.suite import precision
+from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.schema import MAX_RANKS, Schema
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class Fsdp2Options(Schema):

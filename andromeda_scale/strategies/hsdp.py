@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from andromeda_scale import precision
 from andromeda_scale.cost.layout import Collective, Traffic
-from andromeda_scale.failures import UnavailableHere
-from andromeda_scale.precision import element_bytes
-from andromeda_scale.schema import Schema
+from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies.fsdp2 import Fsdp2, Fsdp2Options
+from andromeda_scale.suite import precision
+from andromeda_scale.suite.precision import element_bytes
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class HsdpOptions(Fsdp2Options):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from andromeda_scale.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 from andromeda_scale.strategies import common
+from andromeda_scale.suite.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class Single(Native):

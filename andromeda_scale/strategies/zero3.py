@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from andromeda_scale.cost.layout import Collective, Part, Traffic
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.precision import element_bytes
-from andromeda_scale.schema import Schema
 from andromeda_scale.strategies import common, zero_config, zero_memory
 from andromeda_scale.strategies.base import TrainState
 from andromeda_scale.strategies.zero import Zero
 from andromeda_scale.strategies.zero_options import Zero3Options
+from andromeda_scale.suite.precision import element_bytes
+from andromeda_scale.suite.schema import Schema
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from andromeda_scale.models.factory import ModelFactory
-    from andromeda_scale.runtime import Runtime
-    from andromeda_scale.training import Train
-    from andromeda_scale.world import World
+    from andromeda_scale.rank.runtime import Runtime
+    from andromeda_scale.suite.training import Train
+    from andromeda_scale.suite.world import World
 
 
 class Zero3(Zero):

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from andromeda_scale.optimizers import OPTIMIZERS
-from andromeda_scale.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, POLICIES
 from andromeda_scale.strategies.zero_options import OWNED, Zero3Options, ZeroOptions
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.optimizers import OPTIMIZERS
+from andromeda_scale.suite.precision import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, POLICIES
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 

@@ -7,10 +7,10 @@ element, r bytes of one on its way, k bytes of an accumulated gradient.
 from __future__ import annotations
 
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.precision import element_bytes
 from andromeda_scale.strategies import zero_config
 from andromeda_scale.strategies.zero_options import Zero3Options, Zero12Options
-from andromeda_scale.training import Train
+from andromeda_scale.suite.precision import element_bytes
+from andromeda_scale.suite.training import Train
 
 _FP32 = 4
 _NORM = 8  # a gradient's norm is taken of a copy in float64

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from andromeda_scale.schema import Schema
+from andromeda_scale.suite.schema import Schema
 
 # The suite's settings say these; zero_config compares. Below zero_optimization: its stage.
 OWNED = frozenset(

@@ -14,7 +14,7 @@ from cluster import Cluster, wait_until
 
 from andromeda_scale.launch import jobs
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.resources import TOP
+from andromeda_scale.suite.resources import TOP
 
 ACTS = Path(__file__).parents[1] / "dist"  # launch_worker.py: ranks that do as they are told
 SUITE = """\

@@ -14,7 +14,7 @@ from cluster import Cluster
 from submitted import Login, acting_template
 
 from andromeda_scale.launch import jobs
-from andromeda_scale.resources import TOP
+from andromeda_scale.suite.resources import TOP
 
 HOSTILE = """a b"c'd$(touch pwned)`touch pwned`;touch pwned #\\e"""
 

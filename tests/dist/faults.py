@@ -8,9 +8,9 @@ from typing import Any
 from group import no_beat
 
 from andromeda_scale import worker
-from andromeda_scale.data import Batches
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.data.batches import Batches
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 from andromeda_scale.strategies.native import Native
 

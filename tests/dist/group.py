@@ -14,10 +14,10 @@ from typing import Any
 import torch.distributed as dist
 
 from andromeda_scale import registry, worker
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import PlannedRepeat, RankSpec
 from andromeda_scale.launch import preload
-from andromeda_scale.planned import PlannedRepeat, RankSpec
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.world import World
 
 Line = dict[str, Any]
 

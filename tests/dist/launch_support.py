@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from andromeda_scale.config import Case, Limits, StrategySpec
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case, Limits, StrategySpec
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 HERE = Path(__file__).parent
 WORKER = "launch_worker:main"

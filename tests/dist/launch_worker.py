@@ -16,8 +16,8 @@ from datetime import timedelta
 
 import psutil
 
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.records import RecordWriter
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.contracts.records import RecordWriter
 
 Beat = Callable[[str, int, int], None]
 FOREVER_S = 600.0

@@ -9,7 +9,7 @@ from typing import Any
 from group import no_beat
 
 from andromeda_scale import worker
-from andromeda_scale.planned import RankSpec
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
 PLANTED_BYTES = 256 * 2**20  # far above what first steps leave behind

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 from andromeda_scale import worker
-from andromeda_scale.planned import RankSpec
+from andromeda_scale.contracts.planned import RankSpec
 
 PRELOAD = ("torch", "torch.distributed")
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.records import RecordWriter
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.contracts.records import RecordWriter
 
 PRELOAD = ("torch",)
 MOST = 5

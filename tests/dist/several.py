@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from group import no_beat
 
-from andromeda_scale import runtime, worker
-from andromeda_scale.planned import RankSpec
+from andromeda_scale import worker
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.rank import runtime
 
 
 def cases(specs: Sequence[RankSpec]) -> None:

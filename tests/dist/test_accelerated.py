@@ -11,11 +11,11 @@ import pytest
 from group import Group, Line, end, of_kind, tiny_case
 from training_run import Trace, largest_difference, mean_losses, runner
 
-from andromeda_scale.readback import unexpected
+from andromeda_scale.rank.readback import unexpected
 from andromeda_scale.registry import STRATEGIES, load
 from andromeda_scale.strategies.accelerated import Accelerated
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 pytestmark = pytest.mark.thorough
 

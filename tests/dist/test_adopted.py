@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from adopted_models import CALLABLES, GPT2, LLAMA
 
-from andromeda_scale import runtime
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
+from andromeda_scale.rank import runtime
+from andromeda_scale.suite.config import Case
 
 pytestmark = pytest.mark.thorough
 

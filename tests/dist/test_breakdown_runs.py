@@ -10,11 +10,11 @@ import pytest
 from group import Line, tiny_case
 
 from andromeda_scale.analysis.breakdown import AGREEMENT, FACTORS, HIGH
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.merge import merge_run
-from andromeda_scale.planned import Plan, PlannedRepeat
 from andromeda_scale.report.catalogue import make_table
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.world import World
 
 RunCase = Callable[..., list[list[Line]]]
 

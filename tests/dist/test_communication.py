@@ -18,8 +18,8 @@ from andromeda_scale import registry
 from andromeda_scale.analysis.blame import MIN_STEPS, blame, lateness
 from andromeda_scale.analysis.breakdown import SERIES
 from andromeda_scale.cost.comm import CommunicationBytes, bytes_per_step
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 RunCase = Callable[..., list[list[Line]]]
 

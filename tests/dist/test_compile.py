@@ -12,8 +12,8 @@ from group import LLAMA, Group, end, no_beat, of_kind, phase_values, read_lines,
 from launch_support import make_case, make_run, start_driver, tagged, wait_until
 
 from andromeda_scale import worker
-from andromeda_scale.config import Limits
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.suite.config import Limits
 
 COMPILE_S = 600.0  # a C++ compiler on a busy machine
 # Heads as wide as FlexAttention needs them.

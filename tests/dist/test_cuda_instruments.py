@@ -11,7 +11,7 @@ import torch
 from group import LLAMA
 
 import andromeda_scale
-from andromeda_scale.metrics_devices import ENERGY_SECONDS
+from andromeda_scale.metrics.devices import ENERGY_SECONDS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from andromeda_scale import doctor, doctor_probes
-from andromeda_scale.machine import Machine
+from andromeda_scale.commands import doctor, doctor_probes
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.registry import DRIVERS, STRATEGIES
 
 LIMIT_S = 240

@@ -11,7 +11,7 @@ from group import LLAMA
 
 import andromeda_scale
 from andromeda_scale.collectors.energy import open_meters
-from andromeda_scale.metrics_devices import ENERGY_SECONDS, ENERGY_STEPS
+from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS
 from andromeda_scale.report.device_tables import energy_table
 
 pytestmark = pytest.mark.thorough  # some twenty seconds and more

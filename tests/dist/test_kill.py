@@ -12,9 +12,9 @@ import psutil
 import pytest
 from launch_support import ended, make_case, make_run, start_driver, tagged, wait_until
 
-from andromeda_scale.config import Limits
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.suite.config import Limits
 
 REPEATS = 4
 KILLS = 3  # a sweep is killed this often, each time at another moment

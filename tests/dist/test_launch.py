@@ -21,10 +21,10 @@ from launch_support import (
     wait_until,
 )
 
-from andromeda_scale.config import Limits
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Limits
+from andromeda_scale.suite.world import World
 
 # act of rank 1 -> status, who is named (None: nobody is), and what the cause says. Rank 0 waits
 # for rank 1 in an all-reduce, and complains about it.
@@ -191,7 +191,8 @@ collect: []
 measure: {repeats: 3}
 """
 AGENT_0 = (
-    "import sys; from andromeda_scale import agent, environment; "
+    "import sys; from andromeda_scale import agent; "
+    "from andromeda_scale.hardware import environment; "
     "environment.collect = environment.fingerprint = lambda *_: {}; sys.exit(agent.main())"
 )
 

@@ -9,7 +9,7 @@ import pytest
 from group import LLAMA, Group, of_kind, phase_values, tiny_case
 from training_run import Trace, largest_difference, mean_losses, runner
 
-from andromeda_scale.machine import cpu_has_fp16
+from andromeda_scale.hardware.machine import cpu_has_fp16
 
 Run = Callable[..., list[Trace]]
 PARTS = 3  # of 16 tokens: uneven ones

@@ -10,12 +10,12 @@ import torch
 from group import Group, tiny_case
 from training_run import Trace, full_parameters, largest_difference, make_strategy
 
-from andromeda_scale import runtime
-from andromeda_scale.machine import cpu_has_fp16
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.hardware.machine import cpu_has_fp16
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.precision import INITIAL_LOSS_SCALE
+from andromeda_scale.rank import runtime
 from andromeda_scale.strategies import common
+from andromeda_scale.suite.precision import INITIAL_LOSS_SCALE
 
 pytestmark = pytest.mark.skipif(not cpu_has_fp16(), reason="this CPU has no float16")
 

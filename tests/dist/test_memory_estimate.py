@@ -19,12 +19,12 @@ import torch.distributed as dist
 from group import Group, tiny_case
 from training_run import built
 
-from andromeda_scale import runtime
 from andromeda_scale.collectors.allocations import CpuAllocations
-from andromeda_scale.config import Case
-from andromeda_scale.fits import estimate_memory
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.world import World
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.planning.fits import estimate_memory
+from andromeda_scale.rank import runtime
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.world import World
 
 RANKS = 2
 STEPS = 2  # the least of them: how far gloo lags behind, holding copies, depends on the machine

@@ -11,11 +11,11 @@ import torch
 from group import Group, tiny_case
 from training_run import STEPS, Trace, full_parameters, largest_difference, make_strategy
 
-from andromeda_scale import runtime
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.optimizers import OPTIMIZERS
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.training import OptimizerSpec, Train
+from andromeda_scale.rank import runtime
+from andromeda_scale.suite.optimizers import OPTIMIZERS
+from andromeda_scale.suite.training import OptimizerSpec, Train
 
 pytestmark = pytest.mark.thorough
 

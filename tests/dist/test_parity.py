@@ -11,10 +11,10 @@ import faults
 import pytest
 from group import LLAMA, Group, Line, end, of_kind, phase_values, read_lines, tiny_case
 
-from andromeda_scale import parity
-from andromeda_scale.config import Measure
-from andromeda_scale.faults import NotANumber
-from andromeda_scale.precision import refusal
+from andromeda_scale.contracts import parity
+from andromeda_scale.suite.config import Measure
+from andromeda_scale.suite.faults import NotANumber
+from andromeda_scale.suite.precision import refusal
 
 RunCase = Callable[..., list[list[Line]]]
 Reference = Callable[[str], parity.First]
@@ -89,7 +89,7 @@ def test_the_first_losses_and_norms_are_the_references(
 
 
 def _fingerprint(case: Any) -> str:
-    from andromeda_scale.data import Batches
+    from andromeda_scale.data.batches import Batches
 
     batches = Batches(
         case.data,

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from andromeda_scale.config import Suite
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch import driver
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import Machine
 from andromeda_scale.merge import merge_run
-from andromeda_scale.plan import make_plan
+from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.report.scaling import scaling_table
-from andromeda_scale.validation import validate
+from andromeda_scale.suite.config import Suite
+from andromeda_scale.suite.validation import validate
 
 pytestmark = pytest.mark.thorough
 

@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from andromeda_scale import calibration, environment, probing, sweep
+from andromeda_scale.commands import probing, sweep
+from andromeda_scale.contracts.planned import Plan
+from andromeda_scale.contracts.probed import COLLECTIVES
 from andromeda_scale.cost.comm import bus_factor
+from andromeda_scale.hardware import calibration, environment
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch import driver
-from andromeda_scale.machine import Machine
 from andromeda_scale.merge.probe import FILE
-from andromeda_scale.plan_probe import make_probe
-from andromeda_scale.planned import Plan
-from andromeda_scale.probed import COLLECTIVES
+from andromeda_scale.planning.probe import make_probe
 
 DIES_AT = 5  # the point after which rank 2 of 3 is killed
 QUICK_SIZES = 4

@@ -13,11 +13,12 @@ from group import Group, end, no_beat, of_kind, read_lines, tiny_case
 from torch._dynamo.utils import counters
 from training_run import built
 
-from andromeda_scale import runtime, worker
-from andromeda_scale.config import Case
+from andromeda_scale import worker
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.training import Train
+from andromeda_scale.rank import runtime
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.training import Train
 
 pytestmark = pytest.mark.thorough
 

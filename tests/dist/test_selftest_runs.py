@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from andromeda_scale import calibration
+from andromeda_scale.hardware import calibration
 
 
 @pytest.mark.thorough

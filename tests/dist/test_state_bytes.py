@@ -21,15 +21,15 @@ import torch.distributed as dist
 from group import Group, tiny_case
 from training_run import built
 
-from andromeda_scale import runtime
 from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
+from andromeda_scale.rank import runtime
 from andromeda_scale.registry import load
 from andromeda_scale.strategies.hsdp import shard_size
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.world import World
 
 WORLDS = (1, 2, 4)
 KINDS = ("parameters", "gradients", "master", "optimizer_state")

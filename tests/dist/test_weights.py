@@ -10,10 +10,10 @@ import torch
 from group import Group, tiny_case
 from training_run import full_parameters, make_strategy
 
-from andromeda_scale import runtime
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.training import Train
+from andromeda_scale.rank import runtime
+from andromeda_scale.suite.training import Train
 
 # Odd sizes: the shards of two ranks differ.
 ANDROMEDA = {

@@ -12,9 +12,9 @@ from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_
 
 from andromeda_scale import registry, worker
 from andromeda_scale.collectors.base import Context
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.records import Phase
 from andromeda_scale.strategies.ddp import Ddp
 from andromeda_scale.strategies.zero import Zero1
 

@@ -11,12 +11,12 @@ from training_run import Trace, largest_difference, mean_losses, runner
 
 from andromeda_scale.cost.comm import bytes_per_step
 from andromeda_scale.cost.layout import StateLayout
-from andromeda_scale.machine import cpu_has_fp16
-from andromeda_scale.optimizers import OPTIMIZERS
-from andromeda_scale.readback import unexpected
+from andromeda_scale.hardware.machine import cpu_has_fp16
+from andromeda_scale.rank.readback import unexpected
 from andromeda_scale.registry import load
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.optimizers import OPTIMIZERS
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 pytestmark = pytest.mark.thorough
 

@@ -12,11 +12,12 @@ from group import Group, tiny_case
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-from andromeda_scale import registry, runtime
-from andromeda_scale.data import Batches
+from andromeda_scale import registry
+from andromeda_scale.contracts.planned import RankSpec
+from andromeda_scale.data.batches import Batches
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.planned import RankSpec
-from andromeda_scale.train_step import TrainStep
+from andromeda_scale.rank import runtime
+from andromeda_scale.rank.train_step import TrainStep
 
 STEPS = 3
 

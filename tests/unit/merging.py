@@ -8,7 +8,7 @@ from typing import Any
 
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale import environment
+from andromeda_scale.hardware import environment
 from andromeda_scale.merge import merge_run
 
 ENVIRONMENT = environment.collect()

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from andromeda_scale import resources, safe_yaml
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.registry import load
-from andromeda_scale.training import Train
+from andromeda_scale.suite import resources, safe_yaml
+from andromeda_scale.suite.training import Train
 
 # Tiny products on several threads wait more than they compute.
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import numpy as np
 from merging import ENVIRONMENT
 from run_files import rank_lines, write_plan, write_repeat
 
-from andromeda_scale.config import Case
+from andromeda_scale.suite.config import Case
 
 STEPS = 20
 LAUNCH_NOISE, STEP_NOISE = 0.003, 0.02

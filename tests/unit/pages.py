@@ -8,7 +8,7 @@ from typing import Any
 
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale.probed import Ceiling, Probed
+from andromeda_scale.contracts.probed import Ceiling, Probed
 
 REPEATS = 2
 HOSTILE = (

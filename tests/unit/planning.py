@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from andromeda_scale.config import Case, Suite
-from andromeda_scale.machine import Machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.validation import validate
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.suite.config import Case, Suite
+from andromeda_scale.suite.validation import validate
 
 GIB = 1 << 30
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 * GIB)

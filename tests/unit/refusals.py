@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
-from andromeda_scale.machine import Machine
+from andromeda_scale.hardware.machine import Machine
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
 
@@ -31,7 +31,7 @@ def empty_folder_where_nothing_may_start(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("andromeda_scale.launch.driver.run", started)
-    monkeypatch.setattr("andromeda_scale.machine.detect_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("andromeda_scale.hardware.machine.detect_machine", lambda: TWO_CORES)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale.config import Case, Measure, StrategySpec
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.suite.config import Case, Measure, StrategySpec
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 MODEL = {
     "family": "llama",

@@ -13,10 +13,10 @@ from adopted_models import CALLABLES, GPT2, LLAMA
 from torch import nn
 
 from andromeda_scale.cost.model import num_parameters
-from andromeda_scale.failures import Invalid, UnavailableHere
 from andromeda_scale.models.adopted import parameters_on_meta
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.training import Every, Segment, Train
+from andromeda_scale.rank.failures import Invalid, UnavailableHere
+from andromeda_scale.suite.training import Every, Segment, Train
 
 TRAIN = Train(seq_len=16, micro_batch_size=2)
 TOKENS = torch.arange(32).view(2, 16)

@@ -12,9 +12,9 @@ from run_files import make_case, rank_lines, write_plan, write_repeat
 
 import andromeda_scale
 from andromeda_scale.analysis.fabric import NO_PROBE
+from andromeda_scale.contracts.records import RankRecord, RepeatRecord
 from andromeda_scale.merge import merge_run
 from andromeda_scale.merge.communication import launch_kinds
-from andromeda_scale.records import RankRecord, RepeatRecord
 from andromeda_scale.report.catalogue import make_table
 from andromeda_scale.report.scaling import scaling_table
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from andromeda_scale.collectors.allocations import Allocated, CpuAllocations
-from andromeda_scale.train_step import marked
+from andromeda_scale.rank.train_step import marked
 
 MIB = 1 << 20
 

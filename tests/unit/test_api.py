@@ -13,7 +13,7 @@ from run_files import make_case, rank_lines, write_plan, write_repeat
 import andromeda_scale
 from andromeda_scale.api import TABLES
 from andromeda_scale.errors import UserError
-from andromeda_scale.suite_file import mapping_suite
+from andromeda_scale.planning.suite_file import mapping_suite
 
 SUITE: dict[str, Any] = {
     "question": "q",

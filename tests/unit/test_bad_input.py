@@ -8,9 +8,9 @@ import pytest
 from refusals import GOOD, empty_folder_where_nothing_may_start, refuse, refuse_suite
 from typer.testing import CliRunner
 
-from andromeda_scale import resources
 from andromeda_scale.cli import app
-from andromeda_scale.suite_file import load_suite
+from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.suite import resources
 
 __all__ = ["empty_folder_where_nothing_may_start"]
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.plan import make_plan
-from andromeda_scale.suite_file import load_suite
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import load_suite
 
 __all__ = ["empty_folder_where_nothing_may_start"]
 

@@ -10,7 +10,7 @@ import pytest
 from merging import even_run
 from test_run_dir import FINGERPRINT, make_plan
 
-from andromeda_scale import calibration
+from andromeda_scale.hardware import calibration
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 

@@ -12,8 +12,8 @@ from model_shapes import SMALL_ANDROMEDA, SMALL_LLAMA, materialised
 from torch.autograd.profiler import profile
 
 from andromeda_scale.models.checkpointing import Recomputation
-from andromeda_scale.readback import num_to_recompute
-from andromeda_scale.training import Train, recomputed
+from andromeda_scale.rank.readback import num_to_recompute
+from andromeda_scale.suite.training import Train, recomputed
 
 KINDS: dict[str, Any] = {
     "none": "none",

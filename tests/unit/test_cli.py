@@ -14,17 +14,18 @@ import pytest
 from run_files import make_case, rank_lines, write_plan, write_repeat
 from typer.testing import CliRunner
 
-from andromeda_scale import choosing, environment, sweep
 from andromeda_scale.cli import app
+from andromeda_scale.commands import choosing, sweep
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware import environment
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import Machine
 from andromeda_scale.metrics import METRICS
-from andromeda_scale.plan import make_plan
-from andromeda_scale.plan_table import duration, summary
-from andromeda_scale.planned import Plan
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.table import duration, summary
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
-from andromeda_scale.suite_file import load_suite
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
 WHERE = Path("runs/quickstart-1")
@@ -33,7 +34,7 @@ WHERE = Path("runs/quickstart-1")
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("andromeda_scale.machine.detect_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("andromeda_scale.hardware.machine.detect_machine", lambda: TWO_CORES)
 
 
 def invoke(*arguments: str, code: int = 0) -> str:

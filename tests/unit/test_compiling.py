@@ -13,16 +13,17 @@ from pydantic import ValidationError
 from torch._dynamo.utils import counters
 from torch.nn.attention import _cur_sdpa_kernel_backends
 
-from andromeda_scale import kernels, runtime
 from andromeda_scale.analysis.fairness_rules import rule_of
-from andromeda_scale.config import Case, StrategySpec
+from andromeda_scale.contracts.references import reference_of
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.readback import compute_dtype
-from andromeda_scale.references import reference_of
+from andromeda_scale.rank import runtime
+from andromeda_scale.rank.readback import compute_dtype
 from andromeda_scale.registry import load
 from andromeda_scale.strategies import common
-from andromeda_scale.training import Compiled, Train
-from andromeda_scale.world import World
+from andromeda_scale.suite import kernels
+from andromeda_scale.suite.config import Case, StrategySpec
+from andromeda_scale.suite.training import Compiled, Train
+from andromeda_scale.suite.world import World
 
 WHOLE = {"mode": "default", "whole": True}
 

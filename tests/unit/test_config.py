@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andromeda_scale import safe_yaml
-from andromeda_scale.config import Case, StrategySpec, Suite
 from andromeda_scale.errors import UserError
-from andromeda_scale.training import Train
-from andromeda_scale.validation import dotted_keys, suggestion, validate
-from andromeda_scale.world import World
+from andromeda_scale.suite import safe_yaml
+from andromeda_scale.suite.config import Case, StrategySpec, Suite
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.validation import dotted_keys, suggestion, validate
+from andromeda_scale.suite.world import World
 
 MINIMAL = {"question": "Why?", "model": "andromeda-tiny", "world": [1, 2]}
 

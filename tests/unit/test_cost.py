@@ -26,7 +26,7 @@ from andromeda_scale.cost.model import (
 from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.models.llama import LlamaConfig
-from andromeda_scale.training import Train
+from andromeda_scale.suite.training import Train
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,21 @@ from model_shapes import shape_of, shipped
 from numpy.typing import NDArray
 
 from andromeda_scale.collectors.allocations import CpuAllocations
-from andromeda_scale.config import Case, StrategySpec
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.cost.working import Sizes
-from andromeda_scale.fits import estimate_memory
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.optimizers import OPTIMIZERS, temporary_bytes
+from andromeda_scale.planning.fits import estimate_memory
+from andromeda_scale.rank.runtime import Runtime
+from andromeda_scale.rank.train_step import TrainStep
 from andromeda_scale.registry import load
-from andromeda_scale.runtime import Runtime
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.single import Single
-from andromeda_scale.train_step import TrainStep
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case, StrategySpec
+from andromeda_scale.suite.optimizers import OPTIMIZERS, temporary_bytes
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 GIB = 1 << 30
 

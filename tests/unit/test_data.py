@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from andromeda_scale.config import Data
-from andromeda_scale.data import Batches, check
+from andromeda_scale.data.batches import Batches, check
 from andromeda_scale.errors import UserError
+from andromeda_scale.suite.config import Data
 
 STDLIB, RANDOM = Data(source="stdlib"), Data(source="random")
 

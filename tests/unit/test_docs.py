@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 import pytest
 
+from andromeda_scale.contracts.records import STATUSES, Status
 from andromeda_scale.metrics import METRICS, QUESTIONS
-from andromeda_scale.records import STATUSES, Status
+from andromeda_scale.planning.suite_schema import suite_schema
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
-from andromeda_scale.suite_schema import suite_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 

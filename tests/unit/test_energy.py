@@ -17,9 +17,9 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.collectors.energy import Energy, RaplCounter, cpu_packages, open_meters
 from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.merge import merge_run
+from andromeda_scale.rank.warmup import window_steps
 from andromeda_scale.report.device_tables import energy_table
 from andromeda_scale.report.scaling import scaling_table
-from andromeda_scale.warmup import window_steps
 
 RANGE_UJ = 262_143_328_850  # max_energy_range_uj of an Intel Xeon's package
 

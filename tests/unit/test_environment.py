@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from andromeda_scale import environment
-from andromeda_scale.secret import is_secret
+from andromeda_scale.hardware import environment
+from andromeda_scale.suite.secret import is_secret
 
 
 def test_variables_that_name_a_secret_are_never_recorded() -> None:

@@ -8,8 +8,8 @@ import pytest
 from planning import EIGHT_GPUS, plan, suite
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import expand
-from andromeda_scale.plan_table import print_plan
+from andromeda_scale.planning.expand import expand
+from andromeda_scale.planning.table import print_plan
 
 
 def test_cases_are_the_product_of_axes_and_worlds() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from run_files import DESCRIBED, make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale import environment
 from andromeda_scale.analysis.fairness_rules import required
-from andromeda_scale.config import Case
+from andromeda_scale.hardware import environment
 from andromeda_scale.merge import merge_run
+from andromeda_scale.suite.config import Case
 
 ENVIRONMENT = environment.collect()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from andromeda_scale.failures import Diverged, Invalid, UnavailableHere, end_of
+from andromeda_scale.rank.failures import Diverged, Invalid, UnavailableHere, end_of
 
 # As torch 2.13 words them (c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp).
 CUDA = (

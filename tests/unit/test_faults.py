@@ -13,11 +13,11 @@ from planning import EIGHT_GPUS, measured, plan, skips
 from refusals import empty_folder_where_nothing_may_start, refuse_suite
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale import faults, settings
-from andromeda_scale.config import Case, Data
-from andromeda_scale.data import Batches, Ids
-from andromeda_scale.faults import SlowCompute, UnevenBatch
-from andromeda_scale.prefetch import Prefetched
+from andromeda_scale.data.batches import Batches, Ids
+from andromeda_scale.data.prefetch import Prefetched
+from andromeda_scale.suite import faults, settings
+from andromeda_scale.suite.config import Case, Data
+from andromeda_scale.suite.faults import SlowCompute, UnevenBatch
 
 __all__ = ["empty_folder_where_nothing_may_start"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from planning import GIB
 
-from andromeda_scale.machine import Machine
-from andromeda_scale.plan import make_plan
-from andromeda_scale.suite_file import mapping_suite
+from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import mapping_suite
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_results

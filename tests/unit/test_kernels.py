@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from model_shapes import SMALL_LLAMA
 
-from andromeda_scale.config import Case, StrategySpec
-from andromeda_scale.fits import refusal
+from andromeda_scale.planning.fits import refusal
 from andromeda_scale.registry import STRATEGIES
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case, StrategySpec
+from andromeda_scale.suite.world import World
 
 FLEX = {"attention": "flex", "compile": True}
 WIDE = {**SMALL_LLAMA, "num_heads": 3, "num_kv_heads": 3}  # heads of 16

@@ -12,7 +12,7 @@ from andromeda_scale.analysis.fairness_rules import rule_of
 from andromeda_scale.collectors.allocations import CpuAllocations
 from andromeda_scale.models.loss import NextTokenLoss
 from andromeda_scale.registry import load
-from andromeda_scale.training import Train, loss_chunks
+from andromeda_scale.suite.training import Train, loss_chunks
 
 B, T, D, V = 2, 37, 24, 501  # 74 tokens: not a multiple of the parts
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

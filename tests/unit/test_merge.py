@@ -13,9 +13,9 @@ from merging import ENVIRONMENT, case_row, change_line, even_run, place_of
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
 from andromeda_scale.analysis.results import read
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.merge import load_results, merge_run, write
-from andromeda_scale.planned import Plan
 
 
 def _allocated(rank: int, num_bytes: int, device: dict[str, int] | None) -> list[dict[str, Any]]:

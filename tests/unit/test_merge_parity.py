@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
-from andromeda_scale.config import Case
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.suite.config import Case
 
 ENVIRONMENT = {"software": {"torch": "2.13"}}
 LOSSES = (5.0, 4.0, 3.5, 3.2, 3.0)

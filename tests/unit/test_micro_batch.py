@@ -12,21 +12,21 @@ from noisy_runs import noisy_run
 from planning import EIGHT_GPUS, GIB, measured, plan, suite
 from run_files import make_case
 
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import expand
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch import searching
 from andromeda_scale.launch.lost import close_lost
 from andromeda_scale.launch.run_dir import RunDir
-from andromeda_scale.machine import Machine
 from andromeda_scale.merge import merge_run
-from andromeda_scale.micro_batch import at_size, largest, largest_that_ran, next_size, sizes
-from andromeda_scale.plan_search import Found, settle
-from andromeda_scale.plan_table import print_plan
-from andromeda_scale.planned import Plan, PlannedRepeat
+from andromeda_scale.planning.expand import expand
+from andromeda_scale.planning.search import Found, settle
+from andromeda_scale.planning.table import print_plan
 from andromeda_scale.registry import STRATEGIES
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.verdict import verdict
+from andromeda_scale.suite.micro_batch import at_size, largest, largest_that_ran, next_size, sizes
 
 AUTO = {"seq_len": 256, "micro_batch_size": "auto"}
 STRONG = {"strong": {"global_batch_size": 48}}

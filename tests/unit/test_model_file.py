@@ -12,13 +12,13 @@ from adopted_models import CALLABLES, GPT2, LLAMA
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
-from andromeda_scale.config import Case
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.machine import Machine
-from andromeda_scale.model_file import resolve_model
-from andromeda_scale.plan import make_plan, require_runnable
-from andromeda_scale.planned import Plan
-from andromeda_scale.suite_file import read_suite
+from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.planning.model_file import resolve_model
+from andromeda_scale.planning.plan import make_plan, require_runnable
+from andromeda_scale.planning.suite_file import read_suite
+from andromeda_scale.suite.config import Case
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
 

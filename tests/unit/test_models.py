@@ -9,13 +9,13 @@ import torch
 from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised, shape_of, shipped
 from pydantic import ValidationError
 
-from andromeda_scale import resources
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.models.layers import Embedding
 from andromeda_scale.models.positions import PositionTables, alibi_slopes, rotate
 from andromeda_scale.registry import load
-from andromeda_scale.training import Train
+from andromeda_scale.suite import resources
+from andromeda_scale.suite.training import Train
 
 # Millions of parameters. Andromeda: counted from its published shapes by 2 d h dh + 2 d kv dh +
 # 2 dh + 8 d^2 + 9 d per block, + 2 d + 2 V d + V. CS336: its assignment 2's table. Llama: model

@@ -13,8 +13,8 @@ from torch.autograd.profiler import profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.readback import _attention_op, attention_ops
-from andromeda_scale.training import Train
+from andromeda_scale.rank.readback import _attention_op, attention_ops
+from andromeda_scale.suite.training import Train
 
 KERNELS = ("naive", "sdpa_causal", "sdpa_bias")
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -197,7 +197,7 @@ def test_the_slow_rank_is_the_reddest_cell(rich: Path) -> None:
 
 
 def test_ranks_of_several_nodes_are_cells_of_their_node(tmp_path: Path) -> None:
-    from andromeda_scale.world import World
+    from andromeda_scale.suite.world import World
 
     case = make_case("ddp", 2).model_copy(update={"world": World(nodes=3, ranks_per_node=2)})
     write_plan(tmp_path, [case], repeats=1)

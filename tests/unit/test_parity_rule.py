@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from andromeda_scale import parity
-from andromeda_scale.parity import First, Seen
+from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.parity import First, Seen
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 GOOD = First(losses=(5.0, 4.0), norms=(3.0, 2.0))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from planning import EIGHT_GPUS, GIB, ONE_GPU, TWO_CORES, measured, plan, skips
 
-from andromeda_scale.config import Measure
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.fits import estimate_memory
-from andromeda_scale.machine import Machine, visible_devices
-from andromeda_scale.plan import require_runnable
-from andromeda_scale.planned import Plan
+from andromeda_scale.hardware.machine import Machine, visible_devices
+from andromeda_scale.planning.fits import estimate_memory
+from andromeda_scale.planning.plan import require_runnable
+from andromeda_scale.suite.config import Measure
 
 # Pruning
 

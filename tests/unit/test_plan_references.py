@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from planning import EIGHT_GPUS, measured, plan, suite
 
+from andromeda_scale.contracts.references import reference_of
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import expand
-from andromeda_scale.plan_table import print_plan
-from andromeda_scale.references import reference_of
+from andromeda_scale.planning.expand import expand
+from andromeda_scale.planning.table import print_plan
 
 
 def test_a_reference_is_one_process_with_the_same_global_batch() -> None:

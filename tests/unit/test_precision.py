@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from andromeda_scale import machine, precision, registry
+from andromeda_scale import registry
 from andromeda_scale.cost.comm import bytes_per_step
-from andromeda_scale.precision import POLICIES, element_bytes
+from andromeda_scale.hardware import machine
 from andromeda_scale.registry import STRATEGIES
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite import precision
+from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 FOUR = World(ranks_per_node=4)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from planning import measured, plan
 
 from andromeda_scale import registry
-from andromeda_scale.config import Case
 from andromeda_scale.launch import preload
+from andromeda_scale.suite.config import Case
 
 
 def test_a_sweep_imports_what_its_cases_need_and_no_more() -> None:

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from merging import ENVIRONMENT
 
-from andromeda_scale import probed
 from andromeda_scale.analysis.fabric import NO_PROBE, Ceilings, bandwidths, interpolate
+from andromeda_scale.contracts import probed
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch.preload import modules_of
-from andromeda_scale.machine import Machine
 from andromeda_scale.merge.probe import ceilings, probe_points
-from andromeda_scale.plan_probe import make_probe
-from andromeda_scale.planned import Plan
+from andromeda_scale.planning.probe import make_probe
 from andromeda_scale.report.probe import plot, probe_table
 
 CPU = Machine(cpu_cores=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch._dynamo.utils as dynamo
 
-from andromeda_scale.readback import MAX_REASON_LENGTH, MAX_REASONS, compile_facts
+from andromeda_scale.rank.readback import MAX_REASON_LENGTH, MAX_REASONS, compile_facts
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from andromeda_scale.records import RecordWriter, read_repeat
+from andromeda_scale.contracts.records import RecordWriter, read_repeat
 
 HEAD = {"v": 1, "case_id": "c", "repeat": 0}
 MEASURE = {"kind": "phase", "phase": "measure", "values": {"step_time": {"step_ns": [1]}}}

@@ -10,12 +10,12 @@ from noisy_runs import noisy_run
 from pydantic import ValidationError
 from run_files import make_case
 
-from andromeda_scale.config import Case, Measure
+from andromeda_scale.commands.refining import extend
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
-from andromeda_scale.planned import Plan
-from andromeda_scale.refining import extend
 from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.suite.config import Case, Measure
 
 
 def _case(strategy: str, precision: float | None, **measure: Any) -> Case:

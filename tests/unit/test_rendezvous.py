@@ -10,7 +10,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.launch.messages import Hello
 from andromeda_scale.launch.placement import place
 from andromeda_scale.launch.rendezvous import Place, find_place, rank_environment
-from andromeda_scale.world import World
+from andromeda_scale.suite.world import World
 
 HOST = socket.gethostname()
 MASTER = {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}

@@ -12,10 +12,10 @@ from run_files import make_case, write_plan, write_repeat
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
+from andromeda_scale.commands.reporting import publish
 from andromeda_scale.merge import Results, load_results
 from andromeda_scale.report.catalogue import make_table
 from andromeda_scale.report.media import latex, records, to_json
-from andromeda_scale.reporting import publish
 
 RUN = Path(__file__).parents[1] / "replay" / "run"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from andromeda_scale import resources
 from andromeda_scale.cli import app
 from andromeda_scale.errors import UserError
-from andromeda_scale.suite_file import read_suite
+from andromeda_scale.planning.suite_file import read_suite
+from andromeda_scale.suite import resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

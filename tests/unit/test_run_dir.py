@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from andromeda_scale.config import Case, StrategySpec
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.local_files import remove_stale
 from andromeda_scale.launch.run_dir import FAILED, RunDir
-from andromeda_scale.planned import Plan, PlannedRepeat
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case, StrategySpec
+from andromeda_scale.suite.world import World
 
 FINGERPRINT = {"code": "abc", "torch": "2.13"}
 

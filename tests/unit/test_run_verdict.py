@@ -14,10 +14,10 @@ from run_files import make_case, write_plan
 
 from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.comparison import compare_launches
-from andromeda_scale.config import Case
 from andromeda_scale.merge import Results, load_results, merge_run, write
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.verdict import Sentence, verdict
+from andromeda_scale.suite.config import Case
 
 OOM = {"v": 1, "status": "oom", "cause": "2 GiB"}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from andromeda_scale import submitting
 from andromeda_scale.cli import app
+from andromeda_scale.commands import submitting
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch import jobs, sbatch
-from andromeda_scale.slurm_schema import Container, Slurm
-from andromeda_scale.suite_file import read_suite
+from andromeda_scale.planning.suite_file import read_suite
+from andromeda_scale.suite.slurm import Container, Slurm
 
 SUITE = """\
 question: q?

@@ -11,11 +11,11 @@ import pytest
 
 from andromeda_scale import selftest
 from andromeda_scale.errors import UserError
-from andromeda_scale.faults import falls_on
-from andromeda_scale.machine import Machine
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.selftest.evidence import Finding, Launch, judge, milliseconds, ratio
 from andromeda_scale.selftest.place import NULL, Null, Place, Row, next_at_most
 from andromeda_scale.selftest.rows import rows
+from andromeda_scale.suite.faults import falls_on
 
 GIB = 1 << 30
 TWO, ONE = Place("cpu", 2), Place("cpu", 1)

@@ -8,8 +8,8 @@ import pytest
 
 from andromeda_scale import registry
 from andromeda_scale.strategies.hsdp import shard_size
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from andromeda_scale import resources
+from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import expand
-from andromeda_scale.machine import Machine
-from andromeda_scale.plan import make_plan, require_runnable
-from andromeda_scale.planned import Plan
+from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.planning.expand import expand
+from andromeda_scale.planning.plan import make_plan, require_runnable
+from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_schema import suite_schema
 from andromeda_scale.registry import STRATEGIES
-from andromeda_scale.suite_file import load_suite
-from andromeda_scale.suite_schema import suite_schema
+from andromeda_scale.suite import resources
 
 GIB = 1 << 30
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 * GIB)

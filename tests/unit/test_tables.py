@@ -14,13 +14,13 @@ from run_files import make_case, rank_lines, write_plan, write_repeat
 
 from andromeda_scale import api
 from andromeda_scale.commands import showing
-from andromeda_scale.config import Case
-from andromeda_scale.formats import binary, percent, significant
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS
+from andromeda_scale.metrics.formats import binary, percent, significant
 from andromeda_scale.report import catalogue
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import PLAIN_WIDTH, Table
+from andromeda_scale.suite.config import Case
 
 
 def _table(directory: Path, *cases: Case, repeats: int = 3, **status: Any) -> Table:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from andromeda_scale import data, tokenizer
-from andromeda_scale.config import Data
+from andromeda_scale.data import batches as data
+from andromeda_scale.data import tokenizer
 from andromeda_scale.errors import UserError
+from andromeda_scale.suite.config import Data
 
 WORDS = {"[UNK]": 0, "[BOS]": 1, "one": 2, "two": 3, "three": 4}
 TEXT = "one two three two\n" * 50

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import theilslopes
 
-from andromeda_scale.config import Warmup
-from andromeda_scale.warmup import Block, ended_by, next_block, theil_sen
+from andromeda_scale.rank.warmup import Block, ended_by, next_block, theil_sen
+from andromeda_scale.suite.config import Warmup
 
 RULE = Warmup(min_steps=20, max_steps=100)
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from andromeda_scale.config import Case
 from andromeda_scale.errors import UserError
-from andromeda_scale.expand import expand
+from andromeda_scale.planning.expand import expand
+from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.registry import load
 from andromeda_scale.strategies import zero_config
 from andromeda_scale.strategies.zero_options import Zero3Options, Zero12Options
-from andromeda_scale.suite_file import read_suite
-from andromeda_scale.training import Train
-from andromeda_scale.world import World
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.world import World
 
 SUITE = """\
 question: Which?

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from andromeda_scale.probed import COLLECTIVES, Ceiling, Probed
+from andromeda_scale.contracts.probed import COLLECTIVES, Ceiling, Probed
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
 from andromeda_scale.report.html.source import COLOURS, GREY, MARKERS, Source, num, nums, words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from andromeda_scale.formats import significant
+from andromeda_scale.metrics.formats import significant
 from andromeda_scale.report.html.bars import Part, stacked, views
 from andromeda_scale.report.html.figure import Figure, axis
 from andromeda_scale.report.html.source import COLOURS, GREY, Source

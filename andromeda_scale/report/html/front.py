@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from andromeda_scale.formats import binary, rate
+from andromeda_scale.metrics.formats import binary, rate
 from andromeda_scale.report.html.figure import Choice, Figure, axis
 from andromeda_scale.report.html.source import GREY, Source, by_world, num, nums
 from andromeda_scale.report.rows import Row, has

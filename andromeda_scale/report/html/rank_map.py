@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.formats import milliseconds
+from andromeda_scale.metrics.formats import milliseconds
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
 from andromeda_scale.report.html.source import Source, nums, words
 from andromeda_scale.report.rows import Row, has

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from andromeda_scale.analysis.laws import REACH
-from andromeda_scale.formats import rate
+from andromeda_scale.metrics.formats import rate
 from andromeda_scale.report.html.curves import curves, hidden, worlds
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
 from andromeda_scale.report.html.laws import laws_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from andromeda_scale.formats import milliseconds
+from andromeda_scale.metrics.formats import milliseconds
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
 from andromeda_scale.report.html.source import COLOURS, Source, nums
 

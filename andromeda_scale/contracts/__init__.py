@@ -1,0 +1,1 @@
+"""What one stage hands the next: plans, records, probed points, first steps. No torch."""

@@ -1,0 +1,71 @@
+"""What a case's first steps are compared with: the cases launched for parity alone. No torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from andromeda_scale.registry import load
+from andromeda_scale.suite.config import Case, Measure, StrategySpec
+from andromeda_scale.suite.world import World
+
+Device = Literal["cpu", "cuda"]
+
+
+class NoShallowForm(ValueError):
+    """A model that cannot be had with fewer layers; its text says why."""
+
+
+def reference_of(case: Case, device: Device) -> Case:
+    """The single process whose first losses and gradient norms this case must show.
+
+    Same model, data, seed and global batch, the batch by accumulation; always on the same kind of
+    device. It measures nothing, so cases that differ only in what is measured share it. Under
+    `parity: cross` it is not launched: cases that would share it must agree with each other.
+    """
+    grad_accum = case.global_batch_size // case.train.micro_batch_size
+    return Case(
+        model_name=case.model_name,
+        model=case.model,
+        data=case.data.model_copy(update={"prefetch": 0}),
+        train=case.train.model_copy(
+            update={"grad_accum": grad_accum, "compile": bool(case.train.compile)}
+        ),
+        seed=case.seed,
+        env=case.env,
+        threads_per_rank=case.threads_per_rank,
+        strategy=StrategySpec(name="single"),
+        world=World(),
+        device=device,
+        limits=case.limits,
+        collect=(),
+        parity="off",
+    )
+
+
+def shallow_of(case: Case, device: Device) -> Case:
+    """The case on a model of the same widths with two layers, of which only first steps are run.
+
+    Cases that differ only in what is measured share it. Raises NoShallowForm.
+    """
+    options = {key: value for key, value in case.model.items() if key != "family"}
+    config = load("model family", case.model["family"])(**options)
+    shallow = getattr(config, "shallow", None)
+    if shallow is None:
+        raise NoShallowForm(f"family {case.model['family']} cannot be built with fewer layers")
+    try:
+        model: dict[str, Any] = {"family": case.model["family"], **shallow()}
+    except ValueError as error:
+        raise NoShallowForm(str(error)) from error
+    changes: dict[str, Any] = {
+        "model_name": f"{case.model_name}-shallow",
+        "model": model,
+        "measure": Measure(),
+        "collect": (),
+        "device": device,
+        "fallback": "none",
+        "regime": "weak",
+        "parity": "off",
+        "data": case.data.model_copy(update={"prefetch": 0}),
+        "faults": (),
+    }
+    return case.model_copy(update=changes)

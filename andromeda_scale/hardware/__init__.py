@@ -1,0 +1,1 @@
+"""What a machine is, with which software, and what it is known to reach. No torch."""

@@ -1,0 +1,101 @@
+"""A suite's `model` -> a family and its options: names, files, mappings, callables. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from andromeda_scale.errors import UserError
+from andromeda_scale.registry import MODELS, is_callable_name, load
+from andromeda_scale.suite import resources, safe_yaml
+from andromeda_scale.suite.validation import Where, place, refuse_unknown, validate
+
+
+def resolve_model(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
+    """(name, {"family": ..., options that are not defaults}) of a suite's `model`.
+
+    `value` is the name or path of a model file (YAML, or a config.json of Hugging Face),
+    `package.module:callable`, or a mapping: `{base: one of these, key: value}` changes its keys,
+    `{family: ..., key: value}` and `{callable: ..., key: value}` stand alone; `name` names any.
+    """
+    changes = {"base": value} if isinstance(value, str) else dict(value)
+    base, name = changes.pop("base", None), changes.pop("name", None)
+    written: dict[str, Any] = {}
+    path = place(where, "model")
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(
+                f"model.base: {base!r} is not text ({place(where, 'model.base')}); "
+                "name a model file"
+            )
+        written, path, found = _base(base, where)
+        name = name or f"{found}{''.join(_suffixes(changes))}"
+    options = _merged(written, changes)
+    family = options.pop("family", "custom" if "callable" in options else None)
+    if family is None:
+        raise UserError(f"model.family: is missing ({path}); use one of {', '.join(MODELS)}")
+    refuse_unknown("model family", family, "model.family", path)
+    config = validate(
+        load("model family", family),
+        options,
+        lambda key: place(where, key) if _is_in(changes, key) else path,
+        prefix="model",
+    )
+    model = {"family": family, **config.model_dump(mode="json", exclude_defaults=True)}
+    return str(name or config.label or family), model
+
+
+def short(value: Any) -> str:
+    """A value of an axis, for names and messages."""
+    if isinstance(value, dict) and "name" in value:
+        rest = ",".join(f"{k}={v}" for k, v in value.items() if k != "name")
+        return f"{value['name']}({rest})" if rest else str(value["name"])
+    return "null" if value is None else str(value)
+
+
+def _base(base: str, where: Where) -> tuple[dict[str, Any], str, str]:
+    """(mapping, where it was written, name) of what `base` means."""
+    if is_callable_name(base):
+        at = place(where, "model")
+        return {"family": "custom", "callable": base}, at, base.rpartition(":")[2]
+    try:
+        found = resources.find("models", base)
+    except UserError as error:
+        raise UserError(f"model: {error} ({place(where, 'model')})") from error
+    written, _ = safe_yaml.read(found)
+    if not isinstance(written, dict):
+        raise UserError(f"{found}: is not a mapping; write family and sizes as key: value")
+    if found.suffix == ".json" and "family" not in written:
+        return {"family": "huggingface", "config": written}, str(found), _name_of_json(found)
+    written = dict(written)
+    return written, str(found), str(written.pop("name", found.stem))
+
+
+def _name_of_json(path: Path) -> str:
+    """Every config.json is called so; its folder is the model."""
+    return path.absolute().parent.name if path.stem == "config" else path.stem
+
+
+def _suffixes(changes: dict[str, Any]) -> list[str]:
+    found: list[str] = []
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and key in ("config", "kwargs")
+        found += _suffixes(value) if inner else [f"+{key}={short(value)}"]
+    return found
+
+
+def _merged(written: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Both, the changes on top; mappings that both hold are merged alike."""
+    both = {k: v for k, v in changes.items() if isinstance(v, dict)}
+    inner = {k: _merged(written[k], v) for k, v in both.items() if isinstance(written.get(k), dict)}
+    return written | changes | inner
+
+
+def _is_in(changes: dict[str, Any], key: str) -> bool:
+    """Whether the value of a dotted key below `model` stands in the changes."""
+    found: Any = changes
+    for part in key.removeprefix("model.").partition("[")[0].split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False
+        found = found[part]
+    return True

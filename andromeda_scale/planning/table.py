@@ -1,0 +1,149 @@
+"""Prints a plan: one line a case, and what it all amounts to. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.metrics.formats import binary
+from andromeda_scale.suite import settings
+from andromeda_scale.suite.config import Case
+
+_COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", "memory/rank", "")
+_LEFT = ("case", "settings", "")
+
+
+def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None) -> None:
+    """The dry run, on stdout: what is launched, what is skipped and why, how many launches.
+
+    `earlier`: seconds of each launch of these cases that ended ok on this hardware, by case id.
+    """
+    # On a pipe nobody wants lines folded at 80 columns.
+    width = None if sys.stdout.isatty() else 240
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
+    console.print(f"{plan.suite_name}: {plan.question}")
+    differences = differing(plan)
+    rows = [
+        _cells(plan.cases[case_id], differences.get(case_id, ""), items)
+        for case_id, items in _by_case(plan).items()
+    ]
+    table = Table(box=None, pad_edge=False)
+    filled = [any(cells) for cells in zip(*rows, strict=True)]
+    for name in itertools.compress(_COLUMNS, filled):
+        table.add_column(name, justify="left" if name in _LEFT else "right")
+    for row in rows:
+        table.add_row(*itertools.compress(row, filled))
+    console.print(table)
+    for line in summary(plan, earlier or {}):
+        console.print(line)
+
+
+def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
+    """Launches, their time as far as it is known, an upper bound, and the planner's notes."""
+    launched = [item for item in plan.repeats if item.skip is None]
+    roles = Counter(item.role for item in launched)
+    shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
+    searches = f"; {roles['search']} micro batches to be found first" if roles["search"] else ""
+    launched = [item for item in launched if item.role != "search"]
+    skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
+    most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
+    if not launched:
+        return [f"nothing to launch: all {len(skipped)} cases are skipped here"]
+    return [
+        f"{len(launched)} launches: {roles['measure']} of cases, {roles['reference']} parity "
+        f"references{shallow}; {len(skipped)} cases skipped{searches}",
+        f"time: {_time(launched, earlier)}; at most {duration(most_s)} "
+        "(launches x limits.timeout_s)",
+        *(f"note: {note}" for note in plan.notes),
+    ]
+
+
+def _time(launched: Sequence[PlannedRepeat], earlier: Mapping[str, Sequence[float]]) -> str:
+    """What launches of the same cases took before; nothing is guessed from other cases."""
+    known = [median(earlier[item.case_id]) for item in launched if earlier.get(item.case_id)]
+    if not known:
+        return "not estimated, no launch of these cases has ended on this hardware"
+    about = f"about {duration(sum(known))}"
+    if others := len(launched) - len(known):
+        return f"{about} for {len(known)} launches, and {others} of cases that never ended here"
+    return f"{about}, the medians of {sum(map(len, earlier.values()))} earlier launches"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _by_case(plan: Plan) -> dict[str, list[PlannedRepeat]]:
+    """Items by case in the order the suite wrote the cases, references first."""
+    items: dict[str, list[PlannedRepeat]] = {case_id: [] for case_id in plan.cases}
+    for item in plan.repeats:
+        if item.role != "search":  # of a case that has its line
+            items[item.case_id].append(item)
+    return items
+
+
+def differing(plan: Plan) -> dict[str, str]:
+    """By case, the settings in which the measured cases differ beyond what an id spells out."""
+    measured = {item.case_id for item in plan.repeats if item.role == "measure"}
+    given = {case_id: _set(plan.cases[case_id]) for case_id in plan.cases if case_id in measured}
+    keys = dict.fromkeys(key for found in given.values() for key in found)
+    values = {
+        k: {case_id: found.get(k, settings.default(k)) for case_id, found in given.items()}
+        for k in keys
+    }
+    varying = [key for key in keys if len(set(values[key].values())) > 1]
+    texts = {case_id: [settings.options(plan.cases[case_id].strategy.options)] for case_id in given}
+    for key in varying:
+        for case_id, value in values[key].items():
+            texts[case_id].append(f"{key.rpartition('.')[2]}={value}")
+    return {case_id: " ".join(filter(None, parts)) for case_id, parts in texts.items()}
+
+
+def _set(case: Case) -> dict[str, str]:
+    """What the suite set, without what an id shows: model, strategy, world, precision."""
+    shown: Any = {"model": True, "model_name": True, "world": True, "strategy": True}
+    given = case.model_dump(mode="json", exclude_defaults=True, exclude=shown)
+    found = {key: settings.text(value) for key, value in settings.by_key(given).items()}
+    found.pop("train.precision", None)
+    if (auto := found.pop("auto", None)) is not None:
+        found["train.micro_batch_size"] = auto
+        if case.regime == "strong":
+            found["train.grad_accum"] = auto
+    return found
+
+
+def _cells(case: Case, differences: str, items: list[PlannedRepeat]) -> list[str]:
+    first = items[0]
+    memory = first.estimated_memory_bytes
+    return [
+        case.case_id,
+        differences,
+        first.device,
+        str(first.threads_per_rank),
+        # A share that does not divide was rounded, so its product is not what was asked.
+        "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
+        "-" if first.skip else str(len(items)),
+        "no estimate" if memory is None else binary(memory),
+        f"skipped: {first.skip}" if first.skip else _said(case, first),
+    ]
+
+
+def _said(case: Case, item: PlannedRepeat) -> str:
+    """What a line adds of a case that runs: its role, or that its batch is a guess."""
+    if case.auto is None:
+        return item.role.replace("measure", "")
+    return f"micro_batch_size {case.auto}, about {case.train.micro_batch_size}"

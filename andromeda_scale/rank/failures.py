@@ -1,0 +1,105 @@
+"""How an exception of a rank becomes a status. No torch at import."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from andromeda_scale.contracts.records import Status
+
+_UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB|TiB|B)\b"
+_REQUESTED = re.compile(rf"[Tt]ried to allocate {_SIZE}")
+_FREE = re.compile(rf"of which {_SIZE} is free")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch's CPU allocator
+    "Cannot allocate memory",  # the operating system
+    "out of memory",  # CUDA, also through NCCL
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+_DETAIL_LINES = 30
+
+
+class RepeatEnd(Exception):
+    """The repeat ends here with a status of its own."""
+
+    status: Status = "crashed"
+
+
+class Invalid(RepeatEnd):
+    """What was built is not what was asked."""
+
+    status = "invalid"
+
+
+class DoesNotFit(RepeatEnd):
+    """It ran, and used more memory than it may."""
+
+    status = "oom"
+
+
+class UnavailableHere(RepeatEnd):
+    """Something this case needs is missing on this machine."""
+
+    status = "unavailable"
+
+
+class Diverged(RepeatEnd):
+    """The losses are not the reference's, or not finite."""
+
+    status = "diverged"
+
+
+def end_of(error: BaseException) -> dict[str, Any]:
+    """`status`, `cause` (one line) and `detail` of an end line.
+
+    detail: {"traceback": its last lines}, for oom also requested_bytes and free_bytes (null where
+    the error does not tell).
+    """
+    tail = "".join(traceback.format_exception(error)).splitlines()[-_DETAIL_LINES:]
+    if isinstance(error, RepeatEnd):
+        detail = {"traceback": []} if error.__cause__ is None else {"traceback": tail}
+        return {"status": error.status, "cause": _first_line(error), "detail": detail}
+    for link in _chain(error):
+        if _is_out_of_memory(link):
+            return {
+                "status": "oom",
+                "cause": _first_line(link),
+                "detail": {
+                    "requested_bytes": _bytes(_REQUESTED, str(link)),
+                    "free_bytes": _bytes(_FREE, str(link)),
+                    "traceback": tail,
+                },
+            }
+    status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"
+    cause = f"{type(error).__name__}: {_first_line(error)}"
+    return {"status": status, "cause": cause, "detail": {"traceback": tail}}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from: a compiler wraps what it failed of."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError) and any(x in text for x in _OUT_OF_MEMORY)
+
+
+def _bytes(pattern: re.Pattern[str], text: str) -> int | None:
+    found = pattern.search(text)
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip()[:500] if lines else type(error).__name__

@@ -1,0 +1,74 @@
+"""`train.micro_batch_size: auto`: which sizes a case may have, and which to try next. No torch.
+
+A size runs if every rank's first steps leave MARGIN of its memory free. What is larger than one
+that does not run is taken not to run either; closed forms say where to begin.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Mapping, Sequence
+
+from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.schema import MAX_BATCH
+
+MARGIN = 0.1  # of a rank's memory: fragments, a profiler, later steps that hold more
+TRIAL_STEPS = 3  # the first has no optimizer state yet, and DDP makes its buckets anew after it
+
+
+def sizes(case: Case) -> Sequence[int]:
+    """Micro-batches in increasing order; strong scaling shares a rank's sequences out evenly."""
+    if case.regime == "weak":
+        return range(1, MAX_BATCH + 1)
+    share = case.train.micro_batch_size * case.train.grad_accum
+    return [size for size in range(1, share + 1) if share % size == 0]
+
+
+def at_size(case: Case, size: int) -> Case:
+    """A case that finds its micro batch, with the one it found; strong scaling accumulates."""
+    accum = case.train.grad_accum
+    if case.regime == "strong":
+        accum = case.train.micro_batch_size * accum // size
+    train = case.train.model_copy(update={"micro_batch_size": size, "grad_accum": accum})
+    return case.model_copy(update={"train": train, "auto": None})
+
+
+def largest(of: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """The largest size for which a closed form says that it fits; the smallest if none does."""
+    return of[max(0, bisect.bisect_left(of, True, key=lambda size: not fits(size)) - 1)]
+
+
+def next_size(of: Sequence[int], first: int, ran: Mapping[int, bool]) -> int | None:
+    """The size to try next, after those of `ran`; None when the largest that runs is known.
+
+    From `first` up or down in steps that double, the first of them an eighth of the way to it;
+    then by bisection.
+    """
+    low, high = _between(of, ran)
+    if high - low == 1:
+        return None
+    start = bisect.bisect_left(of, first)
+    stride = max(1, start // 8) << max(0, len(ran) - 1)
+    if not ran:
+        return of[start]
+    if high == len(of):
+        return of[min(high - 1, low + stride)]
+    if low == -1:
+        return of[max(0, high - stride)]
+    return of[(low + high) // 2]
+
+
+def largest_that_ran(of: Sequence[int], ran: Mapping[int, bool]) -> int | None:
+    """What a search found; None: no size runs."""
+    low, _ = _between(of, ran)
+    return of[low] if low >= 0 else None
+
+
+def _between(of: Sequence[int], ran: Mapping[int, bool]) -> tuple[int, int]:
+    """Indices of the largest size that ran below the smallest that did not, and of that one.
+
+    -1 and len(of) where there is none.
+    """
+    places = {bisect.bisect_left(of, size): ok for size, ok in ran.items()}
+    high = min((place for place, ok in places.items() if not ok), default=len(of))
+    return max((place for place, ok in places.items() if ok and place < high), default=-1), high

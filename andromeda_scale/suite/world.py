@@ -1,0 +1,55 @@
+"""A world: how many ranks, on how many nodes. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PositiveInt
+
+from andromeda_scale.suite.schema import MAX_RANKS, Schema
+
+
+class World(Schema):
+    """How many ranks, and on how many nodes. `8` is 8 ranks on one node, `2x8` 8 on each of 2."""
+
+    nodes: PositiveInt = 1
+    ranks_per_node: PositiveInt = 1
+
+    @property
+    def size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def __str__(self) -> str:
+        return f"{self.nodes}x{self.ranks_per_node}" if self.nodes > 1 else str(self.size)
+
+
+def _world(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a world is a number of ranks, or 'NODESxRANKS_PER_NODE' such as 2x8")
+    if isinstance(value, int):
+        if value < 1:
+            raise ValueError(f"{value} is not a positive number of ranks; use 1 or more")
+        return _bounded(value, 1, value)
+    if isinstance(value, str):
+        nodes, _, ranks = value.partition("x") if "x" in value else ("1", "", value)
+        if not (nodes.isdecimal() and ranks.isdecimal() and nodes.strip("0") and ranks.strip("0")):
+            raise ValueError(
+                f"{value!r} is not a world; use a number of ranks, or 2x8 for 2 nodes of 8 ranks"
+            )
+        if max(len(nodes), len(ranks)) > len(str(MAX_RANKS)):
+            return _bounded(value, MAX_RANKS, MAX_RANKS)
+        return _bounded(value, int(nodes), int(ranks))
+    return value
+
+
+def _bounded(value: Any, nodes: int, ranks: int) -> World:
+    """The world, if it is one of this planet; `value` is what was written."""
+    if nodes * ranks > MAX_RANKS:
+        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+        raise ValueError(
+            f"{shown} is more than {MAX_RANKS} ranks; use a world of {MAX_RANKS} or fewer"
+        )
+    return World(nodes=nodes, ranks_per_node=ranks)
+
+
+WorldSpec = Annotated[World, BeforeValidator(_world)]
