@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
-    from andromeda_scale.choosing import RUNS
+    from andromeda_scale.commands.choosing import RUNS
     from andromeda_scale.commands.sweep import earlier_seconds
     from andromeda_scale.planning.table import print_plan
 
@@ -88,7 +88,7 @@ def doctor() -> None:
 
     Status 1: the quickstart would not run.
     """
-    from andromeda_scale.choosing import RUNS
+    from andromeda_scale.commands.choosing import RUNS
     from andromeda_scale.commands.doctor import examine
 
     broken = False

@@ -108,8 +108,7 @@ def submit(
     wait: Wait = False,
 ) -> None:
     """Run a suite as one SLURM job: an agent a node, smaller worlds on the first of its nodes."""
-    from andromeda_scale import choosing
-    from andromeda_scale.commands import submitting
+    from andromeda_scale.commands import choosing, submitting
     from andromeda_scale.planning.suite_file import read_suite
 
     loaded = read_suite(suite, set_ or [], axis or [])
@@ -154,8 +153,7 @@ def _launch(
     allow_mixed: bool = False,
 ) -> NoReturn:
     """Run a plan where it belongs, or go on with an earlier run of it."""
-    from andromeda_scale import choosing
-    from andromeda_scale.commands import sweep
+    from andromeda_scale.commands import choosing, sweep
 
     path, resumed = choosing.choose(plan, choosing.RUNS, run_dir, new=new, only_failed=only_failed)
     run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
