@@ -72,8 +72,8 @@ class Native(Strategy):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self.norm(s))
 
     def update(self, s: TrainState) -> None:
-        scaler, parameters = s.extra["scaler"], s.extra["parameters"]
-        common.hand_over(parameters, s.extra["updated"])
+        scaler = s.extra["scaler"]
+        common.hand_over(s.extra["parameters"], s.extra["updated"])
         scaler.unscale_(s.optimizer)
         if self.train.grad_clip is not None:
             self.clip(s, self.train.grad_clip)
@@ -84,7 +84,8 @@ class Native(Strategy):
         self.discard(s)
 
     def discard(self, s: TrainState) -> None:
-        for parameter in (*s.extra["parameters"], *s.extra["updated"]):
+        s.optimizer.zero_grad(set_to_none=True)
+        for parameter in s.extra["parameters"]:  # of which the optimizer may hold parts
             parameter.grad = None
 
     def states(self, s: TrainState) -> dict[str, list[Tensor]]:

@@ -295,13 +295,13 @@ def test_compile_that_captured_nothing_is_invalid(group: Group) -> None:
     assert "captured no graph" in end(lines)["cause"]
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "zero2", "zero3"])
 def test_blocks_are_captured_whole_under_compile(group: Group, strategy: str) -> None:
     case = tiny_case(strategy, train={"compile": True, "precision": "bf16"})
     for lines in last_lines(group, captured, case, 1 if strategy == "single" else 2):
         assert end(lines)["status"] == "ok", end(lines)
         values = of_kind(lines, "describe")[0]["values"]
-        assert values["compile"]["graphs"] == 1  # both blocks share it
+        assert values["compile"]["graphs"] == 2  # of both blocks, and of the loss
         assert values["compile"]["graph_breaks"] == 0
         assert values["compile"]["seconds"] > 0
         assert values["dtypes"]["compute"] == "bfloat16"
