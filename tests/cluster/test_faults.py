@@ -78,6 +78,7 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.thorough
 def test_a_killed_agent_0_ends_the_others_at_once_and_has_the_job_requeued(struck: Struck) -> None:
     assert struck.others_s < 30  # the communication timeouts are minutes
     log = struck.held.login.log()
@@ -87,6 +88,7 @@ def test_a_killed_agent_0_ends_the_others_at_once_and_has_the_job_requeued(struc
     assert not list(struck.held.login.run.glob("running/*"))
 
 
+@pytest.mark.thorough
 def test_a_node_that_loses_power_fails_its_repeat_and_the_next_runs_on_the_spare(
     struck: Struck,
 ) -> None:

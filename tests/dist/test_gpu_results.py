@@ -19,6 +19,7 @@ def _run(table: str, out: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_a_table_is_run_and_printed_again_from_its_files(tmp_path: Path) -> None:
     said = _run("cs336", tmp_path, "--rehearse")
     assert said.count("| single ") == 2

@@ -220,7 +220,7 @@ def test_any_other_error_is_crashed_with_its_tail(run_case: RunCase, tmp_path: P
     found = end(lines)
     assert (found["status"], found["phase"]) == ("crashed", "setup")
     assert "gone.txt" in found["cause"]
-    assert any("data.py" in line for line in found["detail"]["traceback"])
+    assert any("batches.py" in line for line in found["detail"]["traceback"])
     assert of_kind(lines, "describe") == []
 
 
