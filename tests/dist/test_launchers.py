@@ -71,7 +71,14 @@ def without_launcher(facts: str) -> dict[str, Any]:
     return {k: v for k, v in json.loads(facts).items() if not k.startswith("variables.KMP_")}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    # These two set torchrun's variables, and only take longer to start.
+    [
+        pytest.param(one, marks=pytest.mark.thorough) if one in ("accelerate", "deepspeed") else one
+        for one in LAUNCHERS
+    ],
+)
 def test_a_launcher_makes_the_rows_that_run_makes(launcher: str, folder: Path) -> None:
     if shutil.which(launcher, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
         assert not os.environ.get("CI"), f"{launcher} is not installed"
