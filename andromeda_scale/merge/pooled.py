@@ -33,7 +33,6 @@ BOUNDED = (
     "comm_overlapped_s",
     "comm_exposed_share",
     "imbalance",
-    "peak_memory_bytes",
     "joules_per_token",
     "power_w",
 )

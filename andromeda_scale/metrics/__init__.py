@@ -99,7 +99,7 @@ METRICS: dict[str, Metric] = {
         "device without a known peak",
     ),
     "peak_memory_bytes": Metric(
-        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "mean",
+        "bytes", "lower", "max", "the fullest rank decides whether a model fits", "max",
         "measure", binary,
         "peak of the measured window; CUDA: allocated by torch, CPU: resident set",
     ),
