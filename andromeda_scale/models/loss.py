@@ -111,7 +111,8 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             low = weight.to(dtype)
             added = None if bias is None else bias.to(dtype)
-            total = torch.zeros((), device=x.device)
+            # Of a sum in place, torch 2.11's compiler takes the gradient to be nothing.
+            losses: list[Tensor] = []
             of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
             of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             for part, ids, of_part in zip(
@@ -122,7 +123,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 scores = part @ low.t() if added is None else torch.addmm(added, part, low.t())
                 loss, gradient = derive(scores, ids)
                 del scores
-                total += loss
+                losses.append(loss)
                 of_part.copy_(gradient @ low)
                 _add_product(of_weight, gradient.t(), part)
                 if of_bias is not None:
@@ -130,7 +131,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 del gradient
         ctx.save_for_backward(of_x, of_weight, of_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return total
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *of_total: Tensor) -> tuple[Tensor | None, ...]:

@@ -70,7 +70,11 @@ def compile_model(module: nn.Module, train: Train) -> None:
     # operators: FlexAttention, checkpoints.
     dynamo_config.optimize_ddp = False
     mode: dict[str, Any] = {} if how.mode == "default" else {"mode": how.mode}
-    for part in [module] if how.whole else module.blocks:  # type: ignore[union-attr]  # to mypy a Tensor or a Module
+    parts = [module] if how.whole else list(module.blocks)  # type: ignore[arg-type]  # to mypy a Tensor or a Module
+    # Blocks share a graph, but under ZeRO-3 torch 2.11 makes one for each, as it guards on
+    # DeepSpeed's ids of parameters: past the limit it would run the other blocks eagerly.
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, 2 * len(parts))
+    for part in parts:
         part.forward = torch.compile(part.forward, **mode)
 
 
