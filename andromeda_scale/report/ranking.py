@@ -160,10 +160,16 @@ def _loss(results: Results, names: Names, row: Row) -> Iterator[Sentence]:
         return
     name, share = found
     said = f"{name}, {percent(share)} of a profiled step"
-    text = f"Largest loss of {names.full(row)}: {said}; usually mended by {REMEDIES[name]}."
+    text = f"Largest loss of {names.full(row)}: {said}; usually mended by {_remedy(name, row)}."
     if share.centre < LITTLE:
         text = f"No loss of {names.full(row)} is worth mending: the largest is {said}."
     yield Sentence("loss", text, case_ids([row]), {"share": share.centre})
+
+
+def _remedy(loss: str, row: Row) -> str:
+    if loss == "host" and has(row, "graph_breaks"):  # it is compiled already
+        return REMEDIES[loss].removeprefix("train.compile, or ")
+    return REMEDIES[loss]
 
 
 def _noise(
