@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.losses import REMEDIES, largest_loss
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.analysis.rivals import Row, Standing
+from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.rows import case_name, has, interval_of, label
@@ -20,6 +20,7 @@ from andromeda_scale.report.sentence import (
     Sentence,
     bounded,
     case_ids,
+    doubt,
     listed,
     percent,
     throughput,
@@ -27,8 +28,6 @@ from andromeda_scale.report.sentence import (
     world_of,
 )
 
-NOISE = ", which noise could explain"
-UNSURE = ", of too few launches to be sure"
 LITTLE = 0.02  # of a step: less is not worth mending
 _OBJECTIVES = {
     "tokens_per_s": "throughput",
@@ -72,7 +71,7 @@ def _fastest(
     if others:
         numbers["ratio"] = others[0].ratio.interval.centre
         second = f"{times(others[0].ratio.interval)} {names.short(others[0].row)}"
-        text += f"; {second}, the next there{_doubt(others[0])}"
+        text += f"; {second}, the next there{doubt(others[0].ratio)}"
     if unfit:
         text += f"; does not fit there: {listed([label(row) for row in unfit])}"
     rows = (best, *(one.row for one in others[:1]), *unfit)
@@ -90,16 +89,10 @@ def own_batches(found: Sequence[Row], axes: Sequence[str], speeds: Samples) -> I
                 "Fastest with the batch that each found, which is not the same work: "
                 f"{case_name(best, axes)} with micro_batch_size {best['micro_batch_size']}, "
                 f"{throughput(best)}; {times(second.ratio.interval)} {label(second.row)} with "
-                f"{second.row['micro_batch_size']}, the next there{_doubt(second)}."
+                f"{second.row['micro_batch_size']}, the next there{doubt(second.ratio)}."
             )
             numbers = {"tokens_per_s": float(best["tokens_per_s"])}
             yield Sentence("fastest", text, case_ids([best, second.row]), numbers)
-
-
-def _doubt(one: Standing) -> str:
-    if not one.ratio.known:
-        return UNSURE
-    return "" if one.ratio.differs else NOISE
 
 
 def _did_not_fit(row: Row) -> bool:
@@ -125,7 +118,7 @@ def _cheapest(results: Results, names: Names, rows: Sequence[Row]) -> Iterator[S
             ratio = others[0].ratio.interval
             numbers["ratio"] = ratio.centre
             text += f"; {names.full(others[0].row)}, the next, takes {times(ratio)} of that"
-            text += _doubt(others[0])
+            text += doubt(others[0].ratio)
         ids = case_ids((best, *(one.row for one in others[:1])))
         yield Sentence("cheapest", f"{text}.", ids, numbers)
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from andromeda_scale.analysis.comparison import Ratio
 from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.analysis.stats import Interval
 from andromeda_scale.metrics.formats import rate, significant
 from andromeda_scale.report.rows import case_name, clean, has, label, setting_words
 
 Kind = Literal[
+    "lever",
     "fastest",
     "cheapest",
     "front",
@@ -113,6 +115,13 @@ def times(interval: Interval) -> str:
     if not known(interval):
         return f"{interval.centre:.3f}x"
     return f"{interval.centre:.3f}x [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def doubt(ratio: Ratio) -> str:
+    """What to say after a ratio that launches do not tell from 1."""
+    if not ratio.known:
+        return ", of too few launches to be sure"
+    return "" if ratio.differs else ", which noise could explain"
 
 
 def percent(interval: Interval) -> str:

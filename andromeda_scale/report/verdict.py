@@ -14,6 +14,7 @@ from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.report.fairness import Fairness
+from andromeda_scale.report.levers import levers
 from andromeda_scale.report.paying import scaling
 from andromeda_scale.report.ranking import own_batches, ranking
 from andromeda_scale.report.rows import arrange, case_name, has
@@ -23,21 +24,26 @@ __all__ = ["verdict"]
 
 
 def verdict(results: Results) -> list[Sentence]:
-    """The sentences of a run, a group of rows that do the same work after the other: who is best,
-    what noise hides, what more ranks buy; what cannot be compared last."""
+    """The sentences of a run: what each setting buys; a group of rows that do the same work after
+    the other, who is best, what noise hides, what more ranks buy; what cannot be compared."""
     rows, axes = arrange(results.cases)
     measured = [row for row in rows if has(row, "tokens_per_s")]
     if not measured:
         return [_nothing(rows)]
     unfair = Fairness.of(results)
     speeds = rivals.samples_of(results)
-    said: list[Sentence] = []
-    for group in rivals.groups(measured):
-        fair = [row for row in group if row["case_id"] not in unfair.marks()]
+    marked = unfair.marks()
+    said = list(levers([row for row in measured if row["case_id"] not in marked], axes, speeds))
+    groups = rivals.groups(measured)
+    for group in groups:
+        fair = [row for row in group if row["case_id"] not in marked]
         names = Names(group, axes)
         if fair:
             planned = [row for row in rows if names.shares(row)]
-            said += ranking(results, names, fair, planned, all_=len(fair) == len(group))
+            best = ranking(results, names, fair, planned, all_=len(fair) == len(group))
+            # A row without rivals is the best of nothing, unless there is no other row.
+            alone = len(planned) == 1 and len(groups) > 1
+            said += [one for one in best if one.kind == "loss" or not alone]
         said += scaling(names, group, speeds)
     found = [row for row in measured if has(row, "micro_batch_tried")]
     said += own_batches(found, axes, speeds)
@@ -64,9 +70,9 @@ def _refused(measured: Sequence[Row], axes: Sequence[str]) -> Iterator[Sentence]
 
 
 def _unranked(unfair: Fairness) -> Iterator[Sentence]:
-    for _, line in unfair.unfair.iterrows():
-        text = (
-            f"Not ranked: rows of world {line['worlds']} differ in {line['fact']} "
-            f"({line['values']}): {line['effect']}."
-        )
-        yield Sentence("refused", text, tuple(line["case_ids"].split()))
+    """Rows that are not equal; what is true of several groups alike is said once."""
+    keys = ["worlds", "fact", "values", "effect"]
+    for (worlds, fact, values, effect), lines in unfair.unfair.groupby(keys, sort=False):
+        ids = tuple(" ".join(lines["case_ids"]).split())
+        text = f"Not ranked: rows of world {worlds} differ in {fact} ({values}): {effect}."
+        yield Sentence("refused", text, ids)
