@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.contracts.records import Phase
+from andromeda_scale.hardware.machine import host_memory_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -22,7 +23,8 @@ class Memory:
     Values of each phase:
         peak_memory_bytes   CUDA: device.peak_allocated_bytes; CPU: host.peak_rss_bytes
         host:    rss_bytes, uss_bytes at the end of the phase; peak_rss_bytes, peak_since
-                 ("phase", or "start" of the process where the kernel cannot reset it)
+                 ("phase", or "start" of the process where the kernel cannot reset it),
+                 capacity_bytes (of the node, by its ranks)
         device:  null on CPU, or peak_allocated_bytes, peak_reserved_bytes, allocated_bytes,
                  reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
                  the device by this and other processes, less what this one reserved),
@@ -74,6 +76,7 @@ class Memory:
             "uss_bytes": now.uss,
             "peak_rss_bytes": peak if peak is not None else now.rss,
             "peak_since": "phase" if self._was_reset else "start",
+            "capacity_bytes": host_memory_bytes() // self._context.case.world.ranks_per_node,
         }
 
     def _cuda(self) -> dict[str, int]:

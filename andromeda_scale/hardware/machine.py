@@ -29,7 +29,7 @@ class Machine:
 
 def detect_machine() -> Machine:
     """This machine within the limits of affinity, container and CUDA_VISIBLE_DEVICES."""
-    return Machine(_cpu_cores(), _gpus() if torch_cuda_version() else (), _memory_bytes())
+    return Machine(_cpu_cores(), _gpus() if torch_cuda_version() else (), host_memory_bytes())
 
 
 def torch_cuda_version() -> str | None:
@@ -68,7 +68,8 @@ def _cpu_cores() -> int:
     return max(1, cores or 1)
 
 
-def _memory_bytes() -> int:
+def host_memory_bytes() -> int:
+    """What the node and its container leave to all processes together."""
     total = int(psutil.virtual_memory().total)
     limit = _cgroup("memory.max")
     return min(total, int(limit)) if limit.isdecimal() else total

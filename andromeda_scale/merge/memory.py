@@ -35,7 +35,7 @@ RANK_COLUMNS: dict[str, str] = {
     **{f"{kind}_bytes": "float64" for kind in ("parameters", "gradients", "master")},
     "optimizer_state_bytes": "float64",
     **dict.fromkeys(LARGEST, "float64"),
-    "capacity_bytes": "float64",  # of the device
+    "capacity_bytes": "float64",  # of the device; on a CPU the rank's share of the node
 }
 COLUMNS: dict[str, str] = {
     "peak_memory_rank": "Int64",
@@ -71,7 +71,7 @@ def of_rank(rank: RankRecord) -> dict[str, float]:
         "outside_allocator_bytes": number(device, "outside_allocator_bytes"),
         "alloc_retries": number(device, "retries"),
         "alloc_ooms": number(device, "ooms"),
-        "capacity_bytes": number(device, "capacity_bytes"),
+        "capacity_bytes": number(device if device else host, "capacity_bytes"),
         **{name: number(host, name) for name in ("rss_bytes", "uss_bytes", "peak_rss_bytes")},
     }
 

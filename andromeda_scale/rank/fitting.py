@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from andromeda_scale.contracts.planned import RankSpec
-from andromeda_scale.hardware.machine import detect_machine
+from andromeda_scale.hardware.machine import host_memory_bytes
 from andromeda_scale.metrics.formats import binary
 from andromeda_scale.rank.failures import DoesNotFit
 from andromeda_scale.suite.micro_batch import MARGIN
@@ -59,7 +59,7 @@ def _capacity(device: torch.device, ranks_per_node: int) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     here, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-    most = detect_machine().memory_bytes / ranks_per_node
+    most = host_memory_bytes() / ranks_per_node
     return round(min(most, here + free / ranks_per_node))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from andromeda_scale.metrics.formats import binary
 from andromeda_scale.report.html.bars import Part, named, stacked, views
 from andromeda_scale.report.html.figure import Choice, Figure, Trace, axis
 from andromeda_scale.report.html.source import COLOURS, GREY, Source, num
 from andromeda_scale.report.rows import has
 
+_DRAWN = 10  # times the largest bar
 _UNITS = (("GiB", 2.0**30), ("MiB", 2.0**20))
 _PARTS: tuple[Part, ...] = (
     ("states", COLOURS[0], lambda row: row["state_bytes"]),
@@ -28,24 +31,35 @@ def memory(source: Source) -> Figure | str:
         return "no case has read back its memory, and the plan has no estimate"
     capacity = _capacities(source)
     unit, size = _UNITS[0] if _largest(rows) >= _UNITS[0][1] else _UNITS[1]
+    # Far beyond the bars, as a host's is, capacity is said: drawn, it would leave them no width.
+    drawn = bool(capacity) and max(capacity.values()) < _DRAWN * _largest(rows)
     choices = [
         _with_marks(source, replace(stacked(source, of, _PARTS, unit, 1 / size), label=label), of,
-                    capacity, unit, size)
+                    capacity if drawn else {}, unit, size)
         for label, of in views(rows)
     ]  # fmt: skip
-    known = "" if capacity else " No device said its capacity."
     return Figure(
         "Memory of a rank",
-        "Each part is the largest of any rank. Diamond: what the plan estimated; bar: capacity of "
-        f"the device.{known} A case without a bar was not measured: the table says why.",
+        "Each part is the largest of any rank. Diamond: what the plan estimated. "
+        f"{_of_capacity(capacity, drawn=drawn)} A case without a bar was not measured: the table "
+        "says why.",
         choices,
         {"xaxis": axis(unit, rangemode="tozero")},
         choose="world",
     )
 
 
+def _of_capacity(capacity: Mapping[str, float], *, drawn: bool) -> str:
+    if not capacity:
+        return "No device said its capacity."
+    if drawn:
+        return "Bar: capacity of the device."
+    least, most = binary(min(capacity.values())), binary(max(capacity.values()))
+    return f"A rank has room for {least if least == most else f'{least} to {most}'}."
+
+
 def _capacities(source: Source) -> dict[str, float]:
-    """Bytes of the smallest device of each case that said it."""
+    """Bytes that the rank of each case has that has least, of those that said it."""
     ranks = source.results.ranks
     if ranks.empty:
         return {}
