@@ -222,7 +222,7 @@ class Worker:
     def _check_losses(self) -> None:
         found = self._first.mismatch()
         if found is not None:
-            raise Diverged(str(found))
+            raise Diverged(str(found), self._first.odd_ranks)
 
     def _inspect(self) -> None:
         """One step apart, in which what happened is read back between backward and update."""

@@ -32,6 +32,8 @@ class Row:
     def value(self, fact: str) -> str | None:
         """A fact as text; None where it does not apply."""
         found = self.facts.get(fact)
+        if found is None and fact.startswith("variables."):
+            return "unset"
         if found is None:
             return UNKNOWN if rule_of(fact).required else None
         if fact == "dtypes.reduction" and found == "none":
@@ -79,6 +81,9 @@ def kinds(groups: Groups) -> list[str]:
 def _read(row: dict[Any, Any]) -> Row:
     facts = json.loads(row.get("facts") or "{}")
     # The reference's own program needs no comparison with itself.
+    if row.get("grad_accum", 1) > 1:
+        summed = facts.get("engine.grad_accum_dtype") or facts.get("dtypes.gradients")
+        facts["dtypes.accumulation"] = summed
     facts["parity"] = "ok" if row["parity"] == "reference" else row["parity"] or None
     nodes, each = row["nodes"], row["ranks_per_node"]
     return Row(

@@ -51,9 +51,14 @@ RULES: dict[str, Rule] = {
     ),
     "dtypes.gradients": Rule(
         "differs",
-        "how gradients are stored: 16 bits save 2 bytes per parameter and round them, and the "
-        "sums of several micro-batches, before ranks are summed in the reduction's dtype",
+        "how gradients are stored: 16 bits save 2 bytes per parameter and round each once, before "
+        "ranks are summed in the reduction's dtype",
         required=True,
+    ),
+    "dtypes.accumulation": Rule(
+        "unfair",
+        "what gradients of several micro-batches are summed in: 16 bits lose small ones, and save "
+        "2 bytes per parameter and their traffic (DeepSpeed: strategy.grad_accum_dtype)",
     ),
     "dtypes.parameters": Rule(
         "differs",
@@ -108,8 +113,7 @@ RULES: dict[str, Rule] = {
     "attention.": Rule("differs", "another kernel of the same function"),
     "buckets.": Rule("differs", "how gradients are cut for the network: overlap and memory"),
     "engine.grad_accum_dtype": Rule(
-        "differs",
-        "what gradients of several micro-batches are summed in: 16 bits lose small ones",
+        "differs", "what gradients are kept in until the update (several: dtypes.accumulation)"
     ),
     "engine.": Rule("differs", "how DeepSpeed cuts and keeps what it sends"),
     "mesh.": Rule("differs", "which ranks share a shard: traffic within and between groups"),

@@ -137,7 +137,8 @@ def progress(run_dir: Path, *, planned: bool = True) -> Iterator[str]:
         if word in FAILED:
             cause = (run.status(item) or {}).get("cause") or "no cause recorded"
             yield f"{word}: {item.case_id} repeat {item.repeat}: {cause}"
-    yield from (f"running: {name}" for name in running)
+    of_running = "running" if run.holder() else "left unfinished, its driver is gone"
+    yield from (f"{of_running}: {name}" for name in running)
     times = [
         s for item, word in items if word == "ok" if (s := _seconds(run.status(item))) is not None
     ]

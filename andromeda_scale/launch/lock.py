@@ -30,13 +30,16 @@ def held(run_dir: Path) -> Iterator[int]:
 
 
 def holder(run_dir: Path) -> tuple[int, str] | None:
-    """(process id, host) of the driver that holds a run; None: nobody does."""
+    """(process id, host) of the driver that holds a run; None: nobody does.
+
+    Where files cannot be locked, the last one that did.
+    """
     try:
-        with open(run_dir / "lock", "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        with open(run_dir / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, PermissionError):
         return None
-    except BlockingIOError:
+    except OSError:  # held, or no file that can be
         pid, _, host = (run_dir / "lock").read_text().strip().partition(" ")
         return (int(pid), host) if pid.isdecimal() else None
     return None

@@ -90,6 +90,7 @@ class RankEnd(Schema):
     step: int | None = None  # the last it finished in `phase`
     total_steps: int | None = None
     cause: str | None = None
+    odd_ranks: tuple[int, ...] | None = None  # of what all ranks find alike: whose it is
     phases_s: float = 0.0  # sum of its phases' durations
     pid: int | None = None
     stderr_tail: tuple[str, ...] = ()

@@ -71,6 +71,7 @@ class LocalRank:
             step=beat.step if beat else None,
             total_steps=beat.total_steps if beat else None,
             cause=line.get("cause"),
+            odd_ranks=(line.get("detail") or {}).get("odd_ranks"),
             phases_s=self.phases_s,
             pid=self.pid,
             stderr_tail=() if self.ok else self._last_words(),

@@ -16,6 +16,7 @@ A directory moves to its place whole, so a repeat is either finished or has noth
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -37,6 +38,10 @@ FAILED = frozenset(
 )
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
+# What may lie in a directory that holds no run yet: a submitted job's files, and what a driver
+# that was killed at once leaves of a plan.
+_BEFORE_A_PLAN = re.compile(r"lock|slurm|tasks|\.(probe|plan\.json)\.\d+")
+_HALF_WRITTEN = re.compile(r"\.(probe|[a-z]+\.[a-z]+)\.\d+")  # by write_atomic and make_writable
 _NOT_FINISHED = frozenset({"interrupted", "skipped"})
 
 
@@ -64,7 +69,8 @@ class RunDir:
         """
         path = Path(path).absolute()
         make_writable(path)
-        if (path / "plan.json").exists():
+        is_new = not (path / "plan.json").exists()
+        if not is_new:
             old = cls.open(path)
             if not old.holds(plan):
                 raise UserError(
@@ -72,15 +78,17 @@ class RunDir:
                     f"another --run-dir, or resume that run with `andromeda-scale resume {path}`"
                 )
             plan = old.keep_ended(old._settled(plan))
-        elif any(entry.name not in ("lock", "slurm", "tasks") for entry in path.iterdir()):
+        elif not all(_BEFORE_A_PLAN.fullmatch(entry.name) for entry in path.iterdir()):
             raise UserError(f"{path}: is not empty and holds no run; choose another --run-dir")
         run = cls(path, plan)
         try:
             with run.lock():
+                if is_new:
+                    run._write_plan()  # first: what a kill leaves is a run
                 run.check_fingerprint(fingerprint, allow_mixed=allow_mixed)
                 write_atomic(path / "suite.yaml", suite_text)
                 run.calibrate(fingerprint)
-                write_atomic(path / "plan.json", plan.model_dump_json(indent=1))
+                run._write_plan()
         except OSError as error:
             if not is_full(error):
                 raise
@@ -97,8 +105,11 @@ class RunDir:
         if plan == self.plan:
             return False
         self.plan = plan
-        write_atomic(self.path / "plan.json", plan.model_dump_json(indent=1))
+        self._write_plan()
         return True
+
+    def _write_plan(self) -> None:
+        write_atomic(self.path / "plan.json", self.plan.model_dump_json(indent=1))
 
     def after_searches(self) -> list[PlannedRepeat]:
         """What is left to launch where searches have ended that it waited for; else nothing."""
@@ -275,6 +286,9 @@ class RunDir:
     def recover(self) -> None:
         """Clear what a killed driver left half done. Call it with the lock held."""
         shutil.rmtree(self.path / "running", ignore_errors=True)
+        for unfinished in self.path.glob(".*.[0-9]*"):
+            if _HALF_WRITTEN.fullmatch(unfinished.name):
+                unfinished.unlink(missing_ok=True)
         for old in self.path.glob("*/*/*.old"):
             place = old.with_suffix("")
             if place.exists():

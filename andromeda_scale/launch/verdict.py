@@ -61,14 +61,14 @@ def judge(nodes: Collection[NodeEnd], abort: Abort | None, world_size: int) -> V
     failed = [r for r in ranks if r.status != "ok" and not r.ended_by_agent]
     for end in failed:
         if end.status == "oom":
-            return _blame(end)
+            return _blame(end, ranks)
     if abort is not None and abort.reason in ("timeout", "heartbeat"):
         return _late(ranks, abort)
     for end in failed:
         if not is_peer_error(end):
-            return _blame(end)
+            return _blame(end, ranks)
     if failed:
-        return _blame(failed[0])
+        return _blame(failed[0], ranks)
     missing = set(range(world_size)) - {r.rank for r in ranks if r.status == "ok"}
     if missing:
         cause = f"no complete end record of rank {_named(missing)}"
@@ -99,7 +99,8 @@ def signal_name(code: int) -> str:
         return f"signal {-code}"
 
 
-def _blame(end: RankEnd) -> Verdict:
+def _blame(end: RankEnd, ranks: Collection[RankEnd]) -> Verdict:
+    """By its own end, or by what all ranks found alike, whichever of them left first."""
     status = end.status if end.status not in (None, "ok") else "crashed"
     cause = end.cause
     if end.status is None:
@@ -110,10 +111,14 @@ def _blame(end: RankEnd) -> Verdict:
         else:
             last = f": {end.stderr_tail[-1]}" if end.stderr_tail and end.code else ""
             cause = f"left with exit status {end.code} and no end record{last}"
+    who: RankEnd | None = end
+    if end.odd_ranks is not None:
+        odd = [other for other in ranks if other.rank in end.odd_ranks]
+        who = odd[0] if len(end.odd_ranks) == 1 and odd else None
     return Verdict(
         status=status or "crashed",
-        rank=end.rank,
-        host=end.host,
+        rank=who.rank if who else None,
+        host=who.host if who else None,
         phase=end.phase,
         cause=cause,
         stderr_tail=end.stderr_tail,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from andromeda_scale.contracts.records import Status
@@ -47,20 +47,29 @@ class UnavailableHere(RepeatEnd):
 
 
 class Diverged(RepeatEnd):
-    """The losses are not the reference's, or not finite."""
+    """The losses are not the reference's, or not finite: every rank finds the same.
+
+    `odd_ranks`: whose they are, of a world whose other ranks are well; () if it is all of them.
+    """
 
     status = "diverged"
+
+    def __init__(self, message: str, odd_ranks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.odd_ranks = list(odd_ranks)
 
 
 def end_of(error: BaseException) -> dict[str, Any]:
     """`status`, `cause` (one line) and `detail` of an end line.
 
     detail: {"traceback": its last lines}, for oom also requested_bytes and free_bytes (null where
-    the error does not tell).
+    the error does not tell), for diverged also odd_ranks.
     """
     tail = "".join(traceback.format_exception(error)).splitlines()[-_DETAIL_LINES:]
     if isinstance(error, RepeatEnd):
-        detail = {"traceback": []} if error.__cause__ is None else {"traceback": tail}
+        detail: dict[str, Any] = {"traceback": [] if error.__cause__ is None else tail}
+        if isinstance(error, Diverged):
+            detail["odd_ranks"] = error.odd_ranks
         return {"status": error.status, "cause": _first_line(error), "detail": detail}
     for link in _chain(error):
         if _is_out_of_memory(link):

@@ -87,9 +87,14 @@ class FirstSteps:
             world_size=self._spec.world_size,
             grad_accum=self._train.grad_accum,
         )
-        if found is not None and not found.remark and 0 < len(self._odd) < self._spec.world_size:
-            return replace(found, remark=f"that of rank {', '.join(map(str, self._odd))}")
+        if found is not None and not found.remark and self.odd_ranks:
+            return replace(found, remark=f"that of rank {', '.join(map(str, self.odd_ranks))}")
         return found
+
+    @property
+    def odd_ranks(self) -> list[int]:
+        """Ranks whose own loss is the one that is not finite, where other ranks' losses are."""
+        return self._odd if len(self._odd) < self._spec.world_size else []
 
     def _difference(self) -> dict[str, Any]:
         """How far the steps up to now are from the reference's, and by what they are judged."""

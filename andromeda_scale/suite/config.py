@@ -274,6 +274,9 @@ class Suite(Settings):
         return self
 
 
+_LONGEST_VALUE = 32_000  # in bytes at most 4 times that: Linux takes 128 KiB, name and all
+
+
 def _refuse_variable(key: str, values: tuple[str, ...]) -> None:
     """Suites are stored with results, in clear text: nothing secret may stand in one.
 
@@ -284,6 +287,11 @@ def _refuse_variable(key: str, values: tuple[str, ...]) -> None:
         raise ValueError(
             f"{key}: looks like a secret; export it in the shell instead: suites are stored with "
             "results"
+        )
+    if any("\0" in value or len(value) >= _LONGEST_VALUE for value in values):
+        raise ValueError(
+            f"{key}: is no value that a process can be given; use under {_LONGEST_VALUE} "
+            "characters, without a null character"
         )
     if name in _LAUNCHERS:
         remedy = "set device" if name == "DS_ACCELERATOR" else "set world"

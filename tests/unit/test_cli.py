@@ -150,7 +150,9 @@ def test_status_says_what_ended_what_failed_and_how_long_is_left() -> None:
     assert f"oom: {second.case_id} repeat 0: rank 0: 3 GiB" in text
     assert "time left: about 2 min" in text  # 5 launches of 30 s
     run.begin(second, 1)
-    assert f"running: {second.case_id}-0-1" in invoke("status", "r")
+    assert f"its driver is gone: {second.case_id}-0-1" in invoke("status", "r")
+    with run.lock():
+        assert f"running: {second.case_id}-0-1" in invoke("status", "r")
 
 
 def stored_run(path: Path) -> None:

@@ -43,6 +43,12 @@ def test_a_strategy_is_a_name_or_a_name_with_its_options_beside_it() -> None:
     assert written == StrategySpec(name="fsdp2", options={"reshard_after_forward": False})
 
 
+_NO_VALUE = (
+    "env.X: is no value that a process can be given (x.yaml); use under 32000 characters, without "
+    "a null character"
+)
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -100,6 +106,9 @@ def test_a_strategy_is_a_name_or_a_name_with_its_options_beside_it() -> None:
         (
             {"axes": {"train.seq_len": []}},
             "axes.train.seq_len: has no values (x.yaml); list at least one, or remove the axis",
+        ),
+        *(
+            ({"env": {"X": bad}}, _NO_VALUE) for bad in ("a\0b", ["a", "b" * 50_000])
         ),
         ({"env": {"X": 0}}, 'env.X: 0 is not text (x.yaml); quote it: "..."'),
         (

@@ -88,6 +88,21 @@ def test_the_default_policy_in_bf16_is_fair_and_says_how_zero_stores_its_states(
     assert kept["dtypes.gradients"] == "float32: ddp, fsdp2; bfloat16: zero1, zero2, zero3"
 
 
+def test_sums_of_micro_batches_in_16_bits_are_unfair_beside_sums_in_32() -> None:
+    rows = [row(name, grad_accum=2) for name in ("ddp", "zero2", "zero3")]
+    rows += [row("zero2", {"engine.grad_accum_dtype": "float32"}, grad_accum=2, options="own=1")]
+    assert found(*rows) == {
+        "dtypes.accumulation": "float32: ddp, zero2 own=1; bfloat16: zero2, zero3"
+    }
+
+
+def test_a_variable_that_one_row_has_and_the_others_have_not_is_unfair() -> None:
+    odd = row("zero3", {"variables.KMP_BLOCKTIME": "0"})
+    assert found(row("ddp"), row("zero2"), odd) == {
+        "variables.KMP_BLOCKTIME": "0: zero3; unset: ddp, zero2"
+    }
+
+
 def test_rows_that_differ_in_nothing_but_the_strategy_are_said_in_one_line() -> None:
     same = results(row("ddp"), row("fsdp2"), row("hsdp"))
     assert differences(comparable(same)).empty

@@ -226,6 +226,29 @@ def test_another_fingerprint_is_refused_by_its_keys_unless_mixing_is_allowed(
     assert json.loads((mixed.path / "fingerprint.json").read_text()) == FINGERPRINT
 
 
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_driver_killed_while_it_makes_its_run_leaves_one_to_take_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Killed at any of its writes, which leaves the temporary file."""
+    writes = []
+
+    def killed(self: Path, target: Path) -> None:
+        writes.append(target)
+        if len(writes) == at:
+            raise KeyboardInterrupt
+        os.rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path / "run")
+    run = create(tmp_path / "run")
+    run.recover()
+    left = {path.name for path in run.path.iterdir()}
+    assert left == {"plan.json", "suite.yaml", "fingerprint.json", "lock"}
+
+
 def test_a_second_driver_is_refused_and_named_until_the_first_ends(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     with run.lock():

@@ -203,3 +203,12 @@ def test_only_an_unexplained_sigkill_is_the_kernels_out_of_memory() -> None:
         end(0, "crashed", code=-9),
     ):
         assert killed_by_kernel(other) == other
+
+
+@pytest.mark.parametrize(("odd", "rank", "host"), [([3], 3, "node1"), ([1, 3], None, None)])
+def test_what_all_ranks_find_alike_is_blamed_on_whose_it_is_not_on_who_left_first(
+    odd: list[int], rank: int | None, host: str | None
+) -> None:
+    ends = [end(r, "diverged", at=float(r), cause="nan", odd_ranks=odd) for r in range(4)]
+    found = verdict(*ends, abort="rank")
+    assert (found.status, found.rank, found.host) == ("diverged", rank, host)
