@@ -164,9 +164,8 @@ def time_limit(scene: Scene) -> Iterator[Row]:
     job = held.login.wait_for_end(held.job_id)
     before = ends(held.login)
     held.go()
-    resumed = held.login.type("resume", "run", "--wait")
-    said = f"resumed (exit {resumed.returncode}): {ends(held.login)}"
-    yield "the job's time limit", f"{before}; exit {job.exit_code}; {said}"
+    held.login.type("resume", "run", "--wait")
+    yield "the job's time limit", f"{before}; exit {job.exit_code}; resumed: {ends(held.login)}"
 
 
 def cancelled(scene: Scene) -> Iterator[Row]:
