@@ -6,6 +6,8 @@ Exit status: 0 the command did what it says; 1 it could not finish, or a sweep m
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from typer.core import TyperGroup
 
 from andromeda_scale.commands import looking, running, showing
 from andromeda_scale.errors import UserError
+from andromeda_scale.metrics.formats import clean
 
 
 class _Commands(TyperGroup):
@@ -23,11 +26,34 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"andromeda-scale: {error}", err=True)
+            _say("\n".join(map(clean, str(error).splitlines())))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("andromeda-scale: interrupted", err=True)
+            _say("interrupted")
             raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    typer.echo(f"andromeda-scale: {text}", err=True)
+
+
+class _StdoutError(OSError):
+    """Stdout takes no more: its disk is full."""
+
+
+class _Stdout(io.FileIO):
+    """Stdout whose errors are told from those of other files; after the first it takes all."""
+
+    failed = False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return len(data) if self.failed else super().write(data)
+        except BrokenPipeError:
+            raise  # who reads `| head` has enough
+        except OSError as error:
+            self.failed = True
+            raise _StdoutError(error.errno, error.strerror) from None
 
 
 app = typer.Typer(
@@ -66,7 +92,19 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    if sys.stdout is None:  # another file that is opened would be taken for it
+        sys.exit("andromeda-scale: stdout is closed; send it to /dev/null to see nothing")
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=sys.stdout.isatty(),
+    )
+    try:
+        app()
+    except _StdoutError as error:
+        _say(f"stdout cannot be written ({error.strerror}); send it elsewhere")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

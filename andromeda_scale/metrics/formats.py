@@ -1,10 +1,15 @@
-"""How tables print numbers. Imports nothing heavy."""
+"""How tables print numbers and text. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
 
 NOT_MEASURED = "-"
+
+
+def clean(text: str) -> str:
+    """One line of printable text: records may hold line breaks and terminal escapes."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def milliseconds(seconds: float) -> str:

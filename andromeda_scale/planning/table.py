@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
-from andromeda_scale.metrics.formats import binary
+from andromeda_scale.metrics.formats import binary, clean
 from andromeda_scale.suite import settings
 from andromeda_scale.suite.config import Case
 
@@ -29,7 +29,7 @@ def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None)
     # On a pipe nobody wants lines folded at 80 columns.
     width = None if sys.stdout.isatty() else 240
     console = Console(highlight=False, markup=False, emoji=False, width=width)
-    console.print(f"{plan.suite_name}: {plan.question}")
+    console.print(clean(f"{plan.suite_name}: {plan.question}"))
     differences = differing(plan)
     rows = [
         _cells(plan.cases[case_id], differences.get(case_id, ""), items)
@@ -40,10 +40,10 @@ def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None)
     for name in itertools.compress(_COLUMNS, filled):
         table.add_column(name, justify="left" if name in _LEFT else "right")
     for row in rows:
-        table.add_row(*itertools.compress(row, filled))
+        table.add_row(*map(clean, itertools.compress(row, filled)))
     console.print(table)
     for line in summary(plan, earlier or {}):
-        console.print(line)
+        console.print(clean(line))
 
 
 def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:

@@ -19,7 +19,8 @@ import pandas as pd
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.errors import UserError
 from andromeda_scale.metrics import METRICS, SETTINGS
-from andromeda_scale.report.rows import arrange, case_name, clean, has
+from andromeda_scale.metrics.formats import clean
+from andromeda_scale.report.rows import arrange, case_name, has
 
 LONGEST = 150  # bytes of a folder's name; file systems take 255
 _BOUNDS = ("", "_low", "_high")

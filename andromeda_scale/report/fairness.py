@@ -16,8 +16,8 @@ from tabulate import tabulate
 from andromeda_scale.analysis.comparable import comparable, kinds, num_compared
 from andromeda_scale.analysis.fairness import differences
 from andromeda_scale.analysis.results import Results
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.report.media import latex, records, to_json
-from andromeda_scale.report.rows import clean
 
 Tone = Literal["unfair", "axis", "fair", "plain"]
 STYLES: dict[Tone, str] = {

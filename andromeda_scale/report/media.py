@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
-from andromeda_scale.report.rows import clean
+from andromeda_scale.metrics.formats import clean
 
 
 def latex(

@@ -12,11 +12,10 @@ from andromeda_scale.report import device_notes
 from andromeda_scale.report.rows import Row, failure, has, has_base, is_base
 from andromeda_scale.report.rows import case_name as _name
 
-MAX_PROBLEMS = 8
 MAX_BASES = 8  # each is marked in its row, with its value
 
 
-def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str]) -> list[str]:
+def footnotes(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     """One line each; only what the rows shown need."""
     measured = [row for row in rows if has(row, "tokens_per_s")]
     failures = {row["mark"]: failure(row) for row in rows if "mark" in row}
@@ -38,9 +37,6 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str], problems: Sequence[str])
     planted = dict.fromkeys(row["faults"] for row in rows if has(row, "faults"))
     if planted and "faults" not in axes:
         notes.append(f"planted in every row: {'; '.join(planted)}")
-    notes += [f"problem: {problem}" for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        notes.append(f"and {len(problems) - MAX_PROBLEMS} more problems, in results.parquet")
     return notes
 
 

@@ -16,9 +16,8 @@ from tabulate import tabulate
 
 from andromeda_scale.analysis.fabric import DTYPES
 from andromeda_scale.cost.hardware import peak_flops
-from andromeda_scale.metrics.formats import NOT_MEASURED, percent, significant
+from andromeda_scale.metrics.formats import NOT_MEASURED, clean, percent, significant
 from andromeda_scale.report.media import latex, records, to_json
-from andromeda_scale.report.rows import clean
 
 MAX_NOTES = 12
 

@@ -73,11 +73,6 @@ def failure(row: Row) -> str:
     return f"{row['statuses']}: {row['cause']}{missing}"
 
 
-def clean(text: str) -> str:
-    """One line of printable text: records may hold line breaks and terminal escapes."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows in reading order, and the settings (dotted keys) that tell them apart.
 

@@ -42,10 +42,18 @@ def scaling_table(results: Results) -> Table:
         columns.insert(columns.index(TOKENS), UNFAIR)
     known = (MFU, MAMF, JOULES)
     columns += [column for column in known if any(has(row, column.names[0]) for row in rows)]
-    notes = footnotes(rows, axes, results.problems)
+    notes = footnotes(rows, axes)
     reasons = reasons_table(rows, axes)
     beside = (*COLUMNS, MAMF, FABRIC, JOULES)
     said = tuple(verdict(results))
     return Table(
-        results.question, tuple(columns), rows, notes, fairness, beside, reasons, verdict=said
+        results.question,
+        tuple(columns),
+        rows,
+        notes,
+        fairness,
+        beside,
+        reasons,
+        verdict=said,
+        problems=tuple(results.problems),
     )

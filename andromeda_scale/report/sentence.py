@@ -10,8 +10,8 @@ from typing import Any, Literal
 from andromeda_scale.analysis.comparison import Ratio
 from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.analysis.stats import Interval
-from andromeda_scale.metrics.formats import rate, significant
-from andromeda_scale.report.rows import case_name, clean, has, label, setting_words
+from andromeda_scale.metrics.formats import clean, rate, significant
+from andromeda_scale.report.rows import case_name, has, label, setting_words
 
 Kind = Literal[
     "lever",

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
 
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.report.columns import (
     COMPILED,
     MAMF,
@@ -24,7 +25,7 @@ from andromeda_scale.report.columns import (
 )
 from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.media import latex, records, to_json
-from andromeda_scale.report.rows import clean, label
+from andromeda_scale.report.rows import label
 from andromeda_scale.report.sentence import Sentence
 
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
@@ -42,6 +43,7 @@ DISPENSABLE = (
     "step ms +-MAD",
 )
 MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
+MAX_PROBLEMS = 8  # Markdown and JSON have all
 MAX_SAID = 12  # sentences of a verdict under a terminal's table
 MAX_WORD = 30  # characters of a folded cell that stay together: "gradient_as_bucket_view=false"
 
@@ -66,6 +68,15 @@ class Table:
     dispensable: tuple[str, ...] = DISPENSABLE
     verdict: tuple[Sentence, ...] = ()
     verdict_first: bool = False  # on a terminal, where what is read last is seen first
+    problems: tuple[str, ...] = ()  # what of the records was not used
+
+    def footnotes(self, most: int | None = MAX_PROBLEMS) -> list[str]:
+        """The notes, then the problems; of these the first `most` and where to read the others."""
+        notes = [*self.notes, *(f"problem: {problem}" for problem in self.problems[:most])]
+        if most is not None and len(self.problems) > most:
+            more = f"and {len(self.problems) - most} more problems"
+            notes.append(f"{more}: report --format md, or json, lists all")
+        return [clean(note) for note in notes]
 
     def cells(self) -> list[list[str]]:
         """Every cell's text, without control characters."""
@@ -78,7 +89,7 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """For a terminal of any width; text from records is never read as markup."""
         table, left_out = self._fitting(options.max_width)
-        notes = list(self.notes)
+        notes = self.footnotes()
         if left_out:
             notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
         yield Text(clean(self.title), style="bold")
@@ -158,7 +169,7 @@ class Table:
 
     def _section(self, heading: str) -> str:
         said = self.fairness.notes() if self.fairness else []
-        notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.notes))
+        notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.footnotes(None)))
         grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
         verdict = "".join(f"- {clean(said.text)}\n" for said in self.verdict)
         parts = [f"{heading} {clean(self.title)}\n", verdict, f"{grid}\n", notes]
@@ -169,7 +180,7 @@ class Table:
         said = self.fairness.notes("{}") if self.fairness else []
         headers = [column.header for column in self.columns]
         align = ["left" if column.left else "right" for column in self.columns]
-        own = latex(self.title, headers, self.cells(), align, [*said, *self.notes])
+        own = latex(self.title, headers, self.cells(), align, [*said, *self.footnotes()])
         return own if self.under is None else f"{own}\n{self.under.to_latex()}"
 
     def to_json(self) -> str:
@@ -182,7 +193,7 @@ class Table:
             "title": clean(self.title),
             "verdict": [said.plain() for said in self.verdict],
             "rows": records(self.to_frame()),
-            "notes": [clean(note) for note in self.notes],
+            "notes": self.footnotes(None),
             "fairness": None if fairness is None else fairness.plain(),
             "under": None if self.under is None else self.under._plain(),
         }
@@ -190,7 +201,7 @@ class Table:
     def to_html(self) -> str:
         """What a notebook shows: the rows under a heading, the notes as a list; all escaped."""
         said = self.fairness.notes("<b>{}</b>", escape) if self.fairness else []
-        said += [escape(clean(note)) for note in self.notes]
+        said += [escape(note) for note in self.footnotes()]
         notes = "".join(f"<li>{note}</li>" for note in said)
         under = self.under.to_html() if self.under is not None else ""
         title = f"<p><b>{escape(clean(self.title))}</b></p>"

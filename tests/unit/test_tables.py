@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from run_files import make_case, rank_lines, write_plan, write_repeat
 
 from andromeda_scale import api
 from andromeda_scale.commands import showing
+from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.metrics.formats import binary, percent, significant
+from andromeda_scale.planning.plan import make_plan
+from andromeda_scale.planning.suite_file import mapping_suite
+from andromeda_scale.planning.table import print_plan
 from andromeda_scale.report import catalogue
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import PLAIN_WIDTH, Table
@@ -205,11 +210,28 @@ def test_many_bases_are_counted_not_all_printed(tmp_path: Path) -> None:
     assert note.endswith("; and 2 more, marked base")
 
 
-def test_many_problems_are_counted_not_all_printed(tmp_path: Path) -> None:
+def test_a_terminal_says_where_all_problems_are_listed_and_they_are(tmp_path: Path) -> None:
     table = _table(tmp_path, *(make_case("ddp", world) for world in (1, 2, 3)))
-    problems = [note for note in table.notes if note.startswith("problem: ")]
-    assert len(problems) == 8
-    assert table.notes[-1] == "and 1 more problems, in results.parquet"
+    assert len(table.problems) == 9
+    printed = " ".join(table.to_text().split())
+    assert printed.count("problem: ") == 8
+    assert printed.endswith("and 1 more problems: report --format md, or json, lists all")
+    notes = json.loads(table.to_json())["notes"]
+    for problem in table.problems:
+        assert f"problem: {problem}" in notes
+        assert f"- problem: {problem}\n" in table.to_markdown()
+
+
+def test_no_control_character_of_a_question_reaches_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = {"question": "a\x1b[31mb\0c", "model": "andromeda-tiny", "world": 1}
+    suite["data"] = {"source": "random"}
+    plan = make_plan(mapping_suite(suite).suite, "x", Machine(cpu_cores=2))
+    print_plan(plan)
+    made = replace(_table(tmp_path, make_case("ddp", 1)), title=plan.question)
+    for text in (capsys.readouterr().out, made.to_text(), made.to_markdown()):
+        assert "a [31mb c" in text
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from andromeda_scale import __version__
 from andromeda_scale.analysis.results import Results
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.report.catalogue import TABLES, make_table
 from andromeda_scale.report.fairness import HEADERS, Fairness
 from andromeda_scale.report.html import sections
@@ -28,7 +29,6 @@ from andromeda_scale.report.html.figure import Figure
 from andromeda_scale.report.html.figures import FIGURES
 from andromeda_scale.report.html.source import Source
 from andromeda_scale.report.html.tables import Cell, Grid, grid
-from andromeda_scale.report.rows import clean
 from andromeda_scale.report.tables import MAX_SAID
 
 __all__ = ["make_page"]

@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.report.html.source import Source, world
-from andromeda_scale.report.rows import clean, label
+from andromeda_scale.report.rows import label
 
 MAX_FAILURES = 40  # in full; the others are in repeats.parquet
 _SHARED = ("hardware.", "software.", "variables.", "device_name", "threads", "compile.")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from andromeda_scale.analysis.results import Results
-from andromeda_scale.report.rows import Row, arrange, clean, has, label
+from andromeda_scale.metrics.formats import clean
+from andromeda_scale.report.rows import Row, arrange, has, label
 
 MAX_LABEL = 44  # characters of a name in a figure; the table has all of it
 COLOURS = ("#3987e5", "#d95926", "#199e70", "#c98500", "#9085e9", "#d55181", "#008300", "#e66767")

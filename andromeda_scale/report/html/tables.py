@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.report.columns import Column
 from andromeda_scale.report.media import plain
-from andromeda_scale.report.rows import Row, clean
+from andromeda_scale.report.rows import Row
 from andromeda_scale.report.tables import Table
 
 
