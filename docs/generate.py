@@ -145,10 +145,11 @@ def _default(name: str, value: Mapping[str, Any], required: Any) -> str:
 def _kind(value: Mapping[str, Any]) -> str:
     """What a value may be, in a few words."""
     if "enum" in value:
-        shown = [str(one) for one in value["enum"]]
+        shown = [one if isinstance(one, str) else json.dumps(one) for one in value["enum"]]
         return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
     if "const" in value:
-        return str(value["const"])
+        const = value["const"]
+        return const if isinstance(const, str) else json.dumps(const)
     if "$ref" in value:
         return str(value["$ref"].rpartition("/")[2])
     for many in ("anyOf", "oneOf"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.suite import paths
 
 RUNS = Path("runs")  # where a run goes that is given no directory
 
@@ -22,7 +23,7 @@ def choose(
     Raises UserError, before anything is written.
     """
     if run_dir is not None:
-        exists = (run_dir / "plan.json").exists()
+        exists = paths.exists(run_dir / "plan.json")
         if exists and new:
             raise UserError(
                 f"--run-dir {run_dir}: holds a run already; leave out --new to go on with it, "

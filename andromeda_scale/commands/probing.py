@@ -18,6 +18,7 @@ from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge.probe import FILE, ceilings, probe_points
 from andromeda_scale.planning import probe as plan_probe
 from andromeda_scale.report.probe import plot, probe_table
+from andromeda_scale.suite import paths
 
 PLOT = "probe.html"
 SUITE_TEXT = "# a probe of the machine: its plan is plan.json\n"
@@ -55,7 +56,7 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
 
 def is_probe(run_dir: Path) -> bool:
     """Whether a run probed the machine: then it has points and no cases."""
-    return (run_dir / "plan.json").exists() and plan_probe.is_probe(RunDir.open(run_dir).plan)
+    return paths.exists(run_dir / "plan.json") and plan_probe.is_probe(RunDir.open(run_dir).plan)
 
 
 def read_points(run_dir: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
@@ -24,7 +23,7 @@ from andromeda_scale.launch import gather, jobs, sbatch
 from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.planning.plan import make_plan, require_runnable
 from andromeda_scale.planning.suite_file import Loaded, read_suite
-from andromeda_scale.suite import resources
+from andromeda_scale.suite import paths, resources, safe_yaml
 from andromeda_scale.suite.config import Suite
 from andromeda_scale.suite.validation import place
 
@@ -135,7 +134,7 @@ def submit(submission: Submission, **flags: bool) -> str:
 
 def refuse_used(run_dir: Path) -> None:
     """Raise UserError for a directory that holds a run, or something else, already."""
-    if was_submitted(run_dir) or (run_dir / "plan.json").exists():
+    if was_submitted(run_dir) or paths.exists(run_dir / "plan.json"):
         raise UserError(
             f"--run-dir {run_dir}: holds a run already; go on with it by `andromeda-scale resume "
             f"{run_dir}`, or name another directory"
@@ -174,7 +173,7 @@ def resolved(suite: Suite) -> str:
     raw["world"] = [str(world) for world in suite.world]
     if "strategy" in raw:
         raw["strategy"] = {"name": suite.strategy.name, **suite.strategy.options}
-    return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    return safe_yaml.dump(raw)
 
 
 def look(run_dir: Path) -> Iterator[jobs.Job | str]:

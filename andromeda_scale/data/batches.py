@@ -217,6 +217,8 @@ def _open(path: Path) -> NDArray[Any]:
     try:
         if path.is_dir():
             raise UserError(f"data.files: {path} is a folder; name the files in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"data.files: {path} is a pipe, a socket or a device; name a file")
         if path.suffix == ".npy":
             return _open_npy(path)
         size = path.stat().st_size

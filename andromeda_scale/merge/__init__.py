@@ -19,6 +19,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.merge import cases, communication, cross, ranks, repeats, searched, steps
 from andromeda_scale.merge.repeats import MergedRepeat
+from andromeda_scale.suite import paths
 
 __all__ = ["Results", "load_results", "merge_run", "write"]
 
@@ -26,7 +27,7 @@ __all__ = ["Results", "load_results", "merge_run", "write"]
 def load_results(run_dir: Path) -> Results:
     """The results of a run, merged again from its records, or read from its Parquet files where
     the records were not copied along. Raises UserError where there is neither."""
-    if (Path(run_dir) / "plan.json").exists() and (Path(run_dir) / "cases").is_dir():
+    if paths.exists(Path(run_dir) / "plan.json") and (Path(run_dir) / "cases").is_dir():
         return merge_run(run_dir)
     if (Path(run_dir) / FILES["cases"]).exists():
         return read(Path(run_dir))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.suite import resources
+from andromeda_scale.suite import paths, resources
 
 MAX_BYTES = 1 << 16  # a few dozen keys
 
@@ -19,6 +19,7 @@ def read(name_or_path: str) -> dict[str, Any]:
     """
     try:
         path = resources.find("deepspeed", name_or_path)
+        paths.refuse_endless(path)
     except UserError as error:
         raise UserError(f"strategy.config: {error}") from error
     try:

@@ -60,11 +60,11 @@ def _base(base: str, where: Where) -> tuple[dict[str, Any], str, str]:
         return {"family": "custom", "callable": base}, at, base.rpartition(":")[2]
     try:
         found = resources.find("models", base)
+        written, _ = safe_yaml.read(found)
+        if not isinstance(written, dict):
+            raise UserError(f"{found}: is not a mapping; write family and sizes as key: value")
     except UserError as error:
         raise UserError(f"model: {error} ({place(where, 'model')})") from error
-    written, _ = safe_yaml.read(found)
-    if not isinstance(written, dict):
-        raise UserError(f"{found}: is not a mapping; write family and sizes as key: value")
     if found.suffix == ".json" and "family" not in written:
         return {"family": "huggingface", "config": written}, str(found), _name_of_json(found)
     written = dict(written)

@@ -49,7 +49,7 @@ def mapping_suite(
 ) -> Loaded:
     """A suite given in Python, as if a file `suite` in this folder held it."""
     try:
-        text = yaml.safe_dump(dict(suite), sort_keys=False)
+        text = safe_yaml.dump(dict(suite))
     except yaml.YAMLError as error:
         raise UserError(
             f"suite: holds what YAML does not: {error}; give text, numbers, lists and mappings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from andromeda_scale.planning.expand import AUTO
@@ -43,9 +44,18 @@ def _strategies(definitions: dict[str, Any]) -> dict[str, Any]:
     forms: list[dict[str, Any]] = [{"enum": [*sorted(STRATEGIES), AUTO]}]
     for name in sorted(STRATEGIES):
         options = _inlined(load("strategy", name).Options, definitions)
+        below = {"name": {"const": name}, "options": copy.deepcopy(options)}
         options["properties"] = {"name": {"const": name}, **options.get("properties", {})}
         options["required"] = ["name", *options.get("required", [])]
         forms.append(options)
+        forms.append(
+            {
+                "type": "object",
+                "properties": below,
+                "required": ["name", "options"],
+                "additionalProperties": False,
+            }
+        )
     return {"anyOf": forms, "default": "ddp"}
 
 

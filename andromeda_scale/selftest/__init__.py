@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import typer
-import yaml
 
 from andromeda_scale.commands import choosing, sweep
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
@@ -38,6 +37,7 @@ from andromeda_scale.selftest.evidence import (
 )
 from andromeda_scale.selftest.place import NULL, Null, Place, Row
 from andromeda_scale.selftest.rows import base, rows
+from andromeda_scale.suite import safe_yaml
 from andromeda_scale.suite.config import Case
 
 MAX_RANKS_ON_CPU = 8
@@ -193,7 +193,7 @@ def make(place: Place, planted: Sequence[Row]) -> tuple[Plan, dict[str, Case], s
         cases={case.case_id: case for case in cases.values()},
         repeats=tuple(sorted(items, key=turn)),
     )
-    return plan, cases, yaml.safe_dump(suites, sort_keys=False)
+    return plan, cases, safe_yaml.dump(suites)
 
 
 def _changed(suite: Mapping[str, Any], changes: Mapping[str, Any], repeats: int) -> dict[str, Any]:

@@ -14,7 +14,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from andromeda_scale.suite import faults as planted
 from andromeda_scale.suite.faults import Fault
-from andromeda_scale.suite.schema import MAX_BATCH, MAX_STEPS, Batch, Schema, Seconds, Share, Steps
+from andromeda_scale.suite.schema import (
+    MAX_BATCH,
+    MAX_STEPS,
+    Batch,
+    Schema,
+    Seconds,
+    Share,
+    Steps,
+    shown,
+)
 from andromeda_scale.suite.secret import is_secret
 from andromeda_scale.suite.slurm import Slurm
 from andromeda_scale.suite.training import Train
@@ -46,6 +55,11 @@ def _strategy(value: Any) -> Any:
     if isinstance(value, dict) and "name" in value and "options" not in value:
         rest = {k: v for k, v in value.items() if k != "name"}
         return StrategySpec(name=value["name"], options=rest)
+    if not isinstance(value, dict | StrategySpec):
+        raise ValueError(
+            f"{shown(value)} is no strategy; use a name such as ddp, or "
+            "{name: ddp, OPTION: value}"
+        )
     return value
 
 
@@ -108,10 +122,14 @@ def _scaling(value: Any) -> Any:
 Scaling = Annotated[Literal["weak"] | Strong, BeforeValidator(_scaling)]
 
 
+_PARITY = Literal["full", "shallow", "cross", "off"]
 # YAML reads a bare `off` as false.
 Parity = Annotated[
-    Literal["full", "shallow", "cross", "off"],
-    BeforeValidator(lambda value: "off" if value is False else value),
+    _PARITY,
+    BeforeValidator(
+        lambda value: "off" if value is False else value,
+        json_schema_input_type=_PARITY | Literal[False],
+    ),
 ]
 
 
@@ -231,9 +249,7 @@ class Suite(Settings):
     @field_validator("world", mode="before")
     @classmethod
     def _one_world_is_a_list(cls, value: Any) -> Any:
-        if isinstance(value, int | str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
 
     @field_validator("axes", "env")
     @classmethod

@@ -6,11 +6,13 @@ In a wheel they lie below andromeda_scale/shipped, in the repository at its top.
 from __future__ import annotations
 
 import difflib
+import os.path
 import shutil
 from pathlib import Path
 from typing import Literal
 
 from andromeda_scale.errors import UserError
+from andromeda_scale.suite import paths
 
 Kind = Literal["suites", "models", "hardware", "deepspeed"]
 
@@ -33,7 +35,7 @@ def find(kind: Kind, name: str) -> Path:
     A name with a slash or a suffix is a path. Raises UserError naming the nearest known name.
     """
     if _is_path(name):
-        if Path(name).exists():
+        if paths.exists(Path(name)):
             return Path(name)
         at = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
         raise UserError(
@@ -41,7 +43,7 @@ def find(kind: Kind, name: str) -> Path:
             f"or one of the shipped {kind}: {', '.join(names(kind))}"
         )
     for suffix in _SUFFIXES:
-        if (shipped := SHIPPED / kind / f"{name}{suffix}").is_file():
+        if os.path.isfile(shipped := SHIPPED / kind / f"{name}{suffix}"):
             return shipped
     close = difflib.get_close_matches(name, names(kind), n=1)
     remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names(kind))}"
@@ -57,7 +59,7 @@ def beside(kind: Kind, name: str, suite_folder: Path, folder: Path) -> str:
     if _is_path(name):
         return str(folder / name)
     for suffix in _SUFFIXES:
-        if (near := suite_folder.parent / kind / f"{name}{suffix}").is_file():
+        if os.path.isfile(near := suite_folder.parent / kind / f"{name}{suffix}"):
             return str(near)
     return name
 
@@ -73,7 +75,7 @@ def copy_to(folder: Path) -> list[Path]:
         for source in sorted((TOP / part).rglob("*"))
         if source.is_file() and source.suffix in (*_SUFFIXES, ".sh", ".sbatch")
     ]
-    taken = next((copy for _, copy in pairs if copy.exists() or copy.is_symlink()), None)
+    taken = next((copy for _, copy in pairs if paths.exists(copy) or copy.is_symlink()), None)
     if taken is not None:
         raise UserError(f"{taken}: is there already; nothing was written, name another folder")
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from andromeda_scale.errors import UserError
+from andromeda_scale.suite import paths
 
 MAX_BYTES = 1 << 18  # a suite is a page of text; PyYAML reads 60 kB a second
 MAX_NODES = 100_000  # after expanding aliases: a few hundred bytes can name 10^9 nodes
@@ -37,10 +38,39 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 1e-3 as text for want of a dot; YAML 1.2, and everybody, as a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Safe, and quotes a text that _Loader would read as a number."""
+
+
+# Numbers as YAML 1.2 writes them: 010 is ten, 1e-3 needs no dot, and 1:30 is a text, where PyYAML
+# follows YAML 1.1 and reads 8, a text, and 90. Its 0b11 and 1_000 stay.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {
+    _INT: r"[-+]?([0-9][0-9_]*|0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+)$",
+    _FLOAT: r"([-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+}
+_BASES = {"0b": 2, "0o": 8, "0x": 16}
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, _BASES.get(text.lstrip("+-")[:2], 10))
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
+_Loader.add_constructor(_INT, _integer)
+
+
+def dump(value: Any) -> str:
+    """Plain data as YAML that `parse` reads alike; raises yaml.YAMLError for what YAML has not."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def read(path: Path) -> tuple[Any, str]:
@@ -48,6 +78,7 @@ def read(path: Path) -> tuple[Any, str]:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the path of a YAML file")
+        paths.refuse_endless(path)
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
@@ -67,7 +98,12 @@ def read(path: Path) -> tuple[Any, str]:
 def _parse_json(text: str, where: str) -> Any:
     """JSON by its own rules: YAML takes neither tabs nor all of its escapes."""
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _without_twice(pairs, where))
+        value = json.loads(text, object_pairs_hook=lambda pairs: _without_twice(pairs, where))
+        _refuse_half_characters(value, "")
+        return value
+    except _RefusedError as error:
+        problem, remedy = error.args
+        raise UserError(f"{problem} ({where}); {remedy}") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: is not JSON: {error.msg} in line {error.lineno}; mend that line"
@@ -103,7 +139,9 @@ def _parsed(text: str, where: str) -> Any:
                     f"holds {size:.3g} values when its aliases expand, over {MAX_NODES}",
                     "write less, or remove aliases",
                 )
-            return loader.construct_document(node)
+            value = loader.construct_document(node)
+            _refuse_half_characters(value, "")
+            return value
         finally:
             loader.dispose()
     except _RefusedError as error:
@@ -115,6 +153,23 @@ def _parsed(text: str, where: str) -> Any:
         raise UserError(f"{where}: is nested too deeply; a suite needs five levels") from error
     except ValueError as error:  # a date of month 13, an integer of 5000 digits, a NUL
         raise UserError(f"{where}: holds a value that cannot be read: {error}; quote it") from error
+
+
+def _refuse_half_characters(value: Any, key: str) -> None:
+    """Raise _RefusedError for an escape that is no character alone, which no file can hold."""
+    if isinstance(value, str):
+        if half := re.search("[\ud800-\udfff]", value):
+            raise _RefusedError(
+                f"{key or 'the value'}: {ascii(half[0])[1:-1]} is half a character",
+                "write the character itself, or its number after a backslash and U: \\U0001F600",
+            )
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_half_characters(name, ascii(name)[1:-1])
+            _refuse_half_characters(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_half_characters(inner, f"{key}[{index}]")
 
 
 def _expanded_size(node: yaml.Node, done: dict[int, int]) -> int:

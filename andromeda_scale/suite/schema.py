@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,6 +19,12 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 # What the shape of a model is made of; the families' configurations use them.
 Width = Annotated[int, Field(gt=0, le=2**31)]
 Layers = Annotated[int, Field(gt=0, le=10**5)]
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut to a line's length."""
+    text = json.dumps(value) if isinstance(value, bool) or value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def share(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.schema import Schema, shown
 
 # One line of text: a directive ends where its line does.
 Line = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -26,7 +26,11 @@ class Container(Schema):
 
 
 def _container(value: Any) -> Any:
-    return {"image": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"image": value}
+    if not isinstance(value, dict | Container | None):
+        raise ValueError(f"{shown(value)} is no container; use the path of an image, quoted")
+    return value
 
 
 class Slurm(Schema):
@@ -43,7 +47,10 @@ class Slurm(Schema):
     array: bool = False  # a job a case and one that merges, where long allocations are forbidden
     exclusive: bool = True  # whole nodes: who shares one measures its neighbour
     modules: tuple[Line, ...] = ()
-    container: Annotated[Container | None, BeforeValidator(_container)] = None
+    container: Annotated[
+        Container | None,
+        BeforeValidator(_container, json_schema_input_type=Line | Container | None),
+    ] = None
     python: Line | None = None  # null: the one that submits; python in a container
     extra: tuple[Line, ...] = ()  # further options of sbatch: --mem=0
     template: Line | None = None  # an sbatch script of yours, for one of slurm/
@@ -51,7 +58,7 @@ class Slurm(Schema):
     @field_validator("time", mode="before")
     @classmethod
     def _time_is_text(cls, value: Any) -> Any:
-        if isinstance(value, int):  # YAML reads 2:00:00 as 7200, which sbatch takes for minutes
+        if isinstance(value, int):  # seconds for one reader, and minutes for sbatch
             raise ValueError(f"{value} is a number; quote it as sbatch reads it: '02:00:00'")
         if isinstance(value, str) and not _TIME.fullmatch(value):
             raise ValueError(f"{value!r} is no time limit; use HH:MM:SS or D-HH:MM:SS")

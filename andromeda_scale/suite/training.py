@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from andromeda_scale.suite.optimizers import OPTIMIZERS, OPTIONS, state_bytes
-from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema
+from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema, shown
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+_Name = Annotated[str, Field(json_schema_extra={"enum": [*sorted(OPTIMIZERS)]})]
 
 
 class OptimizerSpec(Schema):
@@ -20,7 +23,7 @@ class OptimizerSpec(Schema):
     What is left out has torch's default.
     """
 
-    name: str = "adamw"
+    name: _Name = "adamw"
     momentum: Fraction | None = None
     nesterov: bool | None = None
     betas: tuple[Fraction, Fraction] | None = None
@@ -92,7 +95,14 @@ def _compile(value: Any) -> Any:
 
 
 def _optimizer(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, dict | OptimizerSpec):
+        raise ValueError(
+            f"{shown(value)} is no optimizer; use one of {', '.join(sorted(OPTIMIZERS))}, or "
+            "{name: adamw, OPTION: value}"
+        )
+    return value
 
 
 def _checkpointing(value: Any) -> Any:
@@ -109,7 +119,9 @@ def _checkpointing(value: Any) -> Any:
 
 
 Compile = Annotated[bool | Compiled, BeforeValidator(_compile)]
-Optimizer = Annotated[OptimizerSpec, BeforeValidator(_optimizer)]
+Optimizer = Annotated[
+    OptimizerSpec, BeforeValidator(_optimizer, json_schema_input_type=_Name | OptimizerSpec)
+]
 # What backward recomputes. none: nothing. block: every block from its input. {every: K}: each K-th
 # block. {segment: K}: K blocks at once. selective: in every block all but the products with weights
 # and the attention kernel, whose outputs are kept.

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.registry import KINDS
-from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.schema import Schema, shown
 
 S = TypeVar("S", bound=Schema)
 
@@ -44,7 +44,7 @@ def _odd(raw: Any, key: str) -> tuple[str, str, str] | None:
                 at = f"{key}.{name}" if key else str(name)
                 return (
                     at,
-                    f"the key {name!r} with the value {_shown(value)} is not text",
+                    f"the key {name!r} with the value {shown(value)} is not text",
                     (f'remove it, or quote it: "{name}"'),
                 )
             if odd := _odd(value, f"{key}.{name}" if key else name):
@@ -118,8 +118,10 @@ def _location(raw: Any, details: ErrorDetails) -> list[str]:
     parts: list[str] = []
     for index, part in enumerate(details["loc"]):
         if isinstance(part, int):
+            if not isinstance(raw, list | tuple):
+                continue  # the one of a list that was written without it
             parts.append(f"[{part}]")
-            raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
+            raw = raw[part] if part < len(raw) else None
         elif isinstance(raw, dict) and part in raw:
             parts.append(part)
             raw = raw[part]
@@ -142,7 +144,7 @@ _EXPECTED = {
 
 def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tuple[str, str]:
     kind, value, context = e["type"], e["input"], e.get("ctx", {})
-    shown = _shown(value)
+    text = shown(value)
     if kind == "extra_forbidden":
         return "unknown key", suggestion(key, list(dotted_keys(schema)))
     if kind == "missing":
@@ -152,24 +154,24 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         whole = isinstance(bound, int)
         if kind == "greater_than" and bound == 0:
             noun = "positive integer" if whole else "positive number"
-            return f"{shown} is not a {noun}", f"use {'1 or more' if whole else 'more than 0'}"
-        return f"{shown} is below {bound:g}", f"use {bound:g} or more"
+            return f"{text} is not a {noun}", f"use {'1 or more' if whole else 'more than 0'}"
+        return f"{text} is below {bound:g}", f"use {bound:g} or more"
     if kind in ("less_than", "less_than_equal"):
         bound = context.get("lt", context.get("le"))
         if kind == "less_than":
-            return f"{shown} is {bound} or more", f"use less than {bound}"
+            return f"{text} is {bound} or more", f"use less than {bound}"
         # `:g` would round 2**31, and the remedy must be a value that is taken.
         limit = f"{bound:.0f}" if float(bound or 0).is_integer() else str(bound)
-        return f"{shown} is above the limit {limit}", f"use at most {limit}"
+        return f"{text} is above the limit {limit}", f"use at most {limit}"
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "")
-        return f"{shown} is not known", f"use {allowed}"
+        return f"{text} is not known", f"use {allowed}"
     if kind == "union_tag_invalid":
         allowed = context["expected_tags"].replace("'", "")
         return f"{context['tag']!r} is not known", f"use {allowed}"
     if kind == "union_tag_not_found":
         discriminator = context["discriminator"].strip("'")
-        return f"{shown} has no {discriminator}", f"add {discriminator}: ..."
+        return f"{text} has no {discriminator}", f"add {discriminator}: ..."
     if kind in ("too_short", "string_too_short"):
         return "is empty", "give at least one" if kind == "too_short" else "write one"
     if kind == "value_error":
@@ -177,10 +179,5 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         return problem, remedy or "change it"
     for name, (noun, remedy) in _EXPECTED.items():
         if kind.startswith(name):
-            return f"{shown} is not {noun}", remedy
-    return f"{shown}: {e['msg']}", "change it"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, bool) or value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            return f"{text} is not {noun}", remedy
+    return f"{text}: {e['msg']}", "change it"

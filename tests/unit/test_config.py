@@ -87,7 +87,7 @@ _NO_VALUE = (
         (
             {"world": ["2y"]},
             "world[0]: '2y' is not a world (x.yaml); "
-            "use a number of ranks, or 2x8 for 2 nodes of 8 ranks",
+            "use a number of ranks, 2x8 for 2 nodes of 8 ranks, or a list of worlds",
         ),
         (
             {"scaling": "strog"},

@@ -62,7 +62,7 @@ def test_every_key_of_the_section_is_in_the_script(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("time: 2:00:00", "slurm.time: 7200 is a number"),
+        ("time: 7200", "slurm.time: 7200 is a number"),
         ("time: soon", "slurm.time: 'soon' is no time limit"),
         ('partition: "a\\nb"', "slurm.partition: "),
         ("extra: [rm -rf]", "slurm.extra: 'rm -rf' is no option of sbatch"),
