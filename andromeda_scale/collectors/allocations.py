@@ -6,8 +6,10 @@ allocation; what was alive before is found among the tensors of the process.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-_MEMORY = "[memory]"  # the name of the profiler's events that are allocations
 _MARK = "andromeda::"  # of the worker's ranges, and then the part
 
 
@@ -30,6 +31,8 @@ class Allocated(NamedTuple):
 class CpuAllocations:
     """Watches the allocations of what happens between `start` and `stop`; slows it several times.
 
+    Each event tells the allocator's total, which also knows what threads without a profiler free:
+    gloo's are often the last to let go of what they sent.
     Exact but for two things: storages that were there before and that no Python object shows
     (`hidden`: the caller knows them), and the moment at which a storage that was there before is
     freed, of which the profiler says nothing. It counts as freed before the peak.
@@ -45,9 +48,11 @@ class CpuAllocations:
         from torch.autograd.profiler import profile
 
         self._before = _alive()
-        # Not torch.profiler: nothing but Kineto's own list of events is wanted.
+        _count_on_every_thread()
+        # Not torch.profiler: nothing but Kineto's own tree of events is wanted.
         self._profiler = profile(use_kineto=True, profile_memory=True)
         self._profiler.__enter__()
+        _tell_total()
 
     def stop(self, hidden: int = 0) -> Allocated:
         """The most bytes that were held at once, those alive at the start included."""
@@ -74,20 +79,51 @@ class CpuAllocations:
     def _trace(self) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, int]]]:
         """Times of every allocation and release, bytes held after each above those at the start,
         and the worker's ranges: (part, start, end) in the same nanoseconds."""
+        from torch._C._profiler import _EventType
+
+        _tell_total()
         self._profiler.__exit__(None, None, None)
         result: Any = self._profiler.kineto_results
         del self._profiler
-        events = result.events()
-        found = [event for event in events if event.name() == _MEMORY]
-        ranges = [
-            (event.name().removeprefix(_MARK), event.start_ns(), event.end_ns())
-            for event in events
-            if event.name().startswith(_MARK)
-        ]
-        times = np.array([event.start_ns() for event in found], np.int64)
-        sizes = np.array([event.nbytes() for event in found], np.int64)
-        order = np.argsort(times, kind="stable")
-        return times[order], np.cumsum(sizes[order]), ranges
+        found: list[tuple[int, int, int]] = []
+        ranges: list[tuple[str, int, int]] = []
+        events = list(result.experimental_event_tree())
+        while events:
+            event = events.pop()
+            events.extend(event.children)
+            if event.tag == _EventType.Allocation:
+                told = event.extra_fields
+                if told.device.type == "cpu":
+                    found.append((event.start_time_ns, told.total_allocated, told.alloc_size))
+            elif event.name.startswith(_MARK):
+                part = event.name.removeprefix(_MARK)
+                ranges.append((part, event.start_time_ns, event.end_time_ns))
+        times, totals, sizes = np.array(sorted(found), np.int64).reshape(-1, 3).T
+        return times, totals - (totals[0] - sizes[0] if len(totals) else 0), ranges
+
+
+def _count_on_every_thread() -> None:
+    """Have torch's allocator keep its total on all threads, from now on.
+
+    By itself it does so only where a profiler runs. The switch is c10's own, of the command line of
+    programs in C++ (c10/core/CPUAllocator.cpp). Where a build of torch hides it, what gloo's
+    threads free stays counted.
+    """
+    import torch
+
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libc10.so"))
+        switch = ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage")
+    except (OSError, ValueError):
+        return
+    switch.value = True
+
+
+def _tell_total() -> None:
+    """Cause an event, and with it the allocator's total of now."""
+    import torch
+
+    torch.empty(1)
 
 
 def _alive() -> list[tuple[Any, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -47,3 +48,15 @@ def test_what_no_tensor_shows_is_in_all_of_them() -> None:
     alive = CpuAllocations.alive_bytes()
     found = watched.stop(hidden=7)
     assert found.at_start == pytest.approx(alive + 7, abs=1 << 12)
+
+
+def test_what_a_thread_without_a_profiler_frees_is_freed() -> None:
+    watched = CpuAllocations()
+    watched.start()
+    for _ in range(5):  # as gloo's threads do, which let go of what they sent after all others
+        passing = [torch.ones(MIB)]
+        other = threading.Thread(target=passing.clear)
+        other.start()
+        other.join()
+    found = watched.stop()
+    assert found.peak - found.at_start == pytest.approx(4 * MIB, abs=1 << 12)
