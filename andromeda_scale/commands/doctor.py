@@ -31,6 +31,8 @@ _PACKAGES = {
     "accelerate": "driver accelerate",
     "transformers": "Hugging Face models, and zero1 to zero3 by driver accelerate",
 }
+# What `report --to` sends results with, and the package of each.
+_TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}
 # Programs that start agents, and what brings each.
 _LAUNCHERS = {
     "torchrun": "pip install torch",
@@ -65,6 +67,7 @@ def examine(run_parent: Path) -> Iterator[Check]:
     facts, broken = doctor_probes.torch_facts(("torch", *_PACKAGES))
     yield from _torch(facts, broken, machine)
     yield from (_package(name, broken.get(name)) for name in _PACKAGES)
+    yield from (_tracker(name, package) for name, package in _TRACKERS.items())
     if facts:
         device = "cuda" if facts["gpus"] else "cpu"
         yield _precisions(facts, device)
@@ -163,6 +166,15 @@ def _package(name: str, error: str | None) -> Check:
         detail = f"{found} cannot be imported ({error}); {_PACKAGES[name]} will read unavailable"
         return Check(name, False, detail, f"pip install --force-reinstall {name}")
     return Check(name, True, found)
+
+
+def _tracker(name: str, package: str) -> Check:
+    """Whether results can go there; not imported, for that takes seconds."""
+    try:
+        return Check(f"tracker {name}", True, version(package))
+    except PackageNotFoundError:
+        detail = f"missing; report --to {name} needs it, and nothing else"
+        return Check(f"tracker {name}", False, detail, f"pip install {package}")
 
 
 def _precisions(facts: Mapping[str, Any], device: str) -> Check:

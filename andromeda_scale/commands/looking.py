@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ from andromeda_scale.commands.options import (
     SuiteName,
     plan_of,
 )
+
+_NAMES_WIDTH = 300  # characters of one kind's names; of metrics there are many more
 
 
 class Kind(StrEnum):
@@ -39,10 +42,20 @@ def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     print_plan(planned, earlier_seconds(planned, RUNS))
 
 
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_(
+    kind: Annotated[
+        Kind | None, typer.Argument(help="What to list. Default: the names of all.")
+    ] = None,
+) -> None:
     """List what is there, one line each."""
     from andromeda_scale.planning.catalogue import entries
 
+    if kind is None:
+        for each in Kind:
+            names = ", ".join(name for name, _ in entries(each.value))
+            typer.echo(f"{each.value}: {textwrap.shorten(names, _NAMES_WIDTH, placeholder=' ...')}")
+        typer.echo(f"what each is: andromeda-scale list {'|'.join(Kind)}")
+        return
     rows = entries(kind.value)
     width = max(len(name) for name, _ in rows)
     for name, meaning in rows:

@@ -104,5 +104,6 @@ def _make_deterministic(config: Any) -> None:
         if drawn and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(config, key, 0.0)
     config.use_cache = False
-    if getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True
+    for key in ("is_decoder", "causal"):  # the second is XLM's
+        if getattr(config, key, None) is False:
+            setattr(config, key, True)

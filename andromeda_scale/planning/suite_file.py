@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +78,11 @@ def _loaded(
         sources = [source for written, source in overrides.items() if _meet(key, written)]
         return _short(sources[-1]) if sources else str(path)
 
-    suite = validate(Suite, raw, where)
-    expand(suite, where)  # every point must be valid before anything starts
+    try:
+        suite = validate(Suite, raw, where)
+        expand(suite, where)  # every point must be valid before anything starts
+    except UserError as error:
+        raise UserError(_without_brackets(str(error), axes)) from error
     comments = "".join(f"# {option}\n" for option in overrides.values())
     return Loaded(suite, path.stem, text.rstrip("\n") + "\n" + comments, where)
 
@@ -182,6 +186,16 @@ def _override(raw: dict[str, Any], option: str, assignment: str) -> str:
             del axes[axis]  # a value that is set is swept no more
     set_key(raw, key, value)
     return key
+
+
+def _without_brackets(refusal: str, axes: Sequence[str]) -> str:
+    """The refusal with the remedy for an axis that was given in brackets, as one value."""
+    for assignment in axes:
+        key, _, text = (part.strip() for part in assignment.partition("="))
+        if re.match(rf"{re.escape(key)}(\[\d+\])?: ", refusal) and re.fullmatch(r"\[.*\]", text):
+            problem = refusal.rpartition("; ")[0]
+            return f"{problem}; drop the brackets: --axis {key}={text[1:-1]}"
+    return refusal
 
 
 def _set_axis(raw: dict[str, Any], key: str, values: list[Any], place: str) -> str:

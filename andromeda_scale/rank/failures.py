@@ -82,9 +82,9 @@ def end_of(error: BaseException) -> dict[str, Any]:
                     "traceback": tail,
                 },
             }
-    status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"
+    # Ranks ignore the signals that stop a run: a KeyboardInterrupt here is the model's own.
     cause = f"{type(error).__name__}: {_first_line(error)}"
-    return {"status": status, "cause": cause, "detail": {"traceback": tail}}
+    return {"status": "crashed", "cause": cause, "detail": {"traceback": tail}}
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -33,19 +33,22 @@ def grad_accum_dtype(options: ZeroOptions, train: Train) -> str:
 def refusal(options: ZeroOptions, stage: int, train: Train, world: World) -> str | None:
     """Why a case of these settings cannot run; None if it can."""
     compute, accumulated = compute_dtype(train), grad_accum_dtype(options, train)
+    allowed = " or ".join(dict.fromkeys(("float32", compute)))
     if reduce_dtype(options, train) not in ("float32", compute):
         return (
             f"strategy.reduce_dtype: {options.reduce_dtype} under precision {train.precision}; "
-            f"use float32 or {compute}"
+            f"use {allowed}"
         )
+    asked = f"strategy.grad_accum_dtype: {accumulated}"
+    if "data_types" in (config := options.config or {}):
+        said = config["data_types"]["grad_accum_dtype"]
+        file = config.get("file", "the mapping")
+        asked = f"strategy.config: {file}: data_types.grad_accum_dtype: {said!r}"
     if accumulated not in ("float32", compute):
-        return (
-            f"strategy.grad_accum_dtype: {accumulated} under precision {train.precision}; "
-            f"use float32 or {compute}"
-        )
+        return f"{asked} under precision {train.precision}; use {allowed}"
     if accumulated != compute and (stage == 1 or (stage == 2 and options.offload_optimizer)):
         return (
-            f"strategy.grad_accum_dtype: {accumulated} beside {compute} parameters makes DeepSpeed "
+            f"{asked} beside {compute} parameters makes DeepSpeed "
             "run another optimizer than ZeRO's or keep gradients twice; use zero2 without offload "
             "or zero3, or leave it out"
         )

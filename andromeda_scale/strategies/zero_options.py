@@ -194,6 +194,7 @@ def _read(
                 if name != "grad_accum_dtype" or dtype not in (*_DTYPES, "auto", None):
                     _refuse(file, f"{key}.{name}", dtype)
                 if dtype in _DTYPES:
+                    rest[key] = {name: dtype}  # refusals name it
                     said[name] = (f"{key}.{name}: {dtype!r}", _DTYPES[dtype])
         elif key in OWNED or key in _HANDED_ON or key == "file":
             rest[key] = value

@@ -15,7 +15,8 @@ from run_files import make_case, rank_lines, write_plan, write_repeat
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
-from andromeda_scale.commands import choosing, sweep
+from andromeda_scale.commands import choosing, doctor, sweep
+from andromeda_scale.commands.looking import Kind
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import environment
@@ -26,6 +27,7 @@ from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.planning.suite_file import load_suite
 from andromeda_scale.planning.table import duration, summary
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
+from andromeda_scale.report.exports import EXPORTERS
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
 WHERE = Path("runs/quickstart-1")
@@ -125,6 +127,30 @@ def test_list_names_everything_there_is() -> None:
     assert "cs336" in invoke("list", "suites")
     # Published count of the shape; CHECKLIST of sizes: 128.63 M parameters.
     assert re.search(r"cs336-small +llama, 0\.129 B parameters", invoke("list", "models"))
+
+
+def test_list_alone_names_every_kind_and_what_is_of_it() -> None:
+    *kinds, more = invoke("list").splitlines()
+    listed = {kind: names for kind, _, names in (line.partition(": ") for line in kinds)}
+    assert list(listed) == [kind.value for kind in Kind]
+    assert listed["strategies"] == ", ".join(STRATEGIES)
+    assert "quickstart" in listed["suites"]
+    assert "andromeda-scale list models|suites|" in more
+
+
+def test_the_doctor_names_each_tracker_with_the_package_it_needs() -> None:
+    assert doctor._TRACKERS.keys() == EXPORTERS.keys()
+    check = doctor._tracker("mlflow", "a-package-that-nobody-has")
+    assert (check.ok, check.needed) == (False, False)
+    assert "report --to mlflow" in check.detail
+    assert check.remedy == "pip install a-package-that-nobody-has"
+    assert doctor._tracker("x", "typer").ok
+
+
+@pytest.mark.parametrize("key", ["train.seq_len", "world", "strategy", "model", "train.precision"])
+def test_an_axis_in_brackets_is_refused_with_the_axis_without_them(key: str) -> None:
+    with pytest.raises(UserError, match=rf"; drop the brackets: --axis {key}=1, 2$"):
+        load_suite("quickstart", (), [f"{key}=[1, 2]"])
 
 
 def test_schema_is_json() -> None:

@@ -81,4 +81,8 @@ def test_anything_else_crashed_with_one_line_and_a_tail() -> None:
 
 def test_a_message_that_speaks_of_memory_in_another_error_is_no_oom() -> None:
     assert end_of(KeyError("out of memory"))["status"] == "crashed"
-    assert end_of(KeyboardInterrupt())["status"] == "interrupted"
+
+
+def test_a_keyboard_interrupt_of_the_models_own_is_no_stop_of_the_run() -> None:
+    end = end_of(KeyboardInterrupt("raised in forward"))
+    assert (end["status"], end["cause"]) == ("crashed", "KeyboardInterrupt: raised in forward")

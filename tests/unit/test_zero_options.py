@@ -36,9 +36,9 @@ def cases(folder: Path, content: Any, *sets: str, suite: str = SUITE) -> list[Ca
     return [point.case for point in expand(loaded.suite, loaded.where)]
 
 
-def refused(folder: Path, content: Any, *sets: str) -> str | None:
+def refused(folder: Path, content: Any, *sets: str, suite: str = SUITE) -> str | None:
     """Why the one case cannot run, as a plan says it."""
-    (case,) = cases(folder, content, *sets)
+    (case,) = cases(folder, content, *sets, suite=suite)
     kind = load("strategy", case.strategy.name)
     options = kind.Options(**case.strategy.options)
     reason: str | None = kind.refuses(options, case.train, case.world, "cuda")
@@ -261,5 +261,15 @@ def test_accumulation_dtypes_that_change_the_optimizer_are_refused(tmp_path: Pat
         reason = refused(tmp_path, {}, f"strategy={said}")
         assert reason is not None
         assert "strategy.grad_accum_dtype" in reason
-    low = refused(tmp_path, {"data_types": {"grad_accum_dtype": "fp16"}})
-    assert "use float32 or bfloat16" in str(low)
+
+
+def test_an_accumulation_dtype_of_a_json_is_refused_by_file_and_key(tmp_path: Path) -> None:
+    asked = "strategy.config: mine.json: data_types.grad_accum_dtype: "
+    low = {"data_types": {"grad_accum_dtype": "fp16"}}
+    said = refused(tmp_path, low)
+    assert said == f"{asked}'fp16' under precision bf16; use float32 or bfloat16"
+    said = refused(tmp_path, low, "train.precision=fp32")
+    assert said == f"{asked}'fp16' under precision fp32; use float32"
+    wider = {"data_types": {"grad_accum_dtype": "fp32"}}
+    stage_1 = SUITE.replace("name: zero2", "name: zero1")
+    assert str(refused(tmp_path, wider, suite=stage_1)).startswith(f"{asked}'fp32' beside bfloat16")
