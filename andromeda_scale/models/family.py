@@ -53,6 +53,10 @@ class Family(Schema):
         """What this installation shows to be wrong, as "key: problem; remedy", without torch."""
         return None
 
+    def remark(self) -> str | None:
+        """What a plan says of the model as this installation sees it, without torch."""
+        return None
+
     def build(self, train: Train) -> nn.Module:
         """The module, on torch's current default device where the family has no other rule."""
         raise NotImplementedError  # each family has its own

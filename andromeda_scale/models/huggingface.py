@@ -1,18 +1,14 @@
 """Configuration of the Hugging Face family: any causal language model of transformers. No torch.
 
 transformers is not imported here, for its configuration classes import torch: what it knows is
-read from its source. The modules lie in `huggingface_net.py`.
+read from its source (`huggingface_source.py`). The modules lie in `huggingface_net.py`.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib.util
 import math
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
@@ -20,6 +16,7 @@ from pydantic import field_validator
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.family import Family
 from andromeda_scale.models.huggingface_shapes import closed_form, has_plain_head
+from andromeda_scale.models.huggingface_source import model_types, unread
 from andromeda_scale.suite.kernels import MIN_FLEX_HEAD_DIM
 from andromeda_scale.suite.training import Segment, Train
 
@@ -30,6 +27,12 @@ if TYPE_CHECKING:
 ATTENTION = {"naive": "eager", "sdpa_causal": "sdpa", "flex": "flex_attention"}
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Of which there is at least one wherever a file names a number.
+_SIZES = (
+    *_LAYERS,
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "head_dim"),
+    *("num_attention_heads", "n_head", "num_heads", "num_key_value_heads"),
+)
 
 
 class HuggingFaceConfig(Family):
@@ -62,6 +65,9 @@ class HuggingFaceConfig(Family):
             raise ValueError(
                 f"vocab_size: {size!r} is no number of tokens{inner}; write a positive integer"
             )
+        for key in _SIZES:
+            if isinstance(size := value.get(key), int | float) and size < 1:
+                raise ValueError(f"{key}: {size} is not a positive integer; use 1 or more")
         for key, why in (
             ("auto_map", "its class is code outside transformers; use model: package.module:class"),
             ("quantization_config", "random weights are not quantised; remove it"),
@@ -138,11 +144,11 @@ class HuggingFaceConfig(Family):
         return None
 
     def wrong_here(self) -> str | None:
-        found = _model_types()
+        found = model_types()
         if found is None:
             return None
         if self.label in (causal := found[0]):
-            return self._wrong_class(causal[self.label])
+            return self._wrong_class(causal[self.label]) or self._misspelt()
         release = f"transformers {version('transformers')}"
         if self.label in found[1]:
             return (
@@ -163,6 +169,23 @@ class HuggingFaceConfig(Family):
             f"model_type {self.label}; remove it to train that one, or mend model_type"
         )
 
+    def _misspelt(self) -> str | None:
+        for key, meant in (unread(self.config) or {}).items():
+            if meant is not None:
+                value = self.config[key]
+                return (
+                    f"config.{key}: {value!r} is given, and {self.label} has no such key; "
+                    f"did you mean {meant}?"
+                )
+        return None
+
+    def remark(self) -> str | None:
+        keys = unread(self.config)
+        if not keys:
+            return None
+        release = f"transformers {version('transformers')}"
+        return f"model.config: {self.label} of {release} does not read {', '.join(keys)}"
+
     def build(self, train: Train) -> nn.Module:
         """The module: parameters on meta, buffers computed on the CPU."""
         from andromeda_scale.models.huggingface_net import HuggingFace
@@ -179,35 +202,3 @@ def _not_finite(value: Any, key: str = "") -> str:
     inner = value.items() if isinstance(value, dict) else ()
     found = (_not_finite(one, f"{key}.{name}".strip(".")) for name, one in inner)
     return next(filter(None, found), "")
-
-
-@cache
-def _model_types() -> tuple[dict[str, str], dict[str, str]] | None:
-    """Model type -> class: of causal language models, and of all, of the installed transformers.
-
-    None where it is not installed, or keeps its tables elsewhere: the ranks then find out.
-    """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    try:
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        causal = _table(tree, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-        known = causal | _table(tree, "MODEL_MAPPING_NAMES")
-    except (OSError, ValueError, SyntaxError, AttributeError, IndexError):
-        return None
-    return (causal, known) if causal else None
-
-
-def _table(tree: ast.Module, table: str) -> dict[str, str]:
-    """The pairs in `table = OrderedDict([("llama", "LlamaForCausalLM"), ...])`.
-
-    AttributeError where a newer transformers writes it otherwise: read, never run.
-    """
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
-            # Raised, see above.
-            pairs = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
-            return dict(pairs)
-    return {}

@@ -51,7 +51,7 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
             f"measure.repeats: {suite.measure.repeats} of {len(points)} cases are more than "
             f"{MAX_LAUNCHES} launches ({place(where, 'measure.repeats')}); use fewer"
         )
-    _check_models(points, where)
+    notes += _check_models(points, where)
     _check_data(points, where)
     placed = [guessed(fit(point.case, machine, point.skip), machine) for point in points]
     running = [p for p in placed if p.skip is None]
@@ -174,13 +174,16 @@ def _without_duplicates(points: Sequence[Point]) -> tuple[list[Point], list[str]
     return list(unique.values()), notes
 
 
-def _check_models(points: Sequence[Point], where: Where) -> None:
-    """Refuse models that cannot be built with what is installed here, each looked at once."""
+def _check_models(points: Sequence[Point], where: Where) -> list[str]:
+    """Refuse models that cannot be built with what is installed here, each looked at once; what
+    is to be said of the others."""
     models = {json.dumps(p.case.model, sort_keys=True): p.case for p in points}
-    for case in models.values():
-        if wrong := model_config(case).wrong_here():
+    configs = [model_config(case) for case in models.values()]
+    for config in configs:
+        if wrong := config.wrong_here():
             problem, _, remedy = wrong.partition("; ")
             raise UserError(f"model.{problem} ({place(where, 'model')}); {remedy}")
+    return list(dict.fromkeys(remark for config in configs if (remark := config.remark())))
 
 
 def _check_data(points: Sequence[Point], where: Where) -> None:

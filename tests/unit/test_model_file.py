@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from adopted_models import CALLABLES, GPT2, LLAMA
+from published_configs import PUBLISHED
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.models.huggingface_source import unread
 from andromeda_scale.planning.model_file import resolve_model
 from andromeda_scale.planning.plan import make_plan, require_runnable
 from andromeda_scale.planning.suite_file import read_suite
@@ -107,6 +110,11 @@ MODEL_REFUSALS = {
     },
     "model.config.model_type: 'vit' has no causal language model": {**LLAMA, "model_type": "vit"},
     "model.config.model_type: is missing": {"vocab_size": 9},
+    "model.config.num_hidden_layers: -2 is not a positive": {**LLAMA, "num_hidden_layers": -2},
+    "model.config.n_layer: 0 is not a positive integer": {**GPT2, "n_layer": 0},
+    "model.config.hidden_sise: 64 is given, and llama has no such key (x.yaml); did you mean": {
+        **{key: value for key, value in LLAMA.items() if key != "hidden_size"}, "hidden_sise": 64,
+    },
     "model.config.vocab_size: None is no number of tokens (a model of text and more": {
         "model_type": "gemma3", "text_config": {"vocab_size": 9},
     },
@@ -140,6 +148,24 @@ def test_a_broken_config_json_is_refused_with_its_line(text: str, words: str) ->
     Path("tiny/config.json").write_text(text)
     assert words in refused()
     assert "tiny/config.json" in refused()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_key_of_a_published_config_is_taken_for_a_misspelt_one(name: tuple[str, str]) -> None:
+    config = {"model_type": name[1]} | dict.fromkeys(PUBLISHED[name].split())
+    found = unread(config)
+    assert found is not None
+    assert set(found.values()) <= {None}
+
+
+def test_a_plan_names_the_keys_that_no_source_of_the_model_reads() -> None:
+    Path("tiny/config.json").write_text(json.dumps({**LLAMA, "unsloth_fixed": True, "n_ctx": 9}))
+    (note,) = [note for note in planned().notes if note.startswith("model.config")]
+    assert re.fullmatch(
+        r"model\.config: llama of transformers [\d.]+ does not read unsloth_fixed, n_ctx", note
+    )
+    Path("tiny/config.json").write_text(json.dumps(LLAMA))
+    assert not any(note.startswith("model.config") for note in planned().notes)
 
 
 CALLABLE_REFUSALS = {
