@@ -24,6 +24,7 @@ SAME = (
     "seq_len",
     "precision",
     "other",
+    "parity_kind",  # what compares itself with a reference does more
     "device_name",
     "threads_per_rank",
     "software",

@@ -6,12 +6,12 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.planning.model_file import resolve_model, short
+from andromeda_scale.planning.model_file import resolve_model, short, told_apart
 from andromeda_scale.registry import STRATEGIES, load
 from andromeda_scale.suite import faults
 from andromeda_scale.suite.config import Auto, Case, Settings, StrategySpec, Strong, Suite
@@ -62,7 +62,12 @@ def expand(suite: Suite, where: Where) -> list[Point]:
     base["env"] = {k: v for k, v in suite.env.items() if isinstance(v, str)}
     if "strategy" in base:
         base["strategy"] = {"name": suite.strategy.name, **suite.strategy.options}
-    return list(_points(base, axes, suite.world, where))
+    points = list(_points(base, axes, suite.world, where))
+    names = told_apart([(point.case.model_name, point.case.model) for point in points])
+    return [
+        replace(point, case=point.case.model_copy(update={"model_name": name}))
+        for point, name in zip(points, names, strict=True)
+    ]
 
 
 def axes_of(suite: Suite, where: Where) -> dict[str, tuple[Any, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.registry import MODELS, is_callable_name, load
 from andromeda_scale.suite import resources, safe_yaml
+from andromeda_scale.suite.settings import by_key
 from andromeda_scale.suite.validation import Where, place, refuse_unknown, validate
 
 
@@ -43,6 +46,41 @@ def resolve_model(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
     )
     model = {"family": family, **config.model_dump(mode="json", exclude_defaults=True)}
     return str(name or config.label or family), model
+
+
+def told_apart(models: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The name of each (name, model); where several models have one name, with as few of the keys
+    in which they differ as tell them apart: `Tiny+d=32`."""
+    of_name: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, model in models:
+        of_name.setdefault(name, {}).setdefault(json.dumps(model), model)
+    names: dict[tuple[str, str], str] = {}
+    for name, found in of_name.items():
+        settings = [_all_settings(model) for model in found.values()] if len(found) > 1 else [{}]
+        keys = _telling(settings)
+        for text, values in zip(found, settings, strict=True):
+            given = {key.rpartition(".")[2]: values[key] for key in keys if key in values}
+            names[name, text] = name + "".join(_suffixes(given))
+    return [names[name, json.dumps(model)] for name, model in models]
+
+
+def _all_settings(model: dict[str, Any]) -> dict[str, Any]:
+    """Every key of a resolved model with its value, defaults too, numbers and words first."""
+    options = {key: value for key, value in model.items() if key != "family"}
+    config = load("model family", model["family"])(**options)
+    found = by_key({"family": model["family"], **config.model_dump(mode="json")})
+    return dict(sorted(found.items(), key=lambda item: isinstance(item[1], list | dict)))
+
+
+def _telling(settings: list[dict[str, Any]]) -> list[str]:
+    """The first keys whose values, taken together, are others in each of `settings`."""
+    keys: list[str] = []
+    num_apart = 1
+    for key in dict.fromkeys(key for one in settings for key in one):
+        more = {tuple(repr(one.get(k)) for k in (*keys, key)) for one in settings}
+        if len(more) > num_apart:
+            keys, num_apart = [*keys, key], len(more)
+    return keys
 
 
 def short(value: Any) -> str:

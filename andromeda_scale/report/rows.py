@@ -25,6 +25,7 @@ _SETTINGS = (
     "grad_accum",
     "precision",
     "threads_per_rank",
+    "parity_kind",
 )
 
 

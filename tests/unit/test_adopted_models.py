@@ -105,6 +105,19 @@ def test_a_step_draws_nothing_and_its_loss_is_of_shifted_labels_in_float32(
     assert torch.equal(first, expected)
 
 
+@pytest.mark.parametrize("kind", ["bert", "xlm"])
+def test_a_class_that_can_be_an_encoder_sees_no_later_token(kind: str) -> None:
+    sizes = {"emb_dim": 32, "n_layers": 2, "n_heads": 4} if kind == "xlm" else {}
+    config = {**LLAMA, "model_type": kind, "pad_token_id": 2, **sizes}
+    model = filled(hugging_face({k: v for k, v in config.items() if k != "architectures"})).model
+    tokens = TOKENS[:1] + 100  # no padding, which XLM leaves out
+    changed = tokens.clone()
+    changed[0, -1] = 99
+    before, after = (model(input_ids=ids, use_cache=False).logits for ids in (tokens, changed))
+    torch.testing.assert_close(before[:, :-1], after[:, :-1], rtol=0, atol=0)
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
 def test_rotary_frequencies_have_their_values_after_meta_and_casts() -> None:
     factory = hugging_face(LLAMA)
     module = filled(factory)

@@ -48,6 +48,41 @@ def test_an_axis_below_model_changes_every_model_of_an_axis_above() -> None:
     assert found == {("andromeda", 1), ("andromeda", 2), ("llama", 1), ("llama", 2)}
 
 
+LLAMA: dict[str, Any] = {"family": "llama", "vocab_size": 256, "d_model": 64, "d_ff": 64}
+LLAMA |= {"num_layers": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "axis", "suffixes"),
+    [
+        ({"callable": "m:Tiny"}, {"model.kwargs.d": [32, 64]}, ["Tiny+d=32", "Tiny+d=64"]),
+        ({"callable": "m:Tiny"}, {"model.kwargs": [{}, {"d": 64}]}, ["Tiny", "Tiny+d=64"]),
+        (
+            LLAMA,
+            {"model.d_model": [64, 128], "model.tied_head": [False, True]},  # false: the default
+            [f"llama+d_model={d}+tied_head={t}" for d in (64, 128) for t in (False, True)],
+        ),
+        (
+            {"base": "llama-tiny", "name": "mine"},
+            {"model.num_layers": [1, 2]},
+            ["mine+num_layers=1", "mine+num_layers=2"],
+        ),
+        (
+            "llama-tiny",
+            {"model": [{"callable": "m:Tiny", "kwargs": {"d": d, "e": d}} for d in (1, 2)]},
+            ["Tiny+d=1", "Tiny+d=2"],
+        ),
+    ],
+)
+def test_no_two_models_of_a_suite_have_one_name(
+    model: Any, axis: dict[str, list[Any]], suffixes: list[str]
+) -> None:
+    points = expand(suite(model=model, axes=axis, world=[1]), "x")
+    assert [p.case.model_name for p in points] == suffixes
+    (alone,) = expand(suite(model=model, world=[1]), "x")
+    assert alone.case.model_name in ("Tiny", "llama", "mine", "llama-tiny")
+
+
 def test_defaults_written_out_make_the_same_case() -> None:
     bare = expand(suite(world=[1], strategy="fsdp2"), "x")[0].case
     written = expand(

@@ -109,6 +109,7 @@ def test_micro_batch_4_at_8_gpus_and_10_at_16_is_refused_not_119_percent() -> No
         ("grad_accum", 2),
         ("precision", "fp32"),
         ("threads_per_rank", 2),
+        ("parity_kind", "off"),
         ("device_name", "e"),
         ("software", "torch 3"),
     ],

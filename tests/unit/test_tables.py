@@ -357,3 +357,16 @@ def test_rows_without_parity_are_a_footnote_with_the_reason(tmp_path: Path) -> N
 def test_every_table_can_be_asked_for_on_the_command_line_and_from_python() -> None:
     assert [one.value for one in showing.Shown] == list(catalogue.TABLES)
     assert set(catalogue.TABLES) <= set(api.TABLES)
+
+
+def test_rows_of_other_parity_are_told_apart_and_are_each_their_own_series(tmp_path: Path) -> None:
+    kinds: list[Any] = ["cross", "off"]
+    cases = [make_case(world=world, parity=kind) for kind in kinds for world in (1, 2)]
+    table = _table(tmp_path, *cases)
+    assert [(row["parity_kind"], row["world_size"]) for row in table.rows] == [
+        *(("cross", 1), ("cross", 2)),
+        *(("off", 1), ("off", 2)),
+    ]
+    assert [_cells(table, row)["parity_kind"] for row in range(4)] == ["cross"] * 2 + ["off"] * 2
+    bases = [row["base_case_id"] for row in table.rows]
+    assert bases == [cases[index].case_id for index in (0, 0, 2, 2)]
