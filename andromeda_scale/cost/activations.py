@@ -17,6 +17,19 @@ from andromeda_scale.suite.training import Train, loss_chunks, recomputed
 Device = Literal["cpu", "cuda"]
 _FP32 = 4
 
+# Tensors as wide as the FFN that an activation saves, its result left out. Names are transformers';
+# what it writes as products and sums saves the factors of each.
+ACTIVATION_SAVES = {
+    "gelu": 1,
+    "gelu_fast": 7,
+    "gelu_new": 4,
+    "gelu_pytorch_tanh": 1,
+    "quick_gelu": 2,
+    "relu": 0,
+    "silu": 1,
+    "swish": 1,
+}
+
 
 @dataclass(frozen=True)
 class Widths:
@@ -131,7 +144,11 @@ def block_bytes(shape: Shape, train: Train, w: Widths) -> float:
 
 def _ffn_bytes(shape: Shape, w: Widths) -> float:
     """Bytes per token that an FFN saves between its first products and its last."""
-    return (4 if shape.gated_ffn else 2) * w.compute * shape.d_ff
+    tensors = (3 if shape.gated_ffn else 1) + ACTIVATION_SAVES[shape.activation]
+    widened = 0
+    if shape.activation == "gelu_new" and w.autocast and w.device == "cuda":
+        widened = 3 * (_FP32 - w.compute)  # autocast takes powers in fp32: what goes in, tanh, sum
+    return (tensors * w.compute + widened) * shape.d_ff
 
 
 def _norm_bytes(shape: Shape, w: Widths) -> float:

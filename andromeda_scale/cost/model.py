@@ -48,6 +48,7 @@ class Shape:
     tied_head: bool = False  # the head's matrix is the input table
     rotary_dim: int = 0  # first dimensions of each head that are rotated
     alibi_num_heads: int = 0  # first heads that carry an ALiBi bias
+    activation: str = "gelu"  # the FFN's; SwiGLU's saves as much
     attention: str = "sdpa_causal"  # the family's own kernel, where train.attention is null
 
     @property
@@ -61,10 +62,16 @@ class Shape:
         return self.num_kv_heads * self.head_dim
 
 
+def block_matrices(shape: Shape) -> tuple[int, ...]:
+    """Weights of each matrix product of one block: q, out, k, v and the FFN's."""
+    query, key = shape.d_model * shape.q_dim, shape.d_model * shape.kv_dim
+    ffn = (3 if shape.gated_ffn else 2) * (shape.d_model * shape.d_ff,)
+    return (query, query, key, key, *ffn)
+
+
 def block_matmul_weights(shape: Shape) -> int:
-    """Weights of the matrix products of one block: q, k, v, out and the FFN."""
-    attention = 2 * shape.d_model * (shape.q_dim + shape.kv_dim)
-    return attention + (3 if shape.gated_ffn else 2) * shape.d_model * shape.d_ff
+    """Weights of the matrix products of one block."""
+    return sum(block_matrices(shape))
 
 
 def block_parameters(shape: Shape) -> int:

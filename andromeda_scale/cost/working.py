@@ -10,6 +10,7 @@ from typing import Literal
 
 from andromeda_scale.cost.model import (
     Shape,
+    block_matrices,
     block_parameters,
     num_parameters,
     root_parameters,
@@ -31,6 +32,7 @@ class Sizes:
     table: int  # the embedding's, and the head's matrix: the largest tensors
     num_blocks: int
     tied: bool  # both are one parameter, whose gradient then comes in two parts
+    matrices: tuple[int, ...]  # of each tensor but scales and biases
 
     @classmethod
     def of(cls, shape: Shape) -> Sizes:
@@ -42,7 +44,16 @@ class Sizes:
             table=shape.vocab_size * shape.d_model,
             num_blocks=shape.num_layers,
             tied=shape.tied_head,
+            matrices=(
+                *(shape.num_layers * block_matrices(shape)),
+                *((1 if shape.tied_head else 2) * (shape.vocab_size * shape.d_model,)),
+                shape.num_positions * shape.d_model,
+            ),
         )
+
+    def in_small_tensors(self, most: int) -> int:
+        """Elements in scales, biases, and matrices of at most so many."""
+        return self.parameters - sum(size for size in self.matrices if size > most)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from andromeda_scale.cost.activations import ACTIVATION_SAVES
 from andromeda_scale.cost.model import Shape
 
 _Config = Mapping[str, Any]
@@ -53,6 +54,7 @@ def _llama(c: _Config) -> Shape:
         head_dim=head_dim,
         d_ff=_size(c, "intermediate_size"),
         gated_ffn=True,
+        activation=_activation(c, "hidden_act", "silu"),
         layer_norm=False,
         qk_norm=kind == "qwen3",
         qkv_bias=biased or kind == "qwen2",
@@ -63,7 +65,7 @@ def _llama(c: _Config) -> Shape:
 
 
 def _gpt2(c: _Config) -> Shape:
-    """LayerNorm, GELU, biases everywhere but at the head, a learned position table."""
+    """LayerNorm, biases everywhere but at the head, a learned position table."""
     if c.get("add_cross_attention"):
         raise _Unknown
     heads, width = _size(c, "n_head"), _size(c, "n_embd")
@@ -76,6 +78,7 @@ def _gpt2(c: _Config) -> Shape:
         head_dim=width // heads,
         d_ff=c.get("n_inner") or 4 * width,
         gated_ffn=False,
+        activation=_activation(c, "activation_function", "gelu_new"),
         layer_norm=True,
         qkv_bias=True,
         out_bias=True,
@@ -85,7 +88,7 @@ def _gpt2(c: _Config) -> Shape:
 
 
 def _gpt_neox(c: _Config) -> Shape:
-    """LayerNorm, GELU, biases everywhere but at the head, positions that turn part of a head."""
+    """LayerNorm, biases everywhere but at the head, positions that turn part of a head."""
     heads, width = _size(c, "num_attention_heads"), _size(c, "hidden_size")
     biased = bool(c.get("attention_bias", True))
     rotary = (c.get("rope_parameters") or {}).get("partial_rotary_factor", 0.25)
@@ -98,6 +101,7 @@ def _gpt_neox(c: _Config) -> Shape:
         head_dim=width // heads,
         d_ff=_size(c, "intermediate_size"),
         gated_ffn=False,
+        activation=_activation(c, "hidden_act", "gelu"),
         layer_norm=True,
         qkv_bias=biased,
         out_bias=biased,
@@ -111,6 +115,13 @@ def _size(config: _Config, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _Unknown
     return value
+
+
+def _activation(config: _Config, key: str, default: str) -> str:
+    name = config.get(key, default)
+    if name not in ACTIVATION_SAVES:
+        raise _Unknown
+    return str(name)
 
 
 def _has_window(c: _Config) -> bool:

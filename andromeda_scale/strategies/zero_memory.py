@@ -62,26 +62,25 @@ def stage_1_or_2(
 def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s: Sizes) -> Working:
     """The bucket and every rank's part of the gradients are made once.
 
-    Parameters stay gathered that are used again within max_reuse_distance. Near the end of forward
-    the prefetcher already looks into backward: it fetches what was let go, and keeps what it meets
-    there, up to max_live_parameters.
+    Small tensors are always gathered, others while they are used again within max_reuse_distance.
+    Near the end of forward the prefetcher already looks into backward: it fetches what was let go,
+    and keeps what it meets there, up to max_live_parameters.
     """
     w, r, k = _widths(options, train)
     bucket = r * min(options.reduce_bucket_size, s.parameters)
     owned = k * s.parameters / shards
     host = owned + _FP32 * s.parameters / shards if options.offload_optimizer else 0.0
     resting = bucket + (0.0 if options.offload_optimizer else owned)
-    gathered = 0.0
+    gathered = small = 0.0
     if shards > 1 or options.offload_parameters:
         live = min(options.max_live_parameters, s.parameters) if options.prefetch_bucket_size else 0
+        small = w * s.in_small_tensors(options.param_persistence_threshold)
         gathered = w * max(live, min(options.max_reuse_distance / 2, s.parameters), s.table)
     # The bucket is cut into parts, one a rank (also for one rank), this rank's are cast to what is
     # accumulated, and gloo all-reduces a copy.
     cut: float = bucket * (2 if device == "cpu" and shards > 1 else 1)
     if r != k:
         cut += bucket / r * k / shards
-    if device == "cpu" and shards > 1 and train.grad_accum > 1:
-        cut += bucket  # a thread of gloo keeps the copy of the micro-batch before
     table = w * s.table
     at_once = min(s.parameters / shards, _SUB_GROUP)
     widened = (k + (_FP32 if k != _FP32 else 0)) * at_once
@@ -89,8 +88,10 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
         loss=resting + gathered,
         head=resting + gathered + table,
         block=resting + gathered + table,
-        end=resting + cut + table,
-        update=resting + (0 if options.offload_optimizer else max(widened, _NORM * s.table)),
+        end=resting + small + cut + table,
+        update=resting
+        + small
+        + (0 if options.offload_optimizer else max(widened, _NORM * s.table)),
         updated_at_once=at_once,
         on_host=host,
     )

@@ -12,6 +12,7 @@ import torch
 from adopted_models import CALLABLES, GPT2, LLAMA
 from torch import nn
 
+from andromeda_scale.cost.activations import ACTIVATION_SAVES
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.models.adopted import parameters_on_meta
 from andromeda_scale.models.factory import ModelFactory
@@ -70,12 +71,30 @@ def test_the_closed_form_counts_the_parameters_that_transformers_builds(name: st
         {**LLAMA, "mlp_bias": True},
         {key: value for key, value in LLAMA.items() if key != "intermediate_size"},
         {"model_type": "gpt2", "vocab_size": 256},
+        {**GPT2, "activation_function": "mish"},
     ],
 )
 def test_what_a_file_does_not_say_or_nobody_here_knows_has_no_closed_form(
     config: dict[str, Any],
 ) -> None:
     assert hugging_face(config).config.shape() is None
+
+
+@pytest.mark.parametrize("name", ACTIVATION_SAVES)
+def test_the_closed_form_counts_the_tensors_that_an_activation_saves(name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.data_ptr()] = tensor
+        return tensor
+
+    first = torch.ones(8, requires_grad=True) * 2  # a product's result, which nothing else saves
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = ACT2FN[name](first)
+    saved.pop(result.data_ptr(), None)
+    assert len(saved) == ACTIVATION_SAVES[name]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -48,6 +48,17 @@ LLAMA = {
     "num_heads": 4,
     "num_kv_heads": 2,
 }
+GPT2: dict[str, Any] = {
+    "family": "huggingface",
+    "config": {
+        "model_type": "gpt2",
+        "vocab_size": 2000,
+        "n_embd": 192,
+        "n_head": 6,
+        "n_layer": 4,
+        "n_positions": 256,
+    },
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
@@ -116,6 +127,18 @@ def test_the_estimate_is_within_10_percent_of_a_measured_step(
     model: dict[str, Any], setting: dict[str, Any]
 ) -> None:
     train = Train(**{"seq_len": 128, "micro_batch_size": 2, **setting})
+    estimated, measured = _estimated(model, train), _measured(model, train)
+    assert estimated.total == pytest.approx(measured, rel=0.10), estimated
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "quick_gelu", "relu"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_so_it_is_whatever_activation_a_model_of_others_has(
+    activation: str, precision: str
+) -> None:
+    model = {**GPT2, "config": {**GPT2["config"], "activation_function": activation}}
+    train = Train.model_validate({"seq_len": 256, "micro_batch_size": 4, "precision": precision})
     estimated, measured = _estimated(model, train), _measured(model, train)
     assert estimated.total == pytest.approx(measured, rel=0.10), estimated
 
