@@ -235,7 +235,7 @@ def vanished(scene: Scene) -> Iterator[Row]:
     held = scene.held()
     scene.cluster.hide("n2", held.login.run)
     held.end()
-    said = log_says(held.login, "is gone from this node").partition(": ")[2]
+    said = log_says(held.login, "files go through agent 0").partition(": ")[2]
     yield "run directory vanished on one node", f"{ends(held.login)}; {said}"
 
 

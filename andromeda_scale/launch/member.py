@@ -75,11 +75,7 @@ class Member:
         """Start this agent's ranks of a launch."""
         server = self._forkservers.get(RankEnvironment.of(launch.item, launch.case))
         if self.shared_dir is not None and not _appears(self.shared_dir / launch.directory):
-            print(
-                f"{self.shared_dir}: is gone from this node; files go through agent 0",
-                file=sys.stderr,
-            )
-            self.shared_dir = None
+            self._leave_shared_dir("is gone from this node")
         shared = self.shared_dir is not None
         directory = self.shared_dir / launch.directory if self.shared_dir else make_directory()
         cache = self.caches.of_case(launch.case.case_id) if launch.case.train.compile else None
@@ -89,6 +85,11 @@ class Member:
         self._samplers.start(launch.case.collect if first_of_host else ())
         self._run = _Run(launch, seat, directory, group, shared)
         group.start()
+
+    def _leave_shared_dir(self, why: str) -> None:
+        if self.shared_dir is not None:
+            print(f"{self.shared_dir}: {why}; files go through agent 0", file=sys.stderr)
+        self.shared_dir = None
 
     @property
     def run(self) -> _Run | None:
@@ -150,7 +151,7 @@ class Member:
         except OSError as error:
             if agent == 0:  # it writes the run: without its directory there is none
                 raise
-            self.shared_dir = None  # files of later launches go through agent 0
+            self._leave_shared_dir("cannot be written from this node")
             problem = f"{self.control.node} cannot write the run directory: {error}"
             end = end.model_copy(update={"problem": problem})
         self.control.set(run.launch.key(f"end/{agent}"), end)

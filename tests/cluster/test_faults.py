@@ -164,7 +164,7 @@ def test_a_run_directory_that_vanishes_on_one_node_costs_one_repeat(
     cluster.hide("n2", held.login.run)
     assert held.end() == ["ok", "node_failed", "ok"], held.login.log()
     assert "n2 cannot write the run directory" in str(held.status(1)["cause"])
-    assert "is gone from this node; files go through agent 0" in held.login.log()
+    assert "cannot be written from this node; files go through agent 0" in held.login.log()
     # What the hidden node's ranks wrote of the last repeat came through the store.
     last = [line for line in held.login.lines("start") if line["repeat"] == 2]
     assert [line["rank"] for line in last] == [0, 1]
