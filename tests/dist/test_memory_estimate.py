@@ -27,7 +27,7 @@ from andromeda_scale.suite.config import Case
 from andromeda_scale.suite.world import World
 
 RANKS = 2
-STEPS = 2  # the least of them: how far gloo lags behind, holding copies, depends on the machine
+STEPS = 3  # the least of them: how far gloo lags behind, holding copies, depends on the machine
 MODEL = {
     "family": "llama",
     "vocab_size": 2000,
@@ -134,7 +134,7 @@ def _peak(spec: RankSpec, rt: runtime.Runtime) -> int:
         watched.start()
         step(index)
         peaks.append(watched.stop(strategy.hidden_bytes(state)).peak)
-    return min(peaks)
+    return min(peaks[1:])  # the first knows not when what was there before was freed
 
 
 @pytest.fixture(scope="module")
