@@ -31,7 +31,8 @@ READINGS = {
     "blamed_power_w": "sampled_power_w",
 }
 COLUMNS: dict[str, str] = {
-    "blamed_rank": "Int64",  # the one that the others wait for most; empty: nobody
+    "slow_rank": "Int64",  # the one that the others wait for most; empty: nobody
+    "blamed_rank": "Int64",  # the same, beside what is said of it
     "blamed_ranks": "str",  # all of them, the latest first
     "blame_kind": "str",  # persistent: late in most steps; transient: in some
     "blame_cause": "str",  # compute, host, data: what took longer than on ranks not blamed
@@ -97,6 +98,7 @@ def _columns(verdict: Verdict, launches: Sequence[LaunchBlame]) -> Row:
     places = [one.places[first.rank] for one in launches if first.rank in one.places]
     readings = {name: [place[name] for place in places] for name in READINGS}
     return {
+        "slow_rank": first.rank,
         "blamed_rank": first.rank,
         "blamed_ranks": ", ".join(str(one.rank) for one in verdict.blamed),
         "blame_s": first.late_s,
