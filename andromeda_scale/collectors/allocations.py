@@ -34,9 +34,12 @@ class CpuAllocations:
     Each event tells the allocator's total, which also knows what threads without a profiler free:
     gloo's are often the last to let go of what they sent.
     Exact but for two things: storages that were there before and that no Python object shows
-    (`hidden`: the caller knows them), and the moment at which a storage that was there before is
-    freed, of which the profiler says nothing. It counts as freed before the peak.
+    (`hidden`: the caller knows them), and the moment at which a storage is freed that is older than
+    the first of these in a process. It counts as freed before the peak.
     """
+
+    def __init__(self) -> None:
+        _count_on_every_thread()
 
     @staticmethod
     def alive_bytes() -> int:
@@ -48,7 +51,6 @@ class CpuAllocations:
         from torch.autograd.profiler import profile
 
         self._before = _alive()
-        _count_on_every_thread()
         # Not torch.profiler: nothing but Kineto's own tree of events is wanted.
         self._profiler = profile(use_kineto=True, profile_memory=True)
         self._profiler.__enter__()
@@ -57,28 +59,27 @@ class CpuAllocations:
     def stop(self, hidden: int = 0) -> Allocated:
         """The most bytes that were held at once, those alive at the start included."""
         times, above, ranges = self._trace()
-        change = int(above[-1]) if len(above) else 0
+        change = int(above[-1])
         kept = sum(size for storage, size in self._before if not storage.expired())
         freed = sum(size for _, size in self._before) - kept
-        # Of what was freed the profiler reports what came under a profiler before this one.
+        # Of what was freed the profiler reports what was counted when it came.
         alive = sum(size for _, size in _alive())
         reported = min(max(alive - kept - change, 0), freed)
         always = hidden + kept + reported
         parts: dict[str, int] = {}
         for name, start, end in ranges:
             first, last = np.searchsorted(times, (start, end))
-            within = above[max(first - 1, 0) : last]  # what was held when it began is in it
-            most = always + max(0, int(within.max(initial=0)))
+            most = always + int(above[first - 1 : last].max())  # with what was held when it began
             parts[name] = max(parts.get(name, 0), most)
         return Allocated(
-            peak=always + max(0, int(above.max(initial=0))),
+            peak=always + int(above.max()),
             at_start=hidden + kept + freed,
             parts=parts,
         )
 
     def _trace(self) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, int]]]:
-        """Times of every allocation and release, bytes held after each above those at the start,
-        and the worker's ranges: (part, start, end) in the same nanoseconds."""
+        """Times of the start and every allocation and release, bytes held after each above those at
+        the start, and the worker's ranges: (part, start, end) in the same nanoseconds."""
         from torch._C._profiler import _EventType
 
         _tell_total()
@@ -98,8 +99,10 @@ class CpuAllocations:
             elif event.name.startswith(_MARK):
                 part = event.name.removeprefix(_MARK)
                 ranges.append((part, event.start_time_ns, event.end_time_ns))
-        times, totals, sizes = np.array(sorted(found), np.int64).reshape(-1, 3).T
-        return times, totals - (totals[0] - sizes[0] if len(totals) else 0), ranges
+        _, first_total, first_size = min(found)
+        at_start = (0, first_total - first_size, 0)
+        times, totals, _ = np.array([at_start, *sorted(found)], np.int64).T
+        return times, totals - at_start[1], ranges
 
 
 def _count_on_every_thread() -> None:

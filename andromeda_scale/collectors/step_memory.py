@@ -24,6 +24,10 @@ def of_one_step(context: Context) -> dict[str, Any]:
 
     on_cuda = context.runtime.device.type == "cuda"
     peaks = _CudaPeaks(context.runtime.device) if on_cuda else _CpuPeaks()
+    if not on_cuda:
+        # The allocator tells the release of what it has counted: of all that a step leaves to the
+        # next, from one step on.
+        context.step(unmarked)
     buffers = _Buffers(context)
     mark: Callable[[str], AbstractContextManager[object]] = unmarked
     try:

@@ -246,6 +246,8 @@ class Cluster:
         down = self.ask("sinfo", "-h", "-N", "-t", "down,drain,fail", "-o", "%N").split()
         for node in set(down):
             self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        # SLURM 22.05 keeps GPUs of a job that lost a node as taken, until it reads all anew.
+        self.tell("scontrol", "reconfigure")
         self.wait_idle()
 
     def wait_idle(self) -> None:

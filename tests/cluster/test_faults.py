@@ -6,7 +6,7 @@ What ranks do to each other needs no cluster: tests/dist/test_launch.py and test
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Struck(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def struck(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Struck]:
+def struck(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Struck:
     """A job whose agent 0 is killed in the second of three repeats, and in the same repeat, after
     the restart, one of its nodes."""
     held = Held(running, tmp_path_factory.mktemp("struck"), nodes=3)
@@ -70,8 +70,9 @@ def struck(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     held.login.wait_for_ranks("2x1", 1, rank=1)
     running.crash_node("n2")
     held.login.wait_for(lambda: ("2x1", 1) in held.login.ended(), "the end of the repeat")
-    yield Struck(held, held.end(), seconds)
+    words = held.end()
     running.mend()
+    return Struck(held, words, seconds)
 
 
 def alive(process: psutil.Process) -> bool:

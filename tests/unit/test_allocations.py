@@ -50,6 +50,21 @@ def test_what_no_tensor_shows_is_in_all_of_them() -> None:
     assert found.at_start == pytest.approx(alive + 7, abs=1 << 12)
 
 
+def test_what_is_older_than_the_watch_is_held_until_it_is_freed() -> None:
+    watched = CpuAllocations()  # from here on the allocator counts
+    earlier = [torch.ones(MIB)]
+    watched.start()
+    with marked("backward"):
+        later = torch.ones(MIB // 2)
+        earlier.clear()
+    with marked("update"):
+        later.add_(1)
+    found = watched.stop()
+    slack = 1 << 12
+    assert found.parts["backward"] - found.at_start == pytest.approx(2 * MIB, abs=slack)
+    assert found.parts["update"] - found.at_start == pytest.approx(-2 * MIB, abs=slack)
+
+
 def test_what_a_thread_without_a_profiler_frees_is_freed() -> None:
     watched = CpuAllocations()
     watched.start()
