@@ -28,6 +28,7 @@ parser.add_argument("model")
 parser.add_argument("--strategy", choices=("single", "ddp", "fsdp2"), default="fsdp2")
 parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", dest="sets")
 parser.add_argument("--reduce", choices=("float32", "bfloat16"), default="bfloat16")
+parser.add_argument("--keep", action="store_true", help="blocks stay gathered until backward")
 parser.add_argument("--warmup", type=int, default=5)
 parser.add_argument("--steps", type=int, default=20)
 asked = parser.parse_args()
@@ -55,7 +56,7 @@ if asked.strategy == "fsdp2":
         else MixedPrecisionPolicy()
     )
     for block in module.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=mixed)
+        fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=not asked.keep)
     fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
 factory.materialise(module, device)
 if asked.strategy == "ddp":

@@ -6,7 +6,8 @@
 Tables: llama, levers, weak, cs336, andromeda, zero3 (gpu_tables.py). OUT/TABLE/ then holds table.md
 and, a folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row
 whose case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
-Rows of `bare loop` are bare_loop.py, timed in turns with ours: bare, ours, ours, bare.
+Peers (bare_loop.py, and torchtitan where it is installed) take turns with ours: theirs, ours, ours,
+theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,34 +74,36 @@ def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any
     names = [f"ours-{index}" for index in range(len(table.suites))]
     runs = list(zip(names, table.suites, strict=True))
     order: list[tuple[str, Suite | None]] = [*runs]
-    if table.bare:
-        first = table.suites[0]
-        order = [("bare-0", None), ("ours-0", first), ("ours-again", first), ("bare-1", None)]
-        order += runs[1:]
+    if table.peers:
+        first, turns = table.suites[0], [*table.peers]
+        order = [*((f"{peer}-0", None) for peer in turns), ("ours-0", first), ("ours-1", first)]
+        order += [*((f"{peer}-1", None) for peer in reversed(turns))]
     for name, suite in order:
         print(f"-- {name}", file=sys.stderr, flush=True)
-        (out / name).mkdir(parents=True)
         if suite is None:
-            _run_bare(table, out / name, rehearse=rehearse, sets=sets)
+            (out / name).mkdir(parents=True)
+            _run_peer(table, out / name, rehearse=rehearse, sets=sets)
         else:
             _run_ours(complete(table, suite, rehearse=rehearse), out / name, sets)
 
 
-def _run_ours(suite: Suite, kept: Path, sets: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        andromeda_scale.run(suite, sets=sets, run_dir=path, quiet=True)
-        for file in (*FILES.values(), "suite.yaml"):
-            if (path / file).exists():
-                shutil.copy(path / file, kept / file)
+def _run_ours(suite: Suite, run: Path, sets: Mapping[str, Any]) -> None:
+    """Of a run that has ended its tables are kept."""
+    andromeda_scale.run(suite, sets=sets, run_dir=run, quiet=True)
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (*FILES.values(), "suite.yaml"):
+            path.unlink()
 
 
-def _run_bare(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
-    """One torchrun of bare_loop.py with the train settings of the first suite."""
+def _run_peer(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
+    """One torchrun of a peer's script with the train settings of the first suite."""
     suite = complete(table, table.suites[0], rehearse=rehearse)
     given = {key.removeprefix("train."): v for key, v in sets.items() if key.startswith("train.")}
     train = suite["train"] | given
-    world, (model, *rest) = max(suite["world"]), table.bare
+    name = kept.name.rpartition("-")[0]
+    world, (script, model, *rest) = max(suite["world"]), table.peers[name]
     words = [suite["model"] if rehearse else model, *rest]
     words += [f"--set={key}={json.dumps(value)}" for key, value in train.items()]
     if rehearse:
@@ -110,26 +112,27 @@ def _run_bare(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, An
     threads = str(max(1, (os.cpu_count() or 1) // world))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     done = subprocess.run(
-        [sys.executable, *torchrun, str(Path(__file__).with_name("bare_loop.py")), *words],
+        [sys.executable, *torchrun, str(Path(__file__).with_name(script)), *words],
         env={**os.environ, **suite["env"], "PYTHONPATH": where, "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,
         timeout=420,
         check=False,
     )
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    found = json.loads(last) if last.startswith("{") else {}
-    cause = "" if found else (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-    about = {"model": words[0], "world_size": world, "cause": cause, **train, **found}
-    (kept / "bare.json").write_text(json.dumps(about, indent=1) + "\n")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    found = json.loads(lines[-1]) if lines else {}
+    errors = [line for line in done.stderr.splitlines() if "Error" in line]
+    cause = "" if found else (errors or ["it printed nothing"])[-1]
+    about = {"peer": name, "model": words[0], "world_size": world, "cause": cause, **train, **found}
+    (kept / "peer.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """The rows of a table, from its files."""
     found: list[dict[str, Any]] = []
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
-        if (folder / "bare.json").exists():
-            found.append(_bare_row(json.loads((folder / "bare.json").read_text())))
+        if (folder / "peer.json").exists():
+            found.append(_peer_row(json.loads((folder / "peer.json").read_text())))
         else:
             found += andromeda_scale.load_run(folder).table("cases").to_dict("records")
         for row in found:
@@ -140,11 +143,11 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _bare_row(about: dict[str, Any]) -> dict[str, Any]:
+def _peer_row(about: dict[str, Any]) -> dict[str, Any]:
     step_s = about.get("step_s", float("nan"))
     tokens = about["micro_batch_size"] * about["seq_len"]
     return about | {
-        "strategy": "bare loop",
+        "strategy": about["peer"],
         "options": "",
         "status": "ok" if "step_s" in about else "failed",
         "other": "{}",
@@ -187,7 +190,7 @@ def table_of(name: str, out: Path) -> tuple[str, bool]:
     table, rows = TABLES[name], rows_of(out)
     lines = [list(cells(row, _reach(table, row, rows))) for row in rows]
     frame = pd.DataFrame(lines, columns=list(HEADS))
-    text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_bare(rows)}"
+    text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_peers(rows)}"
     return text, not any(line[-1].startswith("missed") for line in lines)
 
 
@@ -203,15 +206,19 @@ def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:
     return table.reach(row, rows) if row["status"] == "ok" else None
 
 
-def _against_bare(rows: Sequence[Row]) -> str:
-    """Ours against the loop by hand, where both were timed in turns."""
-    runs = {row["run"]: row["window_step_s"] for row in rows if row["status"] == "ok"}
-    turns = [runs.get(name) for name in ("bare-0", "ours-0", "ours-again", "bare-1")]
-    if None in turns:
-        return ""
-    bare, ours, again, after = (float(turn) for turn in turns if turn is not None)
-    ratio = (ours * again / (bare * after)) ** 0.5
-    return f"\nA step of ours lasts {ratio:.4f} of one of the bare loop (bare, ours, ours, bare).\n"
+def _against_peers(rows: Sequence[Row]) -> str:
+    """Ours against each peer, where both were timed in turns."""
+    runs = {row["run"]: float(row["window_step_s"]) for row in rows if row["status"] == "ok"}
+    said = []
+    for peer in (name[:-2] for name in runs if name.endswith("-0") and name != "ours-0"):
+        times = [runs.get(name) for name in (f"{peer}-0", "ours-0", "ours-1", f"{peer}-1")]
+        before, first, second, after = (time or float("nan") for time in times)
+        ratio = (first * second / (before * after)) ** 0.5
+        if ratio == ratio:
+            said += [
+                f"A step of ours lasts {ratio:.4f} of one of {peer} (theirs, ours, ours, theirs)."
+            ]
+    return "".join(f"\n{line}\n" for line in said)
 
 
 def main() -> int:

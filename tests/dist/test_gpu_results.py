@@ -31,9 +31,9 @@ def test_a_table_is_run_and_printed_again_from_its_files(tmp_path: Path) -> None
 @pytest.mark.thorough
 def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
     said = _run("llama", tmp_path, "--rehearse")
-    assert "of one of the bare loop" in said
-    for name in ("bare-0", "bare-1"):
-        about = json.loads((tmp_path / "llama" / name / "bare.json").read_text())
+    assert "of one of bare_loop (theirs, ours, ours, theirs)" in said
+    for name in ("bare_loop-0", "bare_loop-1"):
+        about = json.loads((tmp_path / "llama" / name / "peer.json").read_text())
         assert about["step_s"] > 0, about["cause"]
 
 
