@@ -167,7 +167,7 @@ def cells(row: Row, reach: Reach | None) -> Iterator[str]:
     yield from (str(row["run"]), str(row["model"]))
     yield " ".join(part for part in (row["strategy"], row["options"]) if part)
     yield from (str(row[key]) for key in ("world_size", "precision", "seq_len", "micro_batch_size"))
-    yield " ".join(part for part in ("compiled" * bool(other.get("compile")), said) if part)
+    yield " ".join(part for part in (_compiled(other.get("compile")), said) if part)
     if row["status"] != "ok":
         yield from ("-", "-", "-", "-", "-", f"{row['status']}: {row['cause']}", "missed")
         return
@@ -200,6 +200,13 @@ def show(name: str, out: Path) -> bool:
     (out / "table.md").write_text(text)
     print(text, flush=True)
     return met
+
+
+def _compiled(how: Any) -> str:
+    """How a row was compiled: '', 'compiled', or with a mode and whether as one graph."""
+    if not isinstance(how, Mapping):
+        return "compiled" if how else ""
+    return " ".join(("compiled", *["whole"] * bool(how.get("whole")), str(how.get("mode", ""))))
 
 
 def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:
