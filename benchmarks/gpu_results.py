@@ -3,7 +3,7 @@
     python benchmarks/gpu_results.py llama --out docs/results/h200 [--set train.micro_batch_size=2]
     python benchmarks/gpu_results.py all --rehearse --out /tmp/rehearsal    # tiny, on a CPU
 
-Tables: llama, levers, weak, cs336, andromeda, zero3 (gpu_tables.py). OUT/TABLE/ then holds table.md
+Tables: those of gpu_tables.py. OUT/TABLE/ then holds table.md
 and, a folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row
 whose case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
 Peers (bare_loop.py, and torchtitan where it is installed) take turns with ours: theirs, ours, ours,
@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,18 @@ import andromeda_scale
 from andromeda_scale.analysis.results import FILES
 
 GIB = 1 << 30
-HEADS = ("run", "model", "strategy", "GPUs", "precision", "T", "B", "other", "step ms")
-HEADS += ("tokens/s/GPU", "TFLOP/s", "MFU", "GiB", "reach", "")
+SETTINGS = ("run", "model", "strategy", "GPUs", "precision", "T", "B", "other")
+# Heading -> a row's value and how it is written; a column without a value is left out.
+MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
+    "step ms": (lambda row: 1e3 * row["window_step_s"], ".2f"),
+    "tokens/s/GPU": (lambda row: row["tokens_per_s_per_gpu"], ",.0f"),
+    "TFLOP/s": (lambda row: row["tokens_per_s_per_gpu"] * row["flops_per_token"] / 1e12, ".1f"),
+    "MFU": (lambda row: row["mfu"], ".1%"),
+    "efficiency": (lambda row: row["efficiency"] if row["world_size"] > 1 else None, ".3f"),
+    "exposed ms": (lambda row: 1e3 * row["comm_exposed_s"], ".2f"),
+    "mJ/token": (lambda row: 1e3 * row["joules_per_token"], ".2f"),
+    "GiB": (lambda row: row["peak_allocated_bytes"] / GIB, ".1f"),
+}
 # What a rehearsal has in the place of a model; a CPU has no backward of flex.
 TINY = {"llama": "llama-tiny", "cs336": "llama-tiny", "andromeda": "andromeda-tiny"}
 TINY_TRAIN = {"seq_len": 16, "micro_batch_size": 1, "compile": False, "attention": None}
@@ -158,40 +168,48 @@ def _peer_row(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cells(row: Row, reach: Reach | None) -> Iterator[str]:
-    """A row of HEADS."""
+def cells(row: Row, reach: Reach | None) -> dict[str, str]:
+    """A row under SETTINGS, MEASURED and its reach."""
+    settings = dict(zip(SETTINGS, _settings(row), strict=True))
+    if row["status"] != "ok":
+        dashes = dict.fromkeys(MEASURED, "-")
+        return settings | dashes | {"reach": f"{row['status']}: {row['cause']}", "": "missed"}
+    found = {head: _written(row, *how) for head, how in MEASURED.items()}
+    if reach is None:
+        return settings | found | {"reach": "", "": ""}
+    sign = "<=" if reach.at_most else ">="
+    said = f"{reach.what} {reach.found:,.4g} {sign} {reach.bound:,.4g}"
+    met = "reached" if reach.met else f"missed by {abs(reach.found / reach.bound - 1):.1%}"
+    return settings | found | {"reach": said, "": met}
+
+
+def _settings(row: Row) -> Iterator[str]:
     other = {key.rpartition(".")[2]: value for key, value in json.loads(row["other"]).items()}
     hidden = ("compile", "source", "measure", "warmup", "steps", "repeats", "profile_steps")
     said = ", ".join(f"{k}={json.dumps(v)}" for k, v in other.items() if k not in hidden)
-    per_gpu, flops = row["tokens_per_s_per_gpu"], row["flops_per_token"]
     yield from (str(row["run"]), str(row["model"]))
     yield " ".join(part for part in (row["strategy"], row["options"]) if part)
     yield from (str(row[key]) for key in ("world_size", "precision", "seq_len", "micro_batch_size"))
     yield " ".join(part for part in (_compiled(other.get("compile")), said) if part)
-    if row["status"] != "ok":
-        yield from ("-", "-", "-", "-", "-", f"{row['status']}: {row['cause']}", "missed")
-        return
-    yield f"{1e3 * row['window_step_s']:.2f}"
-    yield f"{per_gpu:,.0f}"
-    yield "-" if pd.isna(flops) else f"{per_gpu * flops / 1e12:.1f}"
-    yield "-" if pd.isna(row["mfu"]) else f"{row['mfu']:.1%}"
-    peak = row["peak_allocated_bytes"]
-    yield "-" if pd.isna(peak) else f"{peak / GIB:.1f}"
-    if reach is None:
-        yield from ("", "")
-        return
-    sign = "<=" if reach.at_most else ">="
-    yield f"{reach.what} {reach.found:,.4g} {sign} {reach.bound:,.4g}"
-    yield "reached" if reach.met else f"missed by {abs(reach.found / reach.bound - 1):.1%}"
+
+
+def _written(row: Row, value: Callable[[Row], Any], form: str) -> str:
+    try:
+        found = value(row)
+    except (KeyError, TypeError):  # not collected, or a peer's, which measures time alone
+        return "-"
+    return "-" if pd.isna(found) else format(found, form)
 
 
 def table_of(name: str, out: Path) -> tuple[str, bool]:
     """A table from its files, as Markdown; whether every reach is met."""
     table, rows = TABLES[name], rows_of(out)
-    lines = [list(cells(row, _reach(table, row, rows))) for row in rows]
-    frame = pd.DataFrame(lines, columns=list(HEADS))
+    frame = pd.DataFrame([cells(row, _reach(table, row, rows)) for row in rows])
+    met = not frame[""].str.startswith("missed").any()
+    frame = frame.drop(columns=[head for head in MEASURED if (frame[head] == "-").all()])
+    frame = frame if (frame[""] != "").any() else frame.drop(columns=["reach", ""])
     text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_peers(rows)}"
-    return text, not any(line[-1].startswith("missed") for line in lines)
+    return text, met
 
 
 def show(name: str, out: Path) -> bool:

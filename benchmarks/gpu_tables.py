@@ -8,7 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+SUITES = Path(__file__).resolve().parents[1] / "configs" / "suites"
 
 Row = Mapping[str, Any]
 Suite = dict[str, Any]
@@ -108,6 +113,14 @@ def _lever(train: Suite | None = None, strategy: Suite | None = None) -> Suite:
     return {"model": EIGHT, "world": [2], "train": LLAMA | (train or {}), "strategy": changed}
 
 
+def _shipped(name: str, axes: Suite, **changes: Any) -> Table:
+    """A suite that is shipped, on one GPU: its question, its model, its text."""
+    suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf-8"))
+    train = suite["train"] | changes.pop("train", {})
+    on_one = {"world": [1], "strategy": "single", "train": train, "axes": axes}
+    return Table(suite["question"], [suite | on_one | changes])
+
+
 TABLES: dict[str, Table] = {
     "llama": Table(
         "How fast does Llama 3.1 8B train, beside torchtitan and a loop written by hand?",
@@ -181,5 +194,29 @@ TABLES: dict[str, Table] = {
             }
         ],
         _of_fsdp2,
+    ),
+    "context": _shipped(
+        "context",
+        {"train.seq_len": [1024 * 2**doublings for doublings in range(9)]},
+        train={"compile": True, "attention": "flex"},
+    ),
+    "batch": _shipped(
+        "batch",
+        {"train.micro_batch_size": [1, 2, 4, 8, 16, 32, 64]},
+        collect=["memory", "energy"],
+        train={"compile": True, "attention": "flex"},
+    ),
+    "precision": _shipped("precision", {"train.precision": ["fp32", "tf32", "bf16", "fp16"]}),
+    "compile": _shipped("compile", {"train.compile": [False, True, GRAPHS]}),
+    "checkpointing": _shipped(
+        "checkpointing",
+        {"train.activation_checkpointing": ["none", "selective", {"every": 2}, "block"]},
+    ),
+    "attention": _shipped(
+        "attention",
+        {
+            "train.seq_len": [2048, 8192],
+            "train.attention": ["naive", "sdpa_bias", "sdpa_causal", "flex"],
+        },
     ),
 }
