@@ -56,12 +56,14 @@ def kinds(executions: Sequence[Execution], spent: Times, steps: Intervals) -> li
     """One row per kind of collective, the largest first: means over the steps as issued.
 
     The bandwidth is that of the median step, as a probe's is of its median repeat: one packet lost
-    in 20 steps stops a connection for longer than all its transfers take. Transfers that share the
-    link count once.
+    in 20 steps stops a connection for longer than all its transfers take. Transfers of the kind
+    that share the link count once; what another kind moves beside it makes it slower, not faster.
     """
     num_steps = len(steps)
     issued = np.array([e.issued_ns for e in executions], np.int64)
     step_of = np.searchsorted(steps[:, 0], issued, side="right") - 1
+    ends = np.array([e.end_ns for e in executions], np.int64)
+    transferring = intervals(ends - spent.transfer, ends)
     found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, e in enumerate(executions):
         found[_kind(e)].append(index)
@@ -70,7 +72,8 @@ def kinds(executions: Sequence[Execution], spent: Times, steps: Intervals) -> li
         size = sum(executions[index].size_bytes for index in members)
         backend = backend_op.partition(":")[0]
         wire = size * wire_factor(canonical_op(backend_op), len(ranks), backend)
-        by_step = np.bincount(step_of[members], spent.moving[members], num_steps)
+        own = disjoint(transferring[members])
+        by_step = np.bincount(step_of[members], own[:, 1] - own[:, 0], num_steps)
         moving_ns = float(np.median(by_step))
         row = {
             "op": op,
