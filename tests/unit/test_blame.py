@@ -47,6 +47,13 @@ def test_a_late_rank_is_blamed_with_its_cause_and_the_seconds_of_the_plant(cause
     assert found.why == ""
 
 
+def test_ranks_that_come_early_in_turn_are_not_all_late() -> None:
+    late = arrivals(3, 60, {0: 0.04, 1: 0.04, 2: 0.04})
+    late[np.arange(60) % 3, np.arange(60)] = 0.0
+    found = blame(steps_of(late, np.random.default_rng(5)), None)
+    assert found == Verdict((), "nobody beyond chance")
+
+
 def test_two_late_ranks_are_blamed_in_the_order_of_charge() -> None:
     rng = np.random.default_rng(1)
     found = blame(steps_of(arrivals(4, 20, {1: 0.03, 2: 0.04}), rng), None)
