@@ -106,6 +106,14 @@ def test_what_launches_alike_disagree_on_is_too_noisy_with_the_null() -> None:
     assert named.verdict == "unavailable: too noisy (null 20.0 ms)"
 
 
+def test_what_no_noise_explains_fails_however_much_launches_differ() -> None:
+    def verdict(*values: float) -> str:
+        return judge("x", "y", [0.05], values, text=milliseconds).verdict.partition(":")[0]
+
+    assert verdict(0.494, 0.5, 0.506) == verdict(0.0, 0.0, 0.006) == "fail"
+    assert verdict(0.05, 0.058, 0.064) == verdict(0.044, 0.05, 0.056) == "unavailable"
+
+
 def test_nobody_may_be_blamed_where_nothing_is_planted() -> None:
     row = row_of(NULL)
     blaming = launch([0.0, 0.0], [0.01, 0.01], **BLAMED)
