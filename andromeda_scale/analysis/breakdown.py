@@ -80,6 +80,28 @@ def factors(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def contradiction(series: Mapping[str, np.ndarray]) -> str:
+    """What of (ranks, steps) seconds by name of SERIES no sound trace can say; empty if all can."""
+    step_s, exposed_s = series["step_s"], series["comm_exposed_s"]
+    if not step_s.min() > 0:
+        return "a step took no time"
+    if wrong := out_of_range(series):
+        return wrong
+    for what, some, whole in (
+        ("classes of a step", CLASSES, step_s),
+        ("exposed wait and transfer", ("exposed_wait_s", "exposed_transfer_s"), exposed_s),
+        ("exposed and overlapped seconds", ("comm_exposed_s", "comm_overlapped_s"),
+         series["comm_total_s"]),
+    ):  # fmt: skip
+        off = np.abs(sum(series[name] for name in some) - whole)
+        if (off > AGREEMENT * step_s).any():
+            rank, step = np.unravel_index(int(off.argmax()), off.shape)
+            return (
+                f"the {what} of rank {rank} in step {step} do not add up: {off.max():.3g} s apart"
+            )
+    return ""
+
+
 def out_of_range(series: Mapping[str, np.ndarray]) -> str:
     """The factors that no sound trace can have; empty if all are in range."""
     found = additive(series)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.blame import late_s, lateness
-from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, out_of_range
+from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, contradiction
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.contracts.records import Phase, RankRecord, RepeatRecord
 from andromeda_scale.merge import devices, memory
@@ -155,7 +155,7 @@ def _profile(ranks: list[RankRecord], problems: list[str]) -> dict[str, np.ndarr
         if series is None or (profile and series.shape != profile["step_s"].shape):
             return {}
         profile[name] = series
-    if wrong := out_of_range(profile):
+    if wrong := contradiction(profile):
         problems.append(f"the numbers of phase profile are not used: {wrong}")
         return {}
     newer = {name: ("communication", name) for name in ADDED} | {

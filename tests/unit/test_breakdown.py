@@ -151,6 +151,34 @@ def test_a_factor_out_of_range_costs_the_numbers_of_the_phase_and_is_named(tmp_p
     assert any("phase profile are not used: serialisation_eff is 1.667" in p for p in named)
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"host_s": 0.0}, "the classes of a step of rank 1 in step 0 do not add up: 0.0"),
+        ({"comm_exposed_s": 0.19}, "the exposed wait and transfer of rank 1 in step 0 do not add"),
+        ({"comm_total_s": 0.9}, "the exposed and overlapped seconds of rank 1 in step 0 do not"),
+        (dict.fromkeys(SERIES, 0.0), "a step took no time"),
+    ],
+)
+def test_seconds_that_contradict_each_other_are_not_used(
+    changed: dict[str, float], problem: str, tmp_path: Path
+) -> None:
+    two = scaled_run(tmp_path)[1]
+
+    def contradict(line: dict[str, Any]) -> dict[str, Any]:
+        values = line["values"]["communication"]
+        values |= {name: [seconds] * len(values["step_s"]) for name, seconds in changed.items()}
+        return line
+
+    for rank in (0, 1) if len(changed) > 1 else (1,):
+        change_line(place_of(tmp_path, two, 0), rank, "profile", contradict)
+    results = merge_run(tmp_path)
+    _, row = results.cases.to_dict("records")
+    assert row["status"] == "ok"
+    assert all(math.isnan(row[name]) for name in (*FACTORS, "comm_exposed_s", "imbalance"))
+    assert any(f"phase profile are not used: {problem}" in said for said in results.problems)
+
+
 def test_every_efficiency_stands_beside_factors_that_multiply_to_it(tmp_path: Path) -> None:
     scaled_run(tmp_path)
     table = scaling_table(merge_run(tmp_path))
