@@ -65,14 +65,22 @@ class RankTable:
         return len(self.columns["rank"])
 
 
-def rank_table(record: RepeatRecord, case_id: str, repeat: int, world_size: int) -> RankTable:
-    """Gather what every rank wrote; what is not there stays empty and is named."""
+def rank_table(
+    record: RepeatRecord, case_id: str, repeat: int, world_size: int, mode: str = "forward"
+) -> RankTable:
+    """Gather what every rank wrote; what is not there stays empty and is named.
+
+    Ranks whose steps are more than a forward (`mode`) have something to say to each other.
+    """
     ranks = [record.ranks.get(rank, RankRecord(rank)) for rank in range(world_size)]
     problems: list[str] = []
     step_s = _matrix(ranks, "measure", "step_time", "step_ns", problems)
     if step_s is not None:
         step_s /= 1e9
     profile = _profile(ranks, problems)
+    if profile and world_size > 1 and mode != "forward" and not profile["comm_total_s"].any():
+        problems.append("no collective in any profiled step: the phase's numbers are not used")
+        profile = {}
     columns: dict[str, Any] = {
         "case_id": [case_id] * world_size,
         "repeat": [repeat] * world_size,

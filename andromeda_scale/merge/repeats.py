@@ -122,7 +122,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         return MergedRepeat(row | _ended(Ending("pending", "not started")), None)
     size = case.world.size
     record = read_repeat(directory, item.case_id, item.repeat, size)
-    table = rank_table(record, item.case_id, item.repeat, size)
+    table = rank_table(record, item.case_id, item.repeat, size, case.train.mode)
     system = read_system(record, table)
     status_problems: list[str] = []
     status = read_status(directory / "status.json", status_problems)

@@ -179,6 +179,31 @@ def test_seconds_that_contradict_each_other_are_not_used(
     assert any(f"phase profile are not used: {problem}" in said for said in results.problems)
 
 
+@pytest.mark.parametrize("mode", ["train_step", "forward"])
+def test_steps_of_several_ranks_without_a_collective_are_an_error_and_no_zero(
+    mode: str, tmp_path: Path
+) -> None:
+    case = make_case("ddp", 2, train={"mode": mode})
+    write_plan(tmp_path, [case], 1)
+    lines = [one for rank in (0, 1) for one in rank_lines(rank, [0.1] * 4, compute_s=[0.06] * 20)]
+    for line in lines:
+        if line.get("phase") == "profile":
+            values = line["values"]["communication"]
+            values |= {name: [0.0] * 20 for name in values if name.startswith(("comm_", "exposed"))}
+            values["host_s"] = [0.138] * 20
+    write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    (row,) = results.cases.to_dict("records")
+    assert row["status"] == "ok"
+    if mode == "forward":  # of replicas: nothing to say to each other
+        assert (row["comm_exposed_s"], results.problems) == (0.0, [])
+    else:
+        assert all(
+            math.isnan(row[name]) for name in ("comm_total_s", "comm_exposed_s", "imbalance")
+        )
+        assert any("no collective in any profiled step" in said for said in results.problems)
+
+
 def test_every_efficiency_stands_beside_factors_that_multiply_to_it(tmp_path: Path) -> None:
     scaled_run(tmp_path)
     table = scaling_table(merge_run(tmp_path))
