@@ -139,7 +139,10 @@ def _close(meters: list[Meter]) -> None:
 
 
 def cpu_packages(root: Path) -> tuple[list[Meter], str]:
-    """RAPL's packages below `root`, without their parts (core, dram) and the whole platform."""
+    """RAPL's packages below `root`, without their parts (core, dram) and the whole platform.
+
+    All or none: what is left of several is not the node's energy.
+    """
     found, unreadable = [], []
     for zone in sorted(root.glob("intel-rapl:*")):
         try:
@@ -154,7 +157,7 @@ def cpu_packages(root: Path) -> tuple[list[Meter], str]:
             unreadable.append(f"{zone}: no numbers")
             continue
         found.append(Meter("packages", zone.name, name, counter.read))
-    if found:
+    if found and not unreadable:
         return found, ""
     return [], "; ".join(unreadable) or f"no RAPL package in {root}"
 

@@ -56,6 +56,14 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert cpu_packages(tmp_path)[1].endswith("no numbers")
 
 
+def test_one_package_of_two_is_not_the_energy_of_the_node(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    (zone(tmp_path, "intel-rapl:1", "package-1", 5) / "energy_uj").unlink()
+    found, missing = cpu_packages(tmp_path)
+    assert found == []
+    assert missing.endswith("intel-rapl:1/energy_uj: No such file or directory")
+
+
 def test_a_counter_that_starts_again_goes_on(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", RANGE_UJ - 2_000_000)
     counter = RaplCounter(path)
