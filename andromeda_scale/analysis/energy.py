@@ -11,7 +11,7 @@ def energy_between(
     """Joules from `start_s` to `end_s`, the counter interpolated linearly at both edges.
 
     None unless the samples grow in time and in joules and enclose both edges: then they are of
-    another clock, or of a counter that stood still.
+    another clock, or of a counter that stood still, as RAPL's does in some virtual machines.
     """
     if len(times_s) != len(energy_j) or len(times_s) < 2 or not start_s < end_s:
         return None
@@ -20,4 +20,4 @@ def energy_between(
     if start_s < times_s[0] or end_s > times_s[-1]:
         return None
     first, last = np.interp((start_s, end_s), times_s, energy_j)
-    return float(last - first)
+    return float(last - first) if last > first else None

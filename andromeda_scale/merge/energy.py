@@ -19,6 +19,8 @@ COLUMNS: dict[str, str] = {
     "energy_short": "str",  # its window, where that is too short to rely on
 }
 
+_UNSOUND = "the counter stood still, or its samples do not enclose"
+
 
 @dataclass(frozen=True)
 class _Device:
@@ -65,7 +67,7 @@ def _of_gpus(ranks: Sequence[RankRecord], nodes: Sequence[dict[str, Any]]) -> li
             return _silence(nodes) or f"no node counts the energy of {of_ranks([rank.rank])}'s GPU"
         device = _device(node, "gpus", uuid, start, end)
         if device is None:
-            return f"the samples do not enclose the window of {of_ranks([rank.rank])}"
+            return f"{_UNSOUND} the window of {of_ranks([rank.rank])}"
         devices[uuid] = device
     return list(devices.values())
 
@@ -88,7 +90,7 @@ def _of_packages(
         for zone in packages:
             device = _device(node, "packages", zone, start, end)
             if device is None:
-                return f"the samples of {host} do not enclose the window"
+                return f"{_UNSOUND} the window of {host}"
             found.append(device)
     return found
 

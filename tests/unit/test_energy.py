@@ -111,6 +111,7 @@ def test_energy_between_two_moments_is_interpolated_at_both() -> None:
         ([0, 1], [5, 0], (0.2, 0.5)),  # a counter that falls
         ([1, 0], [0, 5], (0.2, 0.5)),
         ([0, 1, 2], [0, 5], (0.2, 0.5)),
+        ([0, 1, 2], [7, 7, 7], (0.2, 1.5)),  # one that stands still
         ([0, 1], [0, 5], (0.5, 0.2)),
         ([0, 1], [0, 5], (math.nan, 0.2)),
     ],
@@ -208,6 +209,7 @@ def test_a_window_too_short_is_flagged(tmp_path: Path) -> None:
         (GPUS | {"gpus": {"GPU-0": constant(1, until_s=100.3)}}, "do not enclose the window"),
         (GPUS | {"gpus": {"GPU-0": {"t_s": "x", "energy_j": [1]}}}, "do not enclose the window"),
         (GPUS | {"gpus": {"GPU-0": []}}, "do not enclose the window"),
+        (GPUS | {"gpus": {"GPU-0": constant(0)}}, "stood still"),
     ],
 )
 def test_without_energy_the_rest_goes_on_and_the_footnote_says_why(
