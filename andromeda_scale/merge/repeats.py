@@ -139,7 +139,9 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         if numbers and "energy" in case.collect:
             numbers |= energy.energy_columns(record, table)
         if numbers:
-            numbers |= ablation.ablation_columns(record, size, profiled=bool(table.profile))
+            numbers |= ablation.ablation_columns(
+                record, size, table.problems, profiled=bool(table.profile)
+            )
         if numbers and table.profile:
             numbers |= blame.of_launch(run_dir, item.device, table)
         if numbers:

@@ -63,3 +63,16 @@ def test_without_a_profile_the_ablation_stands_alone(tmp_path: Path) -> None:
     assert row["exposed_method"] == "ablation"
     assert row["ablation_s"] == pytest.approx(0.055 / 3)
     assert math.isnan(row["contention_s"])
+
+
+@pytest.mark.parametrize(("without", "used"), [(1e3, True), (9e5, False)])
+def test_steps_that_still_communicate_are_no_ablation(
+    without: float, used: bool, tmp_path: Path
+) -> None:
+    counted = {"full_bytes": [1e6, 1e6, 1e6], "without_bytes": [without] * 3}
+    results = merged(tmp_path, values(0) | counted, values(1), compute_s=[0.1] * 20)
+    (row,) = results.cases.to_dict("records")
+    assert math.isnan(row["ablation_s"]) is not used
+    assert row["exposed_method"] == ("profiler, ablation" if used else "profiler")
+    named = any("ablation on rank 0: steps without" in problem for problem in results.problems)
+    assert named is not used
