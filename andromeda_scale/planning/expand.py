@@ -117,7 +117,10 @@ def _points(
                 env={k: v for k, v in point.env.items() if isinstance(v, str)},
                 auto=_auto(point),
             )
-            yield Point(case, skip or strategy_skip(case) or faults.world_skip(case.faults, world))
+            skip = skip or strategy_skip(case) or faults.world_skip(case.faults, world)
+            if case.auto is None:  # otherwise its size is not known yet
+                skip = skip or faults.batch_skip(case.faults, case.train.micro_batch_size)
+            yield Point(case, skip)
 
 
 def _at_point(where: Where, at: str, key: str) -> str:

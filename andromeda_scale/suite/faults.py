@@ -175,6 +175,18 @@ def world_skip(faults: Faults, world: World) -> str | None:
     return None
 
 
+def batch_skip(faults: Faults, micro_batch_size: int) -> str | None:
+    """Why an uneven batch of this size would be none: "key: problem; remedy". 1 asks for none."""
+    sizes = uneven(faults, micro_batch_size)
+    for fault in (f for f in faults if isinstance(f, UnevenBatch) and f.ratio != 1):
+        if sizes[fault.rank] == micro_batch_size:
+            return (
+                f"faults: {fault.ratio:g} times {micro_batch_size} sequences, in whole ones, are "
+                f"{micro_batch_size}, as on every rank; use a larger train.micro_batch_size"
+            )
+    return None
+
+
 def refusal(faults: Faults, device: str) -> str | None:
     """Why these faults cannot be planted on this kind of device: "key: problem; remedy"."""
     if device == "cuda" and any(isinstance(f, SlowLink) for f in faults):

@@ -82,6 +82,21 @@ def test_a_world_without_the_rank_is_skipped_with_the_reason() -> None:
     assert link == {"2": None, "1": "faults: a world of 1 has no link; use a larger world"}
 
 
+@pytest.mark.parametrize(
+    ("size", "ratio", "planted"), [(2, 1.2, False), (1, 0.4, False), (2, 1.5, True), (2, 1.0, True)]
+)
+def test_an_uneven_batch_that_would_be_even_is_skipped(
+    size: int, ratio: float, planted: bool
+) -> None:
+    fault = {"kind": "batch", "rank": 1, "ratio": ratio}
+    train = {"seq_len": 16, "micro_batch_size": size}
+    (why,) = skips(plan(world=[2], faults=[fault], parity="off", train=train)).values()
+    if planted:
+        assert why is None
+    else:
+        assert f"{ratio:g} times {size} sequences, in whole ones, are {size}, as on" in str(why)
+
+
 def test_a_link_is_paced_on_cpus_alone() -> None:
     link = {"faults": [{"kind": "link", "mbytes_per_s": 50.0}], "world": [2]}
     assert "NCCL" in str(skips(plan(EIGHT_GPUS, **link))["2"])
