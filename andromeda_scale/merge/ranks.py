@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from andromeda_scale.analysis.blame import late_s, lateness
-from andromeda_scale.analysis.breakdown import ADDED, PARTS, SERIES, contradiction
+from andromeda_scale.analysis.breakdown import ADDED, AGREEMENT, PARTS, SERIES, contradiction
 from andromeda_scale.analysis.results import typed
 from andromeda_scale.contracts.records import Phase, RankRecord, RepeatRecord
 from andromeda_scale.merge import devices, memory
@@ -200,12 +200,15 @@ def _part(rank: RankRecord, name: str) -> float:
 
 
 def _residual_s(rank: RankRecord) -> float:
-    """What of a mean step is in none of its parts; NaN where there are no parts."""
+    """What of a mean step is in none of its parts; NaN where there are none, or they overlap."""
     values = rank.values("profile", "communication")
     parts, steps = values.get("parts"), series_of(values.get("step_s"))
     if not isinstance(parts, dict) or not parts or steps is None:
         return math.nan
-    rest = float(steps.mean()) - sum(_part(rank, name) for name in parts)
+    step_s = float(steps.mean())
+    rest = step_s - sum(_part(rank, name) for name in parts)
+    if rest < -AGREEMENT * step_s:
+        return math.nan
     return 0.0 if rest < 0 else rest  # seconds of nanoseconds, rounded; NaN stays
 
 

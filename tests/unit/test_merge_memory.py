@@ -140,6 +140,12 @@ def test_the_residual_is_the_step_less_its_parts(tmp_path: Path) -> None:
     assert any("ddp at world 1: 10.0%" in note for note in scaling_table(results).notes)
 
 
+def test_parts_that_overlap_have_no_residual(tmp_path: Path) -> None:
+    parts = {"forward_s": [0.3] * 8, "backward_s": [0.3] * 8}  # of steps of 0.2 s
+    (case,) = with_parts(tmp_path, parts).cases.to_dict("records")
+    assert math.isnan(case["residual_s"])
+
+
 @pytest.mark.parametrize("parts", [None, {}, [], {"forward_s": [1, None]}])
 def test_without_parts_there_is_no_residual_to_complain_of(tmp_path: Path, parts: Any) -> None:
     results = with_parts(tmp_path, parts)
