@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from andromeda_scale.suite.schema import MAX_RANKS, Schema
 
@@ -55,6 +55,12 @@ class Point(Schema):
     calls: Count | None = None
     block_ns: tuple[Count, ...] = ()
     left_out: str | None = None
+
+    @model_validator(mode="after")
+    def _of_some_size(self) -> Point:
+        if self.block_ns and (self.shape if self.kind == "matmul" else self.size_bytes) is None:
+            raise ValueError(f"a measured {self.kind} of no size")
+        return self
 
 
 class Ceiling(Schema):

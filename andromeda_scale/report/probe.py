@@ -102,7 +102,7 @@ def _matmul(rows: list[dict[Any, Any]]) -> Grid:
             best[key] = row
     found = []
     for row in best.values():
-        precision = {dtype: name for name, dtype in DTYPES.items()}[row["dtype"]]
+        precision = {dtype: name for name, dtype in DTYPES.items()}.get(row["dtype"], row["dtype"])
         peak = peak_flops(row["device_name"], precision)
         share = percent(row["flops_per_s"] / peak.flops_per_s) if peak else NOT_MEASURED
         rate = significant(row["flops_per_s"] / 1e12)

@@ -202,6 +202,7 @@ def test_a_failed_world_keeps_its_whole_points_and_is_a_row(tmp_path: Path) -> N
         {**collective("all_reduce", 1024, [9]), "group_size": 10**5},
         {**collective("all_reduce", 2**70, [9])},
         {**collective("all_reduce", 1024, [2**70])},
+        {**collective("all_reduce", 1024, [9]), "size_bytes": None},
     ],
 )
 def test_garbage_among_points_is_named_and_the_rest_is_used(
@@ -213,6 +214,15 @@ def test_garbage_among_points_is_named_and_the_rest_is_used(
     points, problems = probe_points(tmp_path, plan)
     assert problems
     assert list(points["op"]) == ["broadcast"]
+
+
+def test_products_of_another_dtype_are_shown_without_a_peak(tmp_path: Path) -> None:
+    plan = plan_of(1)
+    about = {"kind": "matmul", "op": "matmul", "dtype": "float8", "shape": [8, 8, 8]}
+    write(tmp_path, plan, {0: [{**about, "calls": 1, "block_ns": [1000]}]})
+    points, problems = probe_points(tmp_path, plan)
+    assert problems == []
+    assert "| float8" in probe_table(points, []).to_markdown()
 
 
 def test_a_probe_that_never_started_has_rows_tables_and_a_plot(tmp_path: Path) -> None:
