@@ -74,16 +74,22 @@ class Communication:
 
     def start(self, phase: Phase, context: Context) -> None:
         self._context = context
-        self._witness = Witness() if context.runtime.backend == "gloo" else None
+        self._witness = Witness()
+        self._failure = ""
         device = "cuda" if context.runtime.device.type == "cuda" else None
-        shapes = device is None and sizes_needed(group_ranks())
-        if self._witness is not None:
-            self._witness.start()
-        self._recording = Recording(device, shapes=shapes)
+        try:
+            if context.runtime.backend == "gloo":
+                self._witness.start()
+            shapes = device is None and sizes_needed(group_ranks())
+            self._recording = Recording(device, shapes=shapes)
+        except Exception as error:  # to be told to the other ranks, which wait for this one's word
+            self._failure = f"cannot record: {error!r}"
 
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         counted = self._counted()
         try:
+            if self._failure:
+                raise TraceError(self._failure)
             timeline, executions = self._read()
             mine: Durations | str = _durations(executions)
         except TraceError as error:
@@ -134,11 +140,11 @@ class Communication:
 
     def _counted(self) -> dict[str, float | str | None]:
         """Bytes of the phase that the kernel counted, before anything else is sent."""
-        if self._witness is None:
+        if self._context.runtime.backend != "gloo":
             return {}
-        came = self._witness.received_bytes()
+        came = None if self._failure else self._witness.received_bytes()
         hosts = self._context.gather(socket.gethostname())  # when all have come, nobody sends
-        if self._context.runtime.rank > 0 or len(hosts) == 1:
+        if self._failure or self._context.runtime.rank > 0 or len(hosts) == 1:
             return {"tcp_bytes": came}
         if len(set(hosts)) > 1:
             return {"tcp_bytes": came, "loopback_bytes": "the ranks are on several hosts"}

@@ -9,6 +9,7 @@ from typing import Any
 from group import no_beat
 
 from andromeda_scale import worker
+from andromeda_scale.collectors.witness import Witness
 from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.strategies.ddp import Ddp
 
@@ -37,6 +38,17 @@ def first_step(spec: RankSpec, plant: Callable[[], None]) -> None:
 def silent(spec: RankSpec) -> None:
     """The worker; no gradient is ever reduced."""
     _run(spec, lambda wrapped: wrapped.no_sync())
+
+
+def blind(spec: RankSpec) -> None:
+    """The worker; rank 1 cannot read what its connections received."""
+
+    def refused(self: Witness) -> None:
+        raise PermissionError("/proc/net/tcp")
+
+    if spec.rank == 1:
+        Witness.start = refused
+    worker.main(spec, no_beat)
 
 
 def _run(spec: RankSpec, around: Callable[[Any], AbstractContextManager[None]]) -> None:

@@ -385,6 +385,14 @@ def test_ranks_that_never_communicate_are_an_error_not_a_zero(group: Group) -> N
         assert "no collective" in communication(read_lines(Path(spec.record_path)))["error"]
 
 
+def test_a_rank_that_cannot_record_is_named_and_holds_up_no_other(group: Group) -> None:
+    specs = group.specs(tiny_case("ddp", **PROFILED), 2)
+    group.run(planted.blind, [(spec,) for spec in specs])
+    for spec in specs:
+        said = communication(read_lines(Path(spec.record_path)))["error"]
+        assert said == "rank 1: cannot record: PermissionError('/proc/net/tcp')"
+
+
 def test_forward_alone_of_replicas_needs_no_collective(run_case: RunCase) -> None:
     lines = run_case(tiny_case("ddp", **PROFILED, train={"mode": "forward"}), 2)
     assert communication(lines[0])["comm_total_s"] == [0.0] * 4
