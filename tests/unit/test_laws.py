@@ -154,3 +154,24 @@ def test_a_rise_that_the_intervals_explain_is_not_odd() -> None:
     rows = [_row("m", 1, 4, 95.0, **noisy), _row("m", 2, 4, 105.0, **noisy)]
     assert odd_rows(rows) == []
     assert len(odd_rows([_row("m", 1, 4, 95.0), _row("m", 2, 4, 105.0)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "regime", "value"), [("Amdahl", "strong", 0.05), ("Gustafson", "weak", 0.1)]
+)
+def test_intervals_of_laws_know_that_all_speedups_share_the_bases_noise(
+    name: str, regime: str, value: float
+) -> None:
+    rng = np.random.default_rng(0)
+    true = LAWS[name].curve(np.array(SIZES, dtype=float), value)
+    found = [
+        _fitted(name, (true * np.exp(0.01 * rng.standard_normal(len(SIZES)))).tolist(), regime)
+        for _ in range(200)
+    ]
+    intervals = [fit.parameters["serial"] for fit in found]
+    assert sum(one.low <= value <= one.high for one in intervals) >= 180  # 120 to 150 without
+
+
+def test_throughput_that_falls_from_the_first_size_on_has_no_peak() -> None:
+    for speedups in ([1, 0.9, 0.8, 0.7, 0.6], [1, 0.5, 0.25, 0.12, 0.06]):
+        assert _fitted("USL", speedups, "weak").peak() is None  # not "near 0.36 ranks"
