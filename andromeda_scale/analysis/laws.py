@@ -166,6 +166,8 @@ def odd_rows(rows: Sequence[Row]) -> list[tuple[Row, Row, float]]:
     median = float(np.median(logs))
     found: list[tuple[Row, Row, float]] = []
     for (small, a), (large, b) in pairwise(zip(rows, logs, strict=True)):
+        if small["world_size"] == large["world_size"]:  # as many ranks on other nodes
+            continue
         if b - a > math.log1p(RISE) and _beyond_noise(small, large):
             odd, other = (small, large) if abs(a - median) > abs(b - median) else (large, small)
             found.append((odd, other, math.exp(b - a) - 1))
