@@ -22,7 +22,7 @@ from andromeda_scale.analysis.comparison import (
     holm,
 )
 from andromeda_scale.analysis.fairness_rules import rule_of
-from andromeda_scale.analysis.results import Results, rows_of
+from andromeda_scale.analysis.results import Results, has_failures, rows_of
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import Sample
 from andromeda_scale.suite import settings
@@ -33,7 +33,6 @@ Word = Literal[
 ]
 SAME = 0.02  # where the whole interval is within this, there is no difference to speak of
 
-_UNDONE = {"", "ok", "pending", "running", "skipped", "interrupted"}
 _BATCHES = "data.fingerprint"
 # Facts that say no more than the fingerprints do, or are of the result and not of its making.
 _NOT_CHANGES = ("hardware.", "software.", "loss_scale.skipped_steps")
@@ -185,7 +184,7 @@ def _word(before: Row, after: Row, ratio: Ratio | None, beyond: bool, tolerance:
     centre, low, high = ratio.interval
     if beyond and centre > 1 + tolerance:
         return "slower"
-    if _fails(after) and not _fails(before):
+    if has_failures(after) and not has_failures(before):
         return "failing"
     if beyond and centre < 1 - tolerance:
         return "faster"
@@ -193,9 +192,3 @@ def _word(before: Row, after: Row, ratio: Ratio | None, beyond: bool, tolerance:
     if low >= 1 - margin and high <= 1 + margin:
         return "same"
     return "not resolved"
-
-
-def _fails(row: Row) -> bool:
-    """Whether a launch of it failed, and was not merely left undone."""
-    ended = {one.partition(" ")[0] for one in str(row["statuses"]).split(", ")}
-    return bool(ended - _UNDONE)
