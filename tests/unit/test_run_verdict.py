@@ -245,4 +245,4 @@ def test_a_row_of_one_step_has_no_spread(tmp_path: Path) -> None:
         write_repeat(tmp_path, case, repeat, rank_lines(0, [0.1], tokens=32))
     table = scaling_table(merge_run(tmp_path)).to_markdown()
     assert "100.0" in table
-    assert "+-0" not in table
+    assert "100.0 +-" not in table
