@@ -246,3 +246,11 @@ def test_a_row_of_one_step_has_no_spread(tmp_path: Path) -> None:
     table = scaling_table(merge_run(tmp_path)).to_markdown()
     assert "100.0" in table
     assert "100.0 +-" not in table
+
+
+def test_a_slow_size_between_two_good_ones_stops_nothing(tmp_path: Path) -> None:
+    noisy_run(tmp_path, [(make_case("ddp", n), t) for n, t in ((1, 0.1), (2, 0.2), (4, 0.1))])
+    results = merge_run(tmp_path)
+    assert "stop paying" not in _texts(results, "scaling")
+    assert "pay as far as was measured: ddp to 4" in _texts(results, "scaling")
+    assert "ddp at world 2" in _texts(results, "odd")
