@@ -254,3 +254,12 @@ def test_a_slow_size_between_two_good_ones_stops_nothing(tmp_path: Path) -> None
     assert "stop paying" not in _texts(results, "scaling")
     assert "pay as far as was measured: ddp to 4" in _texts(results, "scaling")
     assert "ddp at world 2" in _texts(results, "odd")
+
+
+def test_an_error_in_markdown_keeps_its_angle_brackets_and_pipes(tmp_path: Path) -> None:
+    case = make_case("ddp", 1)
+    died = {"v": 1, "status": "crashed", "cause": "TypeError: <class 'X'> | </details>"}
+    noisy_run(tmp_path, [(case, 0.1)], status={case.case_id: died})
+    text = scaling_table(merge_run(tmp_path)).to_markdown()
+    assert "TypeError: &lt;class 'X'> | &lt;/details>" in text
+    assert "<" not in text
