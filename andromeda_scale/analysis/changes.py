@@ -22,13 +22,15 @@ from andromeda_scale.analysis.comparison import (
     holm,
 )
 from andromeda_scale.analysis.fairness_rules import rule_of
-from andromeda_scale.analysis.results import Results, rows_of
+from andromeda_scale.analysis.results import Results, has_failures, rows_of
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import Sample
 from andromeda_scale.suite import settings
 
 Row = Mapping[str, Any]
-Word = Literal["slower", "faster", "same", "not resolved", "broken", "mended", "not measured"]
+Word = Literal[
+    "slower", "faster", "same", "not resolved", "failing", "broken", "mended", "not measured"
+]
 SAME = 0.02  # where the whole interval is within this, there is no difference to speak of
 
 _BATCHES = "data.fingerprint"
@@ -66,6 +68,7 @@ class Changes:
     matched: list[Matched]
     only_before: list[Row]
     only_after: list[Row]
+    silent: tuple[str, ...] = ()  # of A and B: who does not say what it ran on
 
 
 def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
@@ -73,22 +76,25 @@ def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
 
     A case is slower or faster where its difference is beyond chance (4 % for all cases together,
     Holm) and the ratio itself beyond `tolerance`; the same where the whole interval is within
-    `tolerance` or SAME, the larger (equivalence); otherwise not resolved.
+    `tolerance` or SAME, the larger (equivalence); otherwise not resolved. One that is not slower is
+    failing where launches of B failed and none of A did.
     """
     old, new = _rows(before), _rows(after)
     shared = [case_id for case_id in old if case_id in new]
+    prints = [_prints(results.repeats, shared) for results in (before, after)]
     return Changes(
-        _system(before, after, shared),
+        _system(*prints),
         _facts({case_id: (old[case_id], new[case_id]) for case_id in shared}),
         _matched(before, after, [(old[case_id], new[case_id]) for case_id in shared], tolerance),
         [row for case_id, row in old.items() if case_id not in new],
         [row for case_id, row in new.items() if case_id not in old],
+        tuple(name for name, found in zip("AB", prints, strict=True) if not found),
     )
 
 
 def regressions(found: Changes) -> list[Matched]:
-    """What a gate stops: cases that are slower, or were measured and are not any more."""
-    return [one for one in found.matched if one.word in ("slower", "broken")]
+    """What a gate stops: cases that are slower, fail now and then, or are not measured any more."""
+    return [one for one in found.matched if one.word in ("slower", "failing", "broken")]
 
 
 def improvements(found: Changes) -> list[Matched]:
@@ -100,9 +106,8 @@ def _rows(results: Results) -> dict[str, Row]:
     return {row["case_id"]: row for row in rows_of(results.cases)}
 
 
-def _system(before: Results, after: Results, case_ids: Sequence[str]) -> list[Change]:
-    """Keys of the fingerprints of pooled launches that have other values."""
-    old, new = (_prints(results.repeats, case_ids) for results in (before, after))
+def _system(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> list[Change]:
+    """Keys of the fingerprints that have other values, where both runs have some."""
     return [
         Change(key, " | ".join(old.get(key, ["-"])), " | ".join(new.get(key, ["-"])))
         for key in dict.fromkeys((*old, *new))
@@ -111,10 +116,13 @@ def _system(before: Results, after: Results, case_ids: Sequence[str]) -> list[Ch
 
 
 def _prints(repeats: pd.DataFrame, case_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Every value of every key of the nodes' fingerprints."""
-    pooled = repeats[repeats["pooled"] & repeats["case_id"].isin(case_ids)]
+    """Every value of every key of the fingerprints of the nodes of a case's pooled launches; of all
+    its launches where none was ok, for what changed may be what broke it."""
+    of = repeats[repeats["case_id"].isin(case_ids)]
+    measured = of.loc[of["pooled"], "case_id"]
+    used = of[of["pooled"] | ~of["case_id"].isin(measured)]
     found: dict[str, list[str]] = {}
-    for text in dict.fromkeys(line for one in pooled["fingerprint"] for line in one.splitlines()):
+    for text in dict.fromkeys(line for one in used["fingerprint"] for line in one.splitlines()):
         for key, value in json.loads(text).items():
             values = found.setdefault(key, [])
             if str(value) not in values:
@@ -127,11 +135,11 @@ def _facts(pairs: Mapping[str, tuple[Row, Row]]) -> list[Change]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for case_id, (before, after) in pairs.items():
         old, new = (json.loads(row.get("facts") or "{}") for row in (before, after))
+        if not old or not new:  # a case that was not measured read nothing back
+            continue
         old["threads_per_rank"], new["threads_per_rank"] = (
             int(row["threads_per_rank"]) for row in (before, after)
         )
-        if not before.get("facts") or not after.get("facts"):
-            continue
         for fact in dict.fromkeys((*old, *new)):
             values = tuple(settings.text(one.get(fact)) for one in (old, new))
             if values[0] != values[1] and not fact.startswith(_NOT_CHANGES):
@@ -176,6 +184,8 @@ def _word(before: Row, after: Row, ratio: Ratio | None, beyond: bool, tolerance:
     centre, low, high = ratio.interval
     if beyond and centre > 1 + tolerance:
         return "slower"
+    if has_failures(after) and not has_failures(before):
+        return "failing"
     if beyond and centre < 1 - tolerance:
         return "faster"
     margin = max(tolerance, SAME)

@@ -33,6 +33,7 @@ FILES = {
     "steps": "steps.parquet",
 }
 _SINCE_LATER = ("communication", "steps")  # an earlier version wrote none
+_UNDONE = {"", "ok", "pending", "running", "skipped", "interrupted"}
 _KEY = b"andromeda_scale"  # in the metadata of each file
 
 
@@ -71,6 +72,12 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
         {name: None if value is pd.NA else value for name, value in zip(names, row, strict=True)}
         for row in frame.to_numpy(object)
     ]
+
+
+def has_failures(row: Mapping[str, Any]) -> bool:
+    """Whether a launch of a case failed, and was not merely left undone."""
+    ended = {one.partition(" ")[0] for one in str(row.get("statuses") or "").split(", ")}
+    return bool(ended - _UNDONE)
 
 
 def _typed(values: Any, kind: Any, length: int) -> Any:

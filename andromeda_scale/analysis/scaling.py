@@ -222,7 +222,8 @@ def _columns(
 
 
 def _refusal(row: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
-    """Why the nearest smaller world of the same strategy and model is not this row's base."""
+    """Why the smaller world of the same strategy and model that differs in the fewest keys, of
+    several the nearest, is not this row's base."""
     smaller = [
         (differing(row, other), other)
         for other in rows
@@ -231,5 +232,5 @@ def _refusal(row: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
     ]
     if not smaller:
         return None
-    unlike, other = min(smaller, key=lambda pair: len(pair[0]))
+    unlike, other = min(smaller, key=lambda pair: (len(pair[0]), -pair[1]["world_size"]))
     return f"world {other['world_size']}: {Refused(unlike)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from andromeda_scale.analysis.resampling import autocorrelation
@@ -11,15 +13,17 @@ def step_times(step_s: np.ndarray) -> dict[str, float]:
     """Order statistics of a job's steps from (ranks, steps) seconds.
 
     The job's step is the max over ranks of that step, never one rank's and never a mean over
-    ranks; then median, percentiles and median absolute deviation over the steps.
+    ranks; then median, percentiles and median absolute deviation over the steps,
+    which one step has none of.
     """
     job = step_s.max(axis=0)
+    spread = np.median(np.abs(job - np.median(job))) if len(job) > 1 else math.nan
     median, p95, p99 = np.quantile(job, [0.5, 0.95, 0.99])
     return {
         "step_time_s": float(median),
         "step_time_p95_s": float(p95),
         "step_time_p99_s": float(p99),
-        "step_time_mad_s": float(np.median(np.abs(job - median))),
+        "step_time_mad_s": float(spread),
         "step_autocorrelation": autocorrelation(job),
     }
 

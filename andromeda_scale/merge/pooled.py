@@ -78,13 +78,19 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
 
 
 def _ends(pooled: list[Row]) -> Row:
-    """Intervals over launches of BOUNDED, each about the mean that METRICS names."""
+    """Intervals over launches of BOUNDED, each about the mean that METRICS names, as far as such a
+    value can be: a time is not negative, a share or factor not above 1."""
     found: Row = {}
     for name in BOUNDED:
         values = [one[name] for one in pooled if one.get(name, math.nan) == one.get(name)]
         factors = METRICS[name].launches == "geometric mean" and all(one > 0 for one in values)
         interval = log_interval if factors else mean_interval
-        _, found[f"{name}_low"], found[f"{name}_high"] = interval(values)
+        centre, low, high = interval(values)
+        if name != "residual_s":  # of what was added up, which may be too much
+            low = min(max(low, 0.0), centre) if low == low else low
+        if name.endswith("_share") or name in FACTORS:
+            high = max(min(high, 1.0), centre) if high == high else high
+        found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
 
 

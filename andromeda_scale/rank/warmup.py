@@ -82,6 +82,6 @@ def theil_sen(values: NDArray[np.float64]) -> tuple[float, float, float]:
     first, second = np.triu_indices(n, k=1)
     slopes = np.sort((values[second] - values[first]) / (second - first))
     half_width = 1.959964 * np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-    low = max(round((len(slopes) - half_width) / 2), 0)
-    high = min(round((len(slopes) + half_width) / 2), len(slopes)) - 1
+    low = max(round((len(slopes) - half_width) / 2) - 1, 0)
+    high = min(round((len(slopes) + half_width) / 2), len(slopes) - 1)
     return float(np.median(slopes)), float(slopes[low]), float(slopes[high])

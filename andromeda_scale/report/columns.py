@@ -34,9 +34,10 @@ def _world(row: Row) -> str:
 def _step(row: Row) -> str:
     if not has(row, "step_time_s"):
         return NOT_MEASURED
-    return (
-        f"{significant(row['step_time_s'] * 1e3)} +-{significant(row['step_time_mad_s'] * 1e3, 2)}"
-    )
+    text = significant(row["step_time_s"] * 1e3)
+    if not has(row, "step_time_mad_s"):  # of one step
+        return text
+    return f"{text} +-{significant(row['step_time_mad_s'] * 1e3, 2)}"
 
 
 def _speedup(row: Row) -> str:

@@ -20,8 +20,8 @@ MAX_NAMED = 3  # cases that a change is said to be of
 
 _COLUMNS = (
     WORLD,
-    Column("status A", ("status_before",), lambda row: str(row["status_before"]), left=True),
-    Column("status B", ("status",), lambda row: str(row["status"]), left=True),
+    Column("status A", ("status_before",), lambda row: str(row["ended_before"]), left=True),
+    Column("status B", ("status",), lambda row: str(row["ended"]), left=True),
     Column("tokens/s A", ("tokens_per_s_before",), lambda row: _rate(row, "tokens_per_s_before")),
     Column("tokens/s B", ("tokens_per_s",), metric("tokens_per_s")),
     Column("B takes", ("time_ratio", "time_ratio_low", "time_ratio_high"), lambda row: _time(row)),
@@ -35,7 +35,7 @@ _NOTES = (
     "(launches: N pairs)",
     "slower, faster: beyond chance, {alarms:.0%} for all cases together (Holm){beyond}; same: the "
     "whole interval within {margin:.0%}; not resolved: this noise hides either, more launches "
-    "would tell",
+    "would tell; failing: not slower, but launches of B failed and none of A did",
 )
 
 
@@ -64,7 +64,13 @@ def compare_table(
 
 def _said(found: Changes) -> Iterator[Sentence]:
     """Changes of software and hardware, then of what ranks read back."""
-    if not found.system and not found.facts:
+    if found.silent:
+        who = " and ".join(found.silent)
+        text = (
+            f"No launch of {who} says what it ran on: changes of software and hardware are unknown."
+        )
+        yield Sentence("changed", text)
+    elif not found.system and not found.facts:
         yield Sentence("changed", "A and B: the same software, hardware and facts.")
     for change in found.system:
         text = f"Changed: {change.what}: {change.before} -> {change.after}."
@@ -91,25 +97,35 @@ def _what(change: Change) -> str:
 def _summary(found: Changes) -> Sentence:
     counts = Counter(one.word for one in found.matched)
     words = ", ".join(f"{number} {word}" for word, number in counts.items())
+    cases = "1 case" if len(found.matched) == 1 else f"{len(found.matched)} cases"
     ids = case_ids(one.after for one in found.matched)
-    return Sentence("summary", f"{len(found.matched)} cases of both: {words}.", ids)
+    return Sentence("summary", f"{cases} of both: {words}.", ids)
 
 
 def _compared(one: Matched) -> dict[str, Any]:
     ratio = one.ratio
     row: dict[str, Any] = {
         "status_before": one.before["status"],
+        "ended_before": _ended(one.before),
+        "ended": _ended(one.after),
         "tokens_per_s_before": one.before["tokens_per_s"],
         "verdict": one.word,
         "launches": f"{one.before['num_launches']} / {one.after['num_launches']}",
-        "memory_ratio": one.after["peak_memory_bytes"] / one.before["peak_memory_bytes"],
     }
+    if has(one.before, "peak_memory_bytes") and one.before["peak_memory_bytes"] > 0:
+        row["memory_ratio"] = one.after["peak_memory_bytes"] / one.before["peak_memory_bytes"]
     if ratio is not None:
         names = ("time_ratio", "time_ratio_low", "time_ratio_high")
         row |= dict(zip(names, ratio.interval, strict=True))
         if ratio.num_pairs:
             row["launches"] = f"{ratio.num_pairs} pairs"
     return row
+
+
+def _ended(row: Any) -> str:
+    """A status, with how many launches are ok where some are not."""
+    planned, ok = row["num_repeats_planned"], row["num_repeats_ok"]
+    return str(row["status"]) + (f" {ok}/{planned}" if 0 < ok < planned else "")
 
 
 def _rate(row: Any, name: str) -> str:

@@ -17,7 +17,7 @@ from andromeda_scale.analysis.comparable import comparable, kinds, num_compared
 from andromeda_scale.analysis.fairness import differences
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.metrics.formats import clean
-from andromeda_scale.report.media import latex, records, to_json
+from andromeda_scale.report.media import latex, markdown_cell, records, to_json
 
 Tone = Literal["unfair", "axis", "fair", "plain"]
 STYLES: dict[Tone, str] = {
@@ -185,7 +185,7 @@ class Fairness:
         if self.frame.empty:
             return ""
         grid = tabulate(
-            [[cell.replace("|", "\\|") for cell in cells] for cells in self.cells()],
+            [[markdown_cell(cell) for cell in cells] for cells in self.cells()],
             headers=HEADERS,
             tablefmt="pipe",
             disable_numparse=True,

@@ -72,7 +72,8 @@ def _said(pair: _Pair, inner: Sequence[str]) -> str:
     name = label(pair.row) + "".join(f", {one}" for one in setting_words(pair.row, inner))
     text = f"{name} at world {pair.row['world_size']} {times(pair.ratio.interval)} in tokens/s"
     text += doubt(pair.ratio)
-    if has(pair.row, "peak_memory_bytes") and has(pair.base, "peak_memory_bytes"):
+    known = all(has(row, "peak_memory_bytes") for row in (pair.row, pair.base))
+    if known and pair.base["peak_memory_bytes"] > 0:
         memory = pair.row["peak_memory_bytes"] / pair.base["peak_memory_bytes"]
         text += f", {memory:.3f}x in peak memory"
     return text

@@ -45,6 +45,17 @@ def latex_escape(text: str) -> str:
     return "".join(LATEX_ESCAPE_RULES.get(c, c) for c in text)
 
 
+def markdown(text: str) -> str:
+    """One line of text for Markdown, which would take <class 'X'> of an error for HTML and drop
+    it."""
+    return clean(text).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def markdown_cell(text: str) -> str:
+    """The same in a pipe table."""
+    return markdown(text).replace("|", "\\|")
+
+
 def to_json(value: Any) -> str:
     """Strict JSON (RFC 8259): what is not measured is null, as JSON knows no NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -113,6 +113,8 @@ def _precision(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         return []
     worst = max(known, key=lambda row: float(row["half_width"]))
     text = f"tokens/s known within +-{percent(worst['half_width'])} or better"
+    if len(known) < len(rows):
+        text += f" where there is an interval ({len(known)} of {len(rows)} rows)"
     if worst["half_width"] <= worst["wanted_precision"]:
         return [text]
     text += f", the least of all for {_name(worst, axes)}: "

@@ -74,9 +74,12 @@ def scaling(names: Names, rows: Sequence[Row], speeds: Mapping[str, Sample]) -> 
 
 
 def _decisive(rows: Sequence[Row], speeds: Mapping[str, Sample]) -> _Step:
-    """The first step that surely does not pay, or else the first that is not told, or the last."""
+    """The first step that surely does not pay, or else the first that is not told, or the last.
+
+    Where a larger world pays all the same, the step to it counts: one slow size stops nothing.
+    """
     steps = [
-        _step(smaller, larger, speeds)
+        _lasting(_step(smaller, larger, speeds), rows, speeds)
         for smaller, larger in pairwise(rows)
         if larger["world_size"] > smaller["world_size"]
     ]
@@ -85,6 +88,15 @@ def _decisive(rows: Sequence[Row], speeds: Mapping[str, Sample]) -> _Step:
             if step.outcome == outcome:
                 return step
     return steps[-1]
+
+
+def _lasting(step: _Step, rows: Sequence[Row], speeds: Mapping[str, Sample]) -> _Step:
+    """A step, or the next that pays from the same world where this one does not."""
+    if step.outcome != "stops":
+        return step
+    larger = [row for row in rows if row["world_size"] > step.smaller["world_size"]]
+    others = (_step(step.smaller, row, speeds) for row in larger)
+    return next((other for other in others if other.outcome == "pays"), step)
 
 
 def _step(smaller: Row, larger: Row, speeds: Mapping[str, Sample]) -> _Step:

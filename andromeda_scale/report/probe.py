@@ -17,7 +17,7 @@ from tabulate import tabulate
 from andromeda_scale.analysis.fabric import DTYPES
 from andromeda_scale.cost.hardware import peak_flops
 from andromeda_scale.metrics.formats import NOT_MEASURED, clean, percent, significant
-from andromeda_scale.report.media import latex, records, to_json
+from andromeda_scale.report.media import latex, markdown, markdown_cell, records, to_json
 
 MAX_NOTES = 12
 
@@ -53,15 +53,15 @@ class ProbeTable:
         return Group(*parts, *(Text(clean(note), style="dim") for note in self.notes))
 
     def to_markdown(self) -> str:
-        parts = [f"## {clean(self.title)}\n"]
+        parts = [f"## {markdown(self.title)}\n"]
         for grid in self.grids:
-            cells = [[clean(cell).replace("|", "\\|") for cell in row] for row in grid.rows]
+            cells = [[markdown_cell(cell) for cell in row] for row in grid.rows]
             align = ["left", *["right"] * (len(grid.head) - 1)]
             pipe = tabulate(
                 cells, headers=grid.head, tablefmt="pipe", colalign=align, disable_numparse=True
             )
-            parts.append(f"### {clean(grid.title)}\n\n{pipe}\n")
-        return "\n".join([*parts, "".join(f"- {clean(note)}\n" for note in self.notes)])
+            parts.append(f"### {markdown(grid.title)}\n\n{pipe}\n")
+        return "\n".join([*parts, "".join(f"- {markdown(note)}\n" for note in self.notes)])
 
     def to_latex(self) -> str:
         """A float a grid; the notes under the last."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.losses import REMEDIES, largest_loss
-from andromeda_scale.analysis.results import Results
+from andromeda_scale.analysis.results import Results, has_failures
 from andromeda_scale.analysis.rivals import Row
 from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample
 from andromeda_scale.metrics import METRICS
@@ -72,6 +72,8 @@ def _fastest(
         numbers["ratio"] = others[0].ratio.interval.centre
         second = f"{times(others[0].ratio.interval)} {names.short(others[0].row)}"
         text += f"; {second}, the next there{doubt(others[0].ratio)}"
+    if has_failures(best):
+        text += f"; launches of it failed ({best['statuses']}: {best['cause']})"
     if unfit:
         text += f"; does not fit there: {listed([label(row) for row in unfit])}"
     rows = (best, *(one.row for one in others[:1]), *unfit)
@@ -131,7 +133,9 @@ def _front(names: Names, here: Sequence[Row]) -> Iterator[Sentence]:
     words = " and ".join(_OBJECTIVES[name] for name in goods)
     each = [f"{names.short(row)} ({', '.join(_good(row, name) for name in goods)})" for row in kept]
     beaten = len(here) - len(kept)
-    rest = f"; {beaten} {'is' if beaten == 1 else 'are'} beaten in all of them" if beaten else ""
+    rest = (
+        f"; {beaten} {'is' if beaten == 1 else 'are'} better than them in nothing" if beaten else ""
+    )
     at = f"world {here[0]['world_size']}{names.where}"
     text = f"Front of {words} at {at}, by their means: {listed(each)}{rest}."
     yield Sentence("front", text, case_ids(kept))

@@ -24,7 +24,7 @@ from andromeda_scale.report.columns import (
     setting,
 )
 from andromeda_scale.report.fairness import Fairness
-from andromeda_scale.report.media import latex, records, to_json
+from andromeda_scale.report.media import latex, markdown, markdown_cell, records, to_json
 from andromeda_scale.report.rows import label
 from andromeda_scale.report.sentence import Sentence
 
@@ -169,10 +169,10 @@ class Table:
 
     def _section(self, heading: str) -> str:
         said = self.fairness.notes() if self.fairness else []
-        notes = "".join(f"- {clean(note)}\n" for note in (*said, *self.footnotes(None)))
-        grid = self._grid("pipe", lambda cell: cell.replace("|", "\\|"))
-        verdict = "".join(f"- {clean(said.text)}\n" for said in self.verdict)
-        parts = [f"{heading} {clean(self.title)}\n", verdict, f"{grid}\n", notes]
+        notes = "".join(f"- {markdown(note)}\n" for note in (*said, *self.footnotes(None)))
+        grid = self._grid("pipe", markdown_cell)
+        verdict = "".join(f"- {markdown(said.text)}\n" for said in self.verdict)
+        parts = [f"{heading} {markdown(self.title)}\n", verdict, f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
 
     def to_latex(self) -> str:

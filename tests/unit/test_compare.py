@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from andromeda_scale import cli
 from andromeda_scale.analysis.changes import changes
 from andromeda_scale.merge import Results, load_results, merge_run, write
+from andromeda_scale.report.verdict import verdict
 
 DDP, ZERO = make_case("ddp", 2), make_case("zero1", 2)
 OOM = {"v": 1, "status": "oom", "cause": "2 GiB"}
@@ -162,3 +163,58 @@ def test_two_sided_without_a_gate_and_a_run_without_results_are_refused(
     assert _compare(runs / "old", tmp_path / "none")[0] == 2
     write_plan(tmp_path / "pending", [DDP])
     assert _compare(tmp_path / "pending", tmp_path / "pending")[0] == 2
+
+
+def test_a_case_that_broke_is_not_said_to_have_changed_every_fact_but_what_it_ran_on(
+    tmp_path: Path,
+) -> None:
+    failed = {DDP.case_id: OOM, ZERO.case_id: OOM}
+    cases = [(DDP, 0.1), (ZERO, 0.2)]
+    old = merge_run(noisy_run(tmp_path / "old", cases))
+    all_broken = noisy_run(tmp_path / "new", cases, environment=other_torch(), status=failed)
+    found = changes(old, merge_run(all_broken))
+    assert [(one.what, one.after) for one in found.system] == [("torch", "9.9.0")]
+    assert found.facts == []
+    assert {one.word for one in found.matched} == {"broken"}
+
+
+def test_runs_that_do_not_say_what_they_ran_on_are_not_called_the_same(
+    runs: Path, tmp_path: Path
+) -> None:
+    nothing = noisy_run(tmp_path / "new", [(DDP, 0.1)])
+    for file in (nothing / "cases").rglob("node-0.jsonl"):
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if json.loads(line)["kind"] != "node"))
+    _, output = _compare(runs / "old", nothing)
+    assert "No launch of B says what it ran on" in output
+    assert "the same software" not in output
+
+
+def test_launches_that_fail_now_and_then_stop_the_gate(runs: Path, tmp_path: Path) -> None:
+    noisy_run(tmp_path / "new", [(DDP, 0.1), (ZERO, 0.2)], seed=2)
+    place = tmp_path / "new" / "cases" / DDP.case_id
+    for repeat in range(4):
+        (place / str(repeat) / "status.json").write_text(json.dumps(OOM))
+    gate = ("--fail-on-regression", "2%", "--format", "md")
+    status, output = _compare(runs / "old", tmp_path / "new", *gate)
+    assert status == 1
+    assert "1 failing, 1 same" in output
+    assert "ok 1/5" in output
+    assert _compare(tmp_path / "new", tmp_path / "new", *gate)[0] == 0  # no worse than it was
+    (place / "0" / "status.json").unlink()  # undone is not failed
+    for repeat in range(1, 4):
+        (place / str(repeat) / "status.json").write_text(json.dumps({"v": 1, "status": "ok"}))
+    assert _compare(runs / "old", tmp_path / "new", *gate)[0] == 0
+
+
+def test_a_record_of_no_memory_at_all_has_no_ratio(tmp_path: Path) -> None:
+    wide = make_case("ddp", 2, train={"micro_batch_size": 4})
+    noisy_run(tmp_path / "old", [(DDP, 0.1), (wide, 0.2)])
+    for file in (tmp_path / "old" / "cases").rglob("node-0.jsonl"):
+        text = file.read_text()
+        file.write_text(text.replace('"peak_memory_bytes": 1000', '"peak_memory_bytes": 0'))
+    status, output = _compare(tmp_path / "old", tmp_path / "old", "--format", "csv")
+    assert status == 0
+    assert all(line.endswith(",") for line in output.splitlines()[1:])
+    said = [one.text for one in verdict(merge_run(tmp_path / "old"))]
+    assert any("micro_batch_size 4 instead of 2" in text for text in said)

@@ -119,7 +119,10 @@ def test_karp_flatt_is_the_serial_share_of_amdahls_law() -> None:
 
 
 def _scaled(model: str) -> pd.DataFrame:
-    rows = [_row(*row[:4]) for row in PUBLISHED if row[0] == model]
+    return _scaled_rows([_row(*row[:4]) for row in PUBLISHED if row[0] == model])
+
+
+def _scaled_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
     launches = {}
     for row in rows:
         rate = Sample({0: row["tokens_per_s"]})
@@ -154,3 +157,34 @@ def test_a_rise_that_the_intervals_explain_is_not_odd() -> None:
     rows = [_row("m", 1, 4, 95.0, **noisy), _row("m", 2, 4, 105.0, **noisy)]
     assert odd_rows(rows) == []
     assert len(odd_rows([_row("m", 1, 4, 95.0), _row("m", 2, 4, 105.0)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "regime", "value"), [("Amdahl", "strong", 0.05), ("Gustafson", "weak", 0.1)]
+)
+def test_intervals_of_laws_know_that_all_speedups_share_the_bases_noise(
+    name: str, regime: str, value: float
+) -> None:
+    rng = np.random.default_rng(0)
+    true = LAWS[name].curve(np.array(SIZES, dtype=float), value)
+    found = [
+        _fitted(name, (true * np.exp(0.01 * rng.standard_normal(len(SIZES)))).tolist(), regime)
+        for _ in range(200)
+    ]
+    intervals = [fit.parameters["serial"] for fit in found]
+    assert sum(one.low <= value <= one.high for one in intervals) >= 180  # 120 to 150 without
+
+
+def test_throughput_that_falls_from_the_first_size_on_has_no_peak() -> None:
+    for speedups in ([1, 0.9, 0.8, 0.7, 0.6], [1, 0.5, 0.25, 0.12, 0.06]):
+        assert _fitted("USL", speedups, "weak").peak() is None  # not "near 0.36 ranks"
+
+
+def test_as_many_ranks_on_other_nodes_are_not_more_ranks() -> None:
+    rows = [_row("m", 4, 4, 95.0), _row("m", 4, 4, 120.0, nodes=2), _row("m", 8, 4, 119.0, nodes=2)]
+    assert odd_rows(rows) == []
+
+
+def test_a_refusal_names_the_nearest_of_the_smaller_worlds() -> None:
+    found = _scaled_rows([_row("m", n, batch, 10.0) for n, batch in ((8, 4), (16, 10), (32, 14))])
+    assert found["not_compared"].tolist()[-1] == "world 16: micro_batch_size 14 against 10"

@@ -310,3 +310,17 @@ def test_what_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(UserError, match="is not a readable plan"):
         merge_run(tmp_path)
+
+
+def test_intervals_of_shares_and_times_end_where_such_values_do(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case])
+    for repeat, compute in enumerate((0.15, 0.15, 0.02)):
+        lines = [one for r in (0, 1) for one in rank_lines(r, [0.1] * 4, compute_s=[compute] * 20)]
+        write_repeat(tmp_path, case, repeat, lines)
+    row = merge_run(tmp_path).cases.iloc[0]
+    assert row["host_s_low"] == 0 < row["host_s"] < row["host_s_high"]
+    for name in ("host_share", "compute_share", "host_eff"):
+        low, centre, high = (row[f"{name}{end}"] for end in ("_low", "", "_high"))
+        assert (low, high) == (0, 1)
+        assert 0 < centre < 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from noisy_runs import noisy_run, other_torch
-from run_files import make_case, write_plan
+from run_files import make_case, rank_lines, write_plan, write_repeat
 
 from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.comparison import compare_launches
@@ -221,3 +221,45 @@ def test_hostile_text_is_one_line_of_a_terminal(tmp_path: Path) -> None:
     text = scaling_table(_verdict_of(tmp_path, [(case, 0.1)])).to_text(300)
     assert "\x1b" not in text
     assert "Fastest: ddp" in text
+
+
+def test_the_fastest_says_that_launches_of_it_failed_and_what_it_does_not_know(
+    tmp_path: Path,
+) -> None:
+    ddp, zero = make_case("ddp", 2), make_case("zero1", 2)
+    noisy_run(tmp_path, [(ddp, 0.1), (zero, 0.2)], repeats=3)
+    for repeat in ("1", "2"):
+        (tmp_path / "cases" / ddp.case_id / repeat / "status.json").write_text(json.dumps(OOM))
+    results = merge_run(tmp_path)
+    (fastest,) = _said(results, "fastest")
+    assert "launches of it failed (ok x1, oom x2: 2 GiB)" in fastest.text
+    (note,) = [note for note in scaling_table(results).notes if "known within" in note]
+    assert "where there is an interval (1 of 2 rows)" in note
+    assert "better than them in nothing" in _texts(results, "front")  # as much memory is no worse
+
+
+def test_a_row_of_one_step_has_no_spread(tmp_path: Path) -> None:
+    case = make_case("ddp", 1)
+    write_plan(tmp_path, [case])
+    for repeat in range(3):
+        write_repeat(tmp_path, case, repeat, rank_lines(0, [0.1], tokens=32))
+    table = scaling_table(merge_run(tmp_path)).to_markdown()
+    assert "100.0" in table
+    assert "100.0 +-" not in table
+
+
+def test_a_slow_size_between_two_good_ones_stops_nothing(tmp_path: Path) -> None:
+    noisy_run(tmp_path, [(make_case("ddp", n), t) for n, t in ((1, 0.1), (2, 0.2), (4, 0.1))])
+    results = merge_run(tmp_path)
+    assert "stop paying" not in _texts(results, "scaling")
+    assert "pay as far as was measured: ddp to 4" in _texts(results, "scaling")
+    assert "ddp at world 2" in _texts(results, "odd")
+
+
+def test_an_error_in_markdown_keeps_its_angle_brackets_and_pipes(tmp_path: Path) -> None:
+    case = make_case("ddp", 1)
+    died = {"v": 1, "status": "crashed", "cause": "TypeError: <class 'X'> | </details>"}
+    noisy_run(tmp_path, [(case, 0.1)], status={case.case_id: died})
+    text = scaling_table(merge_run(tmp_path)).to_markdown()
+    assert "TypeError: &lt;class 'X'> | &lt;/details>" in text
+    assert "<" not in text

@@ -117,6 +117,10 @@ def test_a_third_of_slow_steps_shows_in_throughput_and_not_in_the_median_step() 
     assert throughput(step_s.sum(axis=1), np.array([3.0]), 3)["tokens_per_s"] == 3 / 3.5
 
 
+def test_one_step_has_no_spread() -> None:
+    assert math.isnan(step_times(np.array([[0.1], [0.2]]))["step_time_mad_s"])
+
+
 def test_imbalance_shows_a_rank_late_in_a_third_of_the_steps() -> None:
     compute_s = np.array([[1.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
     found = imbalance(compute_s)
