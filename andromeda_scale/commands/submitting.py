@@ -101,6 +101,8 @@ def prepare(loaded: Loaded, run_dir: Path) -> Submission:
         )
     if "\\" in str(run_dir) or not str(run_dir).isprintable():
         raise UserError(f"{run_dir}: has a backslash or no text in its name; choose --run-dir")
+    if not loaded.name.isprintable():  # a line break would end a directive, and begin another
+        raise UserError(f"{loaded.name!r}: no text for the name of a job; rename the suite's file")
     ranks = max(world.ranks_per_node for world in suite.world)
     gpus = () if suite.device == "cpu" else (_ENOUGH,) * ranks
     machine = Machine(_ENOUGH, gpus, _ENOUGH, num_nodes(suite))
