@@ -26,7 +26,7 @@ from typing import Any, Self, get_args
 from pydantic import ValidationError
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
-from andromeda_scale.contracts.records import Status
+from andromeda_scale.contracts.records import SCHEMA_VERSION, Status, wrong_version
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
@@ -223,8 +223,9 @@ class RunDir:
             status = json.loads((self.case_dir(item) / "status.json").read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        known = isinstance(status, dict) and status.get("status") in get_args(Status)
-        return status if known else None
+        if not isinstance(status, dict) or status.get("status") not in get_args(Status):
+            return None
+        return None if wrong_version(status.get("v", SCHEMA_VERSION)) else status
 
     def statuses(self) -> list[tuple[PlannedRepeat, str]]:
         """Every item of the plan with its status word; "pending" without a status.json."""

@@ -151,7 +151,12 @@ def test_a_kill_after_the_second_rename_keeps_the_new_one(tmp_path: Path) -> Non
     "content",
     [
         *("", "{", "[]", '{"v": 1}', "\0\xff", "[" * 100_000),
-        *('{"status": ["ok"]}', '{"status": null}', '{"status": "done"}'),
+        *(
+            '{"status": ["ok"]}',
+            '{"status": null}',
+            '{"status": "done"}',
+            '{"v": 2, "status": "ok"}',
+        ),
     ],
 )
 def test_an_unreadable_status_is_not_finished(tmp_path: Path, content: str) -> None:
