@@ -129,8 +129,14 @@ def submit(submission: Submission, **flags: bool) -> str:
     submitted: list[str] = []
     for name in scripts:
         after = [f"--dependency=afterany:{':'.join(submitted)}"] if name == "merge.sbatch" else []
-        submitted.append(jobs.submit(folder / name, *after))
-        jobs.record(submission.run_dir, submitted[-1], Path(name).stem)
+        try:
+            submitted.append(jobs.submit(folder / name, *after))
+            jobs.record(submission.run_dir, submitted[-1], Path(name).stem)
+        except (UserError, OSError) as error:  # a job that nobody knows of, or half an array
+            if submitted:
+                jobs.cancel(submitted)
+            said = "".join(f"; job {job_id} is cancelled" for job_id in submitted)
+            raise UserError(f"{error}{said}") from None
     return submitted[-1]
 
 

@@ -212,3 +212,24 @@ def test_lines_of_jobs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> No
     with open(tmp_path / "slurm" / "jobs.jsonl", "ab") as file:
         file.write(b'\xff\xfe{"job_id": "15"}\n' + b"[" * 100_000)
     assert jobs.of_run(tmp_path) == ["12", "14"]
+
+
+@pytest.mark.parametrize("error", [UserError("refused"), OSError(28, "No space left on device")])
+def test_what_is_submitted_in_part_is_cancelled_and_said(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+    numbers = iter("12")
+
+    def record(*_: object) -> None:
+        if next(taken) == 2:
+            raise error
+
+    taken = iter((1, 2))
+    monkeypatch.setattr(jobs, "submit", lambda *_: next(numbers))
+    monkeypatch.setattr(jobs, "record", record)
+    monkeypatch.setattr(jobs, "cancel", cancelled.extend)
+    array = submitting.prepare(loaded(tmp_path, "slurm: {array: true}\n"), tmp_path / "run")
+    with pytest.raises(UserError, match="; job 1 is cancelled; job 2 is cancelled"):
+        submitting.submit(array)
+    assert cancelled == ["1", "2"]
