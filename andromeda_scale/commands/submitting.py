@@ -101,6 +101,8 @@ def prepare(loaded: Loaded, run_dir: Path) -> Submission:
         )
     if "\\" in str(run_dir) or not str(run_dir).isprintable():
         raise UserError(f"{run_dir}: has a backslash or no text in its name; choose --run-dir")
+    if not loaded.name.isprintable():  # a line break would end a directive, and begin another
+        raise UserError(f"{loaded.name!r}: no text for the name of a job; rename the suite's file")
     ranks = max(world.ranks_per_node for world in suite.world)
     gpus = () if suite.device == "cpu" else (_ENOUGH,) * ranks
     machine = Machine(_ENOUGH, gpus, _ENOUGH, num_nodes(suite))
@@ -127,8 +129,14 @@ def submit(submission: Submission, **flags: bool) -> str:
     submitted: list[str] = []
     for name in scripts:
         after = [f"--dependency=afterany:{':'.join(submitted)}"] if name == "merge.sbatch" else []
-        submitted.append(jobs.submit(folder / name, *after))
-        jobs.record(submission.run_dir, submitted[-1], Path(name).stem)
+        try:
+            submitted.append(jobs.submit(folder / name, *after))
+            jobs.record(submission.run_dir, submitted[-1], Path(name).stem)
+        except (UserError, OSError) as error:  # a job that nobody knows of, or half an array
+            if submitted:
+                jobs.cancel(submitted)
+            said = "".join(f"; job {job_id} is cancelled" for job_id in submitted)
+            raise UserError(f"{error}{said}") from None
     return submitted[-1]
 
 

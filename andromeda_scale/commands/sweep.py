@@ -24,6 +24,7 @@ import typer
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import FAILED, RunDir
+from andromeda_scale.metrics.formats import clean
 from andromeda_scale.planning.table import duration
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def progress(run_dir: Path, *, planned: bool = True) -> Iterator[str]:
     for item, word in items:
         if word in FAILED:
             cause = (run.status(item) or {}).get("cause") or "no cause recorded"
-            yield f"{word}: {item.case_id} repeat {item.repeat}: {cause}"
+            yield clean(f"{word}: {item.case_id} repeat {item.repeat}: {cause}")
     of_running = "running" if run.holder() else "left unfinished, its driver is gone"
     yield from (f"{of_running}: {name}" for name in running)
     times = [
@@ -207,8 +208,8 @@ def _found(run_dir: Path, pattern: str) -> list[Path]:
 
 def _seconds(status: Mapping[str, Any] | None) -> float | None:
     """What a launch took, of its status.json."""
-    seconds = (status or {}).get("seconds")
-    return float(seconds) if isinstance(seconds, int | float) else None
+    seconds: Any = (status or {}).get("seconds")
+    return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e9 else None
 
 
 def _write_tables(results: Results, run_dir: Path) -> None:

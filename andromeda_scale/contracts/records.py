@@ -29,6 +29,7 @@ History of the format
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,7 @@ class RankRecord:
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)  # phase name -> its line
     points: list[dict[str, Any]] = field(default_factory=list)  # of a probe, in their order
     end: dict[str, Any] | None = None
+    lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by phase, or by kind
 
     def values(self, phase: Phase, collector: str) -> dict[str, Any]:
         """What a collector wrote in a phase; empty if it wrote nothing."""
@@ -127,27 +129,49 @@ class RepeatRecord:
 def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> RepeatRecord:
     """Read the node files of one repeat: every sound line is used, every other is named.
 
-    Of two lines that say the same thing of one rank the first is used. Never raises for what a
-    file holds, and fills in nothing that is not there.
+    Of two lines that say the same thing of one rank the first is used; where they differ, what
+    comes after the second may be another launch's, and is not. Never raises for what a file holds,
+    and fills in nothing that is not there.
     """
     record = RepeatRecord()
     repeated: set[int] = set()
     owner: dict[int, str] = {}
+    problems: list[Problem] = []
     for path in sorted(directory.glob("node-*.jsonl"), key=lambda p: (len(p.name), p.name)):
-        for number, line in _lines(path, record.problems):
+        of_node: list[dict[str, Any]] = []
+        for number, line in _lines(path, problems):
             problem = _fault(line, case_id, repeat, world_size)
             rank: Any = line.get("rank")
             if problem is None and rank is None:
-                record.nodes.append(line["values"])
+                if line in of_node:
+                    problem = "this node's line was already read; the first is used"
+                else:
+                    of_node.append(line)
+                    record.nodes.append(line["values"])
             elif problem is None and rank not in repeated:
                 known = record.ranks.setdefault(rank, RankRecord(rank))
                 first = owner.setdefault(rank, path.name)
-                if first != path.name or not _add(known, line):
-                    repeated.add(rank)
+                found = _add(known, line) if first == path.name else None
+                if found is not line:
                     problem = f"rank {rank} was already read from {first}; the first is used"
+                    if found != line:
+                        repeated.add(rank)
             if problem is not None:
-                record.problems.append(Problem(path.name, number, problem))
+                problems.append(Problem(path.name, number, problem))
+    record.problems = _at_first(problems)
     return record
+
+
+def _at_first(problems: list[Problem]) -> list[Problem]:
+    """What many lines of a file have in common is said of the first of them."""
+    alike = Counter((problem.file, problem.what) for problem in problems)
+    firsts = {(problem.file, problem.what): problem for problem in reversed(problems)}
+    return [
+        problem._replace(what=f"{what} ({alike[file, what]} lines like it)")
+        if alike[file, what] > 1
+        else problem
+        for (file, what), problem in reversed(firsts.items())
+    ]
 
 
 def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -171,11 +195,18 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str,
                 problems.append(Problem(path.name, number, "is not a JSON object"))
 
 
+def wrong_version(found: Any) -> str | None:
+    """Why what another version wrote is not read; None for this one's."""
+    if type(found) is int and found == SCHEMA_VERSION:
+        return None
+    return f"has format version {found!r}; this reads {SCHEMA_VERSION}"
+
+
 def _fault(line: dict[str, Any], case_id: str, repeat: int, world_size: int) -> str | None:
     """Why a line cannot be used; None if it can."""
     kind, rank = line.get("kind"), line.get("rank")
-    if line.get("v") != SCHEMA_VERSION:
-        return f"has format version {line.get('v')!r}; this reads {SCHEMA_VERSION}"
+    if wrong := wrong_version(line.get("v")):
+        return wrong
     if line.get("case_id") != case_id or line.get("repeat") != repeat:
         return f"belongs to {line.get('case_id')!r} repeat {line.get('repeat')!r}"
     if kind not in ("start", "describe", "phase", "point", "node", "end"):
@@ -194,15 +225,16 @@ def _fault(line: dict[str, Any], case_id: str, repeat: int, world_size: int) -> 
     return None
 
 
-def _add(record: RankRecord, line: dict[str, Any]) -> bool:
-    """File a sound line of a rank; False if its place is taken."""
+def _add(record: RankRecord, line: dict[str, Any]) -> dict[str, Any]:
+    """File a sound line of a rank; the line that has its place, which is this one or an older."""
     kind = line["kind"]
-    if kind == "phase":
-        return record.phases.setdefault(line["phase"], line) is line
     if kind == "point":
         record.points.append(line["values"])
-        return True
-    if getattr(record, kind):
-        return False
-    setattr(record, kind, line["values"] if kind == "describe" else line)
-    return True
+        return line
+    place = line["phase"] if kind == "phase" else kind
+    taken = record.lines.setdefault(place, line)
+    if taken is line and kind == "phase":
+        record.phases[place] = line
+    elif taken is line:
+        setattr(record, kind, line["values"] if kind == "describe" else line)
+    return taken

@@ -64,21 +64,24 @@ def submit(script: Path, *options: str) -> str:
 def record(run_dir: Path, job_id: str, kind: str = "job") -> None:
     """Add a job to the run's list."""
     line = {"job_id": job_id, "kind": kind, "submitted_unix_s": time.time()}
-    with open(run_dir / FOLDER / _JOBS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with open(run_dir / FOLDER / _JOBS, "a+b") as file:
+        file.seek(0)
+        old = file.read()
+        torn = b"\n" if old and not old.endswith(b"\n") else b""  # or this one were lost with it
+        file.write(torn + json.dumps(line).encode() + b"\n")
 
 
 def of_run(run_dir: Path) -> list[str]:
     """Ids of a run's jobs in the order of their submission; [] of a run that was not submitted."""
     try:
-        lines = (run_dir / FOLDER / _JOBS).read_text(encoding="utf-8").splitlines()
+        lines = (run_dir / FOLDER / _JOBS).read_bytes().splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         try:
-            job_id = json.loads(line)["job_id"]
-        except (ValueError, TypeError, KeyError):
+            job_id = json.loads(line.decode())["job_id"]
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # half a line of a submit that was killed
         if isinstance(job_id, str) and job_id.isdecimal():
             found.append(job_id)

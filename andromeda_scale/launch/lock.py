@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch.disk import is_full
 
 
 @contextmanager
@@ -19,7 +20,15 @@ def held(run_dir: Path) -> Iterator[int]:
 
     Raises UserError naming the process and host that hold it.
     """
-    fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if is_full(error):
+            raise  # its caller says what to do
+        raise UserError(
+            f"{run_dir}/lock: cannot be opened ({error.strerror}); remove it, or mend "
+            "who may write it"
+        ) from None
     try:
         _take(run_dir, fd)
         os.ftruncate(fd, 0)
@@ -40,9 +49,17 @@ def holder(run_dir: Path) -> tuple[int, str] | None:
     except (FileNotFoundError, PermissionError):
         return None
     except OSError:  # held, or no file that can be
-        pid, _, host = (run_dir / "lock").read_text().strip().partition(" ")
+        try:
+            pid, _, host = _named((run_dir / "lock").read_bytes())
+        except OSError:
+            return None
         return (int(pid), host) if pid.isdecimal() else None
     return None
+
+
+def _named(held: bytes) -> tuple[str, str, str]:
+    """Process, a space and host of what a lock file says; a damaged one still locks."""
+    return held.decode(errors="replace").strip().partition(" ")
 
 
 def _take(run_dir: Path, fd: int) -> None:
@@ -52,7 +69,7 @@ def _take(run_dir: Path, fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            pid, _, host = os.pread(fd, 300, 0).decode().strip().partition(" ")
+            pid, _, host = _named(os.pread(fd, 300, 0))
             # The agent of a killed driver holds the lock for the moment it takes to die.
             dying = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
             if not dying or time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 ARRIVAL_S = 300.0  # how long agents of one launcher may take to arrive
 _ATTEMPT_S = 5.0
+_LOOPBACK = re.compile(r"127(\.\d{1,3}){3}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def find_place(env: Mapping[str, str]) -> Place:
         index=index,
         count=count,
         host=host,
-        address=env.get("MASTER_ADDR") or _first_host(env),
+        address=_address(env),
         port=_port(env) if "MASTER_PORT" in env else _job_port(env),
         launcher_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         scope=env.get("TORCHELASTIC_RESTART_COUNT", "0"),
@@ -83,14 +85,30 @@ def _port(env: Mapping[str, str]) -> int:
     return port
 
 
+def _address(env: Mapping[str, str]) -> str:
+    """Agent 0's; whatever a host calls its own loopback, the store listens on one address of it."""
+    given = env.get("MASTER_ADDR") or _first_host(env)
+    return "127.0.0.1" if given == "::1" or _LOOPBACK.fullmatch(given) else given
+
+
 def _first_host(env: Mapping[str, str]) -> str:
+    if env.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if nodes:
-        shown = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
-        )
-        if shown.returncode == 0 and shown.stdout.split():
-            return shown.stdout.split()[0]
+        try:
+            shown = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError:  # a container without SLURM's commands
+            hosts = []
+        else:
+            hosts = shown.stdout.split() if shown.returncode == 0 else []
+        if hosts:
+            return hosts[0]
     if env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env.get("OMPI_COMM_WORLD_SIZE", "?"):
         return "127.0.0.1"
     raise UserError(

@@ -21,11 +21,12 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import ValidationError
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
+from andromeda_scale.contracts.records import SCHEMA_VERSION, Status, wrong_version
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
@@ -146,7 +147,7 @@ class RunDir:
         """An existing run. Raises UserError if there is none, or its plan cannot be read."""
         path = Path(path).absolute()
         try:
-            text = (path / "plan.json").read_text()
+            text = (path / "plan.json").read_bytes()
         except OSError as error:
             raise UserError(
                 f"{path}: holds no run ({error.strerror}: plan.json); give the directory that "
@@ -216,12 +217,15 @@ class RunDir:
         return self.path / item.folder
 
     def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
-        """status.json of a repeat; None if it did not end, or the file cannot be read."""
+        """status.json of a repeat; None if it did not end, or the file says nothing known: a
+        merge has no numbers of it either, and a resume launches it again."""
         try:
-            status = json.loads((self.case_dir(item) / "status.json").read_text())
-        except (OSError, ValueError):
+            status = json.loads((self.case_dir(item) / "status.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
             return None
-        return status if isinstance(status, dict) and "status" in status else None
+        if not isinstance(status, dict) or status.get("status") not in get_args(Status):
+            return None
+        return None if wrong_version(status.get("v", SCHEMA_VERSION)) else status
 
     def statuses(self) -> list[tuple[PlannedRepeat, str]]:
         """Every item of the plan with its status word; "pending" without a status.json."""

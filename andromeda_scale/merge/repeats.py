@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,7 +15,14 @@ from andromeda_scale.analysis import breakdown
 from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.contracts.parity import First
 from andromeda_scale.contracts.planned import PlannedRepeat
-from andromeda_scale.contracts.records import RankRecord, RepeatRecord, Status, read_repeat
+from andromeda_scale.contracts.records import (
+    SCHEMA_VERSION,
+    RankRecord,
+    RepeatRecord,
+    Status,
+    read_repeat,
+    wrong_version,
+)
 from andromeda_scale.merge import ablation, blame, devices, energy, memory, parity
 from andromeda_scale.merge.checks import contradictions
 from andromeda_scale.merge.communication import launch_kinds
@@ -126,7 +134,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     system = read_system(record, table)
     status_problems: list[str] = []
     status = read_status(directory / "status.json", status_problems)
-    ending = _ending(status, record, table)
+    ending = _ending(status, record, table, status_problems)
     row |= system.columns() | _about(status, table)
     if 0 in record.ranks:
         row |= _model(record.ranks[0]) | _warmup(record.ranks[0])
@@ -185,20 +193,30 @@ def read_status(path: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("status") not in get_args(Status):
         problems.append("status.json: has no known status")
         return {}
+    if wrong := wrong_version(found.get("v", SCHEMA_VERSION)):
+        problems.append(f"status.json: {wrong}")
+        return {}
     return found
 
 
-def _ending(status: dict[str, Any], record: RepeatRecord, table: RankTable) -> Ending:
-    """status.json's word, unless a rank contradicts it: ok means complete end records."""
+def _ending(
+    status: dict[str, Any], record: RepeatRecord, table: RankTable, problems: Sequence[str] = ()
+) -> Ending:
+    """status.json's word, unless a rank contradicts it: ok means complete end records.
+
+    `problems`: why there is no word, if it is not that there is no file.
+    """
     if not status:
-        return Ending("interrupted", "did not finish: there is no status.json")
+        why = "; ".join(problems) or "there is no status.json"
+        return Ending("interrupted", f"did not finish: {why}")
     if status["status"] != "ok":
         return _ending_of(status, status.get("rank"), status.get("host"))
     for rank in sorted(record.ranks.values(), key=lambda rank: rank.rank):
         if rank.end is not None and rank.end["status"] != "ok":
             return _ending_of(rank.end, rank.rank, rank.start.get("host"))
     if table.unfinished:
-        return Ending("invalid", f"no end record of {of_ranks(table.unfinished)}")
+        why = f"; {record.problems[0]}" if record.problems else ""
+        return Ending("invalid", f"no end record of {of_ranks(table.unfinished)}{why}")
     return Ending("ok")
 
 

@@ -34,6 +34,14 @@ def share(value: Any) -> Any:
     return value
 
 
+def with_tuples(value: Any) -> Any:
+    """A mapping whose lists are tuples, for a validator that runs before the schema's own: what
+    Python has touched is JSON no more, of which alone a strict schema takes a list for a tuple."""
+    if not isinstance(value, dict):
+        return value
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
 Share = Annotated[
     float, BeforeValidator(share, json_schema_input_type=float | str), Field(gt=0, lt=1)
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from andromeda_scale.suite.schema import Schema, shown
+from andromeda_scale.suite.schema import Schema, shown, with_tuples
 
 # One line of text: a directive ends where its line does.
 Line = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -30,7 +30,7 @@ def _container(value: Any) -> Any:
         return {"image": value}
     if not isinstance(value, dict | Container | None):
         raise ValueError(f"{shown(value)} is no container; use the path of an image, quoted")
-    return value
+    return with_tuples(value)
 
 
 class Slurm(Schema):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from andromeda_scale.suite.optimizers import OPTIMIZERS, OPTIONS, state_bytes
-from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema, shown
+from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema, shown, with_tuples
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -102,7 +102,7 @@ def _optimizer(value: Any) -> Any:
             f"{shown(value)} is no optimizer; use one of {', '.join(sorted(OPTIMIZERS))}, or "
             "{name: adamw, OPTION: value}"
         )
-    return value
+    return with_tuples(value)
 
 
 def _checkpointing(value: Any) -> Any:

@@ -9,6 +9,7 @@ from refusals import GOOD, TWO_CORES, empty_folder_where_nothing_may_start, refu
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
+from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.planning.suite_file import load_suite
@@ -75,10 +76,45 @@ def test_a_run_that_is_not_there(command: str) -> None:
     assert not Path("nowhere").exists()
 
 
-def test_a_damaged_plan() -> None:
+@pytest.mark.parametrize("damaged", [b'{"suite_name": 3', b"\xff\xfe"])
+def test_a_damaged_plan(damaged: bytes) -> None:
     Path("run").mkdir()
-    Path("run/plan.json").write_text('{"suite_name": 3', encoding="utf-8")
+    Path("run/plan.json").write_bytes(damaged)
     for command in ("status", "report", "resume"):
         done = CliRunner().invoke(app, [command, "run"])
         assert done.exit_code == 2, done.exception
         assert "plan.json" in done.stderr
+
+
+def test_status_says_nothing_that_a_terminal_would_obey_or_no_launch_can_take() -> None:
+    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    run = RunDir.create("run", make_plan(suite, name, TWO_CORES), text, {})
+    ok, crashed, *_ = run.plan.repeats
+    for item, said in (
+        (ok, '{"status": "ok", "seconds": Infinity}'),
+        (crashed, '{"status": "crashed", "cause": "\\u001b[2J\\u001b]0;mine\\u0007"}'),
+    ):
+        run.case_dir(item).mkdir(parents=True)
+        (run.case_dir(item) / "status.json").write_text(said)
+    done = CliRunner().invoke(app, ["status", "run"])
+    assert done.exit_code == 0, done.exception
+    assert "1 crashed" in done.stdout
+    assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_a_damaged_lock_still_locks_and_is_no_stack_trace() -> None:
+    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    run = RunDir.create("run", make_plan(suite, name, TWO_CORES), text, {})
+    with run.lock():
+        Path("run/lock").write_bytes(b"\xff\xfe")
+        assert run.holder() is None
+        with pytest.raises(UserError, match="is in use by process"), run.lock():
+            pass
+    Path("run/lock").unlink()
+    Path("run/lock").mkdir()
+    assert run.holder() is None
+    with (
+        pytest.raises(UserError, match=r"run/lock: cannot be opened \(Is a directory\)"),
+        run.lock(),
+    ):
+        pass

@@ -278,3 +278,8 @@ def test_schemas_are_immutable() -> None:
     train = Train()
     with pytest.raises(ValueError, match="frozen"):
         train.seq_len = 3
+
+
+def test_an_optimizers_list_in_a_file_is_a_tuple_as_in_python() -> None:
+    train = validate(Train, {"optimizer": {"name": "adamw", "betas": [0.9, 0.95]}}, "x.yaml")
+    assert train.optimizer.betas == (0.9, 0.95)

@@ -231,13 +231,26 @@ def test_skipped_pending_and_unfinished_repeats_are_rows(tmp_path: Path) -> None
     assert found["tokens_per_s"].isna().all()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "fine"}', '{"status": ["ok"]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"status": "fine"}', '{"status": ["ok"]}', '{"v": 2, "status": "ok"}'],
+)
 def test_a_damaged_status_file_is_a_problem_not_a_crash(tmp_path: Path, text: str) -> None:
     run, case = even_run(tmp_path, repeats=1)
     (place_of(run, case, 0) / "status.json").write_text(text)
     results = merge_run(run)
     assert list(results.cases["status"]) == ["interrupted"]
     assert "status.json" in results.problems[0]
+    assert results.cases["cause"][0].startswith("did not finish: status.json: ")
+
+
+def test_records_of_another_version_are_why_a_repeat_is_invalid(tmp_path: Path) -> None:
+    run, case = even_run(tmp_path, repeats=1)
+    file = place_of(run, case, 0) / "node-0.jsonl"
+    file.write_text(file.read_text().replace('"v": 1', '"v": 2'))
+    results = merge_run(run)
+    assert list(results.cases["status"]) == ["invalid"]
+    assert "node-0.jsonl:1: has format version 2; this reads 1" in results.cases["cause"][0]
 
 
 def test_a_rank_without_memory_is_named_and_the_others_count(tmp_path: Path) -> None:

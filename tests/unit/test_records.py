@@ -65,6 +65,7 @@ def test_a_truncated_last_line_is_named_and_the_rest_used(tmp_path: Path) -> Non
         (b'{"v": 1' + b"0" * 5000 + b"}\n", "is not a JSON line"),
         (b"[1, 2]\n", "is not a JSON object"),
         (_line(kind="start", rank=0, v=2), "has format version 2; this reads 1"),
+        (_line(kind="start", rank=0, v=True), "has format version True; this reads 1"),
         (_line(kind="start", rank=0, case_id="d"), "belongs to 'd' repeat 0"),
         (_line(kind="start", rank=0, repeat=7), "belongs to 'c' repeat 7"),
         (_start(2), "has rank 2 in a world of 2"),
@@ -109,6 +110,37 @@ def test_a_second_line_of_the_same_kind_is_not_used(tmp_path: Path) -> None:
     found = read_repeat(tmp_path, "c", 0, 1)
     assert found.ranks[0].values("measure", "step_time") == {"step_ns": [1]}
     assert [problem.line for problem in found.problems] == [2]
+
+
+def test_a_line_written_twice_costs_none_of_those_after_it(tmp_path: Path) -> None:
+    node = _line(kind="node", rank=None, values={"system": {}})
+    end = _line(kind="end", rank=0, status="ok")
+    _write(tmp_path, node, node, _start(0), _start(0), _line(rank=0, **MEASURE), end)
+    found = read_repeat(tmp_path, "c", 0, 1)
+    assert found.nodes == [{"system": {}}]
+    assert found.ranks[0].values("measure", "step_time") == {"step_ns": [1]}
+    assert found.ranks[0].end is not None
+    assert [problem.line for problem in found.problems] == [2, 4]
+
+
+def test_after_a_second_start_that_differs_nothing_of_the_rank_is_used(tmp_path: Path) -> None:
+    other = _line(kind="start", rank=0, host="other")
+    _write(
+        tmp_path, _start(0), other, _line(rank=0, **MEASURE), _line(kind="end", rank=0, status="ok")
+    )
+    found = read_repeat(tmp_path, "c", 0, 1)
+    assert found.ranks[0].start["host"] == "h"
+    assert found.ranks[0].end is None
+    assert [problem.line for problem in found.problems] == [2]
+
+
+def test_what_many_lines_have_in_common_is_said_once(tmp_path: Path) -> None:
+    newer = [_line(kind="end", rank=0, v=2)] * 40
+    _write(tmp_path, _start(0), *newer, b"garbage\n")
+    assert [str(problem) for problem in read_repeat(tmp_path, "c", 0, 1).problems] == [
+        "node-0.jsonl:2: has format version 2; this reads 1 (40 lines like it)",
+        "node-0.jsonl:42: is not a JSON line",
+    ]
 
 
 def test_no_files_are_no_ranks(tmp_path: Path) -> None:

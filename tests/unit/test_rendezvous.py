@@ -50,6 +50,24 @@ def test_an_agent_finds_its_place_under_every_launcher(launcher: str) -> None:
     assert find_place(env) == expected
 
 
+STEP = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77"}
+
+
+@pytest.mark.parametrize(
+    "said", [{"SLURM_STEP_NUM_NODES": "1"}, {"MASTER_ADDR": "::1"}, {"MASTER_ADDR": "127.0.1.1"}]
+)
+def test_agents_of_one_host_meet_on_the_loopback_address(said: dict[str, str]) -> None:
+    assert find_place(STEP | said).address == "127.0.0.1"
+
+
+def test_a_container_without_slurms_commands_is_told_what_to_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="export MASTER_ADDR="):
+        find_place({**STEP, "SLURM_STEP_NODELIST": "n[1-2]"})
+
+
 def test_processes_of_one_job_agree_on_a_port_without_talking() -> None:
     job = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77", "MASTER_ADDR": "a"}
     ports = {find_place({**job, "SLURM_PROCID": str(i)}).port for i in range(2)}

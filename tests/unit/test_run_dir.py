@@ -147,7 +147,18 @@ def test_a_kill_after_the_second_rename_keeps_the_new_one(tmp_path: Path) -> Non
     assert run.statuses()[0][1] == "ok"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"v": 1}', "\0\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"v": 1}', "\0\xff", "[" * 100_000),
+        *(
+            '{"status": ["ok"]}',
+            '{"status": null}',
+            '{"status": "done"}',
+            '{"v": 2, "status": "ok"}',
+        ),
+    ],
+)
 def test_an_unreadable_status_is_not_finished(tmp_path: Path, content: str) -> None:
     run = create(tmp_path / "run")
     item = run.plan.repeats[0]

@@ -82,6 +82,13 @@ def test_a_mistake_in_the_section_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_files_name_writes_no_directive(tmp_path: Path) -> None:
+    suite = tmp_path / "x\n#SBATCH --account=theirs\n.yaml"
+    suite.write_text(SUITE, encoding="utf-8")
+    with pytest.raises(UserError, match="rename the suite's file"):
+        submitting.prepare(read_suite(str(suite)), tmp_path / "run")
+
+
 def test_an_array_has_a_task_a_case_by_their_nodes_and_a_job_that_merges(tmp_path: Path) -> None:
     found = scripts(tmp_path, "slurm: {array: true}\naxes: {seed: [1, 2]}\n")
     assert list(found) == ["array-1.sbatch", "array-4.sbatch", "merge.sbatch"]
@@ -116,6 +123,18 @@ def test_words_of_the_agent_are_one_shell_word_each() -> None:
     words = ["a b", "$(touch x)", "it's", ";"]
     shown = sbatch.agent(Slurm(python="/my python"), words, gpus=False)
     assert shlex.split(shown) == ["/my python", "-m", "andromeda_scale.agent", *words]
+
+
+def test_every_example_of_the_docs_is_a_script(tmp_path: Path) -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "clusters.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^\|[^|]+\| `(\{.+\})` \|$", text, re.MULTILINE)
+    assert len(examples) >= 8
+    for section in examples:
+        assert "andromeda_scale.agent" in script(tmp_path, f"slurm: {section}\n", "device=auto")
+    assert "--container-mounts=/proj python -m" in script(tmp_path, f"slurm: {examples[-1]}\n")
+    for given in ("slurm.partition=gpu-debug", "slurm.time=00:30:00"):
+        assert given in text
+        script(tmp_path, "", given)
 
 
 def test_a_container_holds_the_agent() -> None:
@@ -189,3 +208,28 @@ def test_lines_of_jobs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> No
     with open(tmp_path / "slurm" / "jobs.jsonl", "a") as file:
         file.write('nonsense\n[]\n{"job_id": 7}\n{"job_id": "--all"}\n{"job_id": "13"')
     assert jobs.of_run(tmp_path) == ["12"]
+    jobs.record(tmp_path, "14")  # after half a line
+    with open(tmp_path / "slurm" / "jobs.jsonl", "ab") as file:
+        file.write(b'\xff\xfe{"job_id": "15"}\n' + b"[" * 100_000)
+    assert jobs.of_run(tmp_path) == ["12", "14"]
+
+
+@pytest.mark.parametrize("error", [UserError("refused"), OSError(28, "No space left on device")])
+def test_what_is_submitted_in_part_is_cancelled_and_said(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+    numbers = iter("12")
+
+    def record(*_: object) -> None:
+        if next(taken) == 2:
+            raise error
+
+    taken = iter((1, 2))
+    monkeypatch.setattr(jobs, "submit", lambda *_: next(numbers))
+    monkeypatch.setattr(jobs, "record", record)
+    monkeypatch.setattr(jobs, "cancel", cancelled.extend)
+    array = submitting.prepare(loaded(tmp_path, "slurm: {array: true}\n"), tmp_path / "run")
+    with pytest.raises(UserError, match="; job 1 is cancelled; job 2 is cancelled"):
+        submitting.submit(array)
+    assert cancelled == ["1", "2"]

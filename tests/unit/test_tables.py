@@ -119,6 +119,15 @@ def test_text_from_records_is_neither_markup_nor_a_terminal_escape(tmp_path: Pat
     assert "\n" not in "".join(_cells(table).values())
 
 
+def test_text_from_records_is_no_tag_of_the_page_that_markdown_becomes(tmp_path: Path) -> None:
+    table = _table(
+        tmp_path, make_case("ddp", 1), status="crashed", cause="<script>x</script> 1 < 2"
+    )
+    markdown = table.to_markdown()
+    assert "&lt;script>x&lt;/script> 1 < 2" in markdown
+    assert "<script" not in markdown
+
+
 def test_the_terminal_table_fits_120_columns_unfolded(tmp_path: Path) -> None:
     cases = [make_case("fsdp2", 1), make_case("fsdp2", 2)]
     text = _table(tmp_path, *cases).to_text()
