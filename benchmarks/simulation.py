@@ -10,8 +10,10 @@ coverage   how often a 95 % interval holds the truth (wanted: 93 to 97 %): of on
            drifts within a launch, has heavy tails and outliers, comes from launches alone or from
            steps alone. `percentile` is the nested bootstrap without dividing by the error of each
            draw, for comparison: it is not used
+           and of the classes of a step, their shares and factors
 A/A        how often the same configuration is called different from itself (at most 5 %), alone
-           and as one of five under Holm, with a drift that both sides of a pair share
+           and as one of five under Holm, with a drift that both sides of a pair share; and of
+           several equal ones, how often the best is called better than another
 found      how often a slow-down of 2 % is found at the default settings under steps of 2 % and
            launches of 0.5 % (at least 95 %)
 
@@ -28,7 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from andromeda_scale.analysis import comparison, stats
+from andromeda_scale.analysis import breakdown, comparison, stats
 from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.stats import Interval, Sample
 from andromeda_scale.commands.refining import GROWTH
@@ -140,6 +142,39 @@ def coverage(trials: int, steps: int, rng: np.random.Generator) -> Iterator[bool
         yield from (COVERED[0] <= one <= COVERED[1] for one in shares)
 
 
+def _profile(rng: np.random.Generator, steps: int) -> dict[str, Times]:
+    """(2 ranks, steps) seconds of one launch's classes; launches differ by 5 % in their compute."""
+    spread = {"exposed_wait_s": 0.3, "exposed_transfer_s": 0.2, "host_s": 0.1, "data_s": 0.0}
+    found = {name: 0.01 * np.exp(s * rng.standard_normal((2, steps))) for name, s in spread.items()}
+    of_launch = 0.1 * np.exp(0.05 * rng.standard_normal())
+    found["compute_s"] = of_launch * np.exp(0.03 * rng.standard_normal((2, steps)))
+    exposed = found["exposed_wait_s"] + found["exposed_transfer_s"]
+    found |= {"step_s": sum(found.values()), "comm_exposed_s": exposed, "comm_total_s": exposed}
+    return found | {"comm_overlapped_s": 0 * exposed}
+
+
+def reasons(trials: int, rng: np.random.Generator, steps: int = 20) -> Iterator[bool]:
+    """Coverage of a breakdown's intervals, whose launches have `steps` profiled steps."""
+    names = ("compute_s", "exposed_transfer_share", "host_share", "serialisation_eff")
+    print(f"\n{'coverage of reasons, %':<30}", *(f"{name:>23}" for name in names))
+    many = [breakdown.additive(_profile(rng, steps)) for _ in range(100 * trials)]
+    truths = {name: float(np.mean([one[name] for one in many])) for name in names}
+    for size in SIZES:
+        held = dict.fromkeys(names, 0)
+        for _ in range(trials):
+            launches = [_profile(rng, steps) for _ in range(size)]
+            means = [breakdown.additive(one) for one in launches]
+            series = [breakdown.by_step(one) for one in launches]
+            for name in names:
+                values = {index: one[name] for index, one in enumerate(means)}
+                one = Sample(values, {index: x[name] for index, x in enumerate(series)})
+                _, low, high = stats.mean_interval(one)
+                held[name] += low <= truths[name] <= high
+        shares = [held[name] / trials for name in names]
+        print(f"{size:>3} launches{'':<18}", *(f"{one:23.1%}" for one in shares), flush=True)
+        yield from (COVERED[0] <= one <= COVERED[1] for one in shares)
+
+
 def pair(
     noise: Noise, rng: np.random.Generator, launches: int, steps: int, effect: float
 ) -> tuple[Sample, Sample]:
@@ -160,6 +195,22 @@ def any_of_five(noise: Noise, rng: np.random.Generator, launches: int, steps: in
     pairs = (pair(noise, rng, launches, steps, 0.0) for _ in range(5))
     ratios = [comparison.compare_launches(*one) for one in pairs]
     return any(one.differs for one in comparison.jointly(ratios))
+
+
+def best_of(noise: Noise, rng: np.random.Generator, rivals: int, steps: int) -> bool:
+    """Whether of equal rivals, 5 launches each, one differs from the one that looks best."""
+    launches = [sample(noise.draw(rng, 5, steps)) for _ in range(rivals)]
+    ranked = sorted(launches, key=lambda one: -stats.log_interval(one).centre)
+    ratios = [comparison.compare_launches(ranked[0], other) for other in ranked[1:]]
+    return any(one.differs for one in comparison.jointly(ratios, of_the_best=True))
+
+
+def chosen(trials: int, steps: int, rng: np.random.Generator) -> Iterator[bool]:
+    print("\nequal rivals of which one is called different from the best, 5 launches, %")
+    for rivals in (2, 4, 6, 10, 20):
+        found = share(trials, lambda k=rivals: best_of(NOISES[0], rng, k, steps))
+        print(f"{rivals:>3} rivals {found:8.1%}", flush=True)
+        yield found <= FALSE_ALARMS
 
 
 def alarms(trials: int, steps: int, rng: np.random.Generator) -> Iterator[bool]:
@@ -241,7 +292,9 @@ def main() -> int:
         return 0
     held = [
         *coverage(asked.trials, asked.steps, rng),
+        *reasons(asked.trials, rng),
         *alarms(asked.trials, asked.steps, rng),
+        *chosen(asked.trials, asked.steps, rng),
         *found(asked.trials, rng),
     ]
     stopping(asked.trials, rng)

@@ -21,6 +21,7 @@ from andromeda_scale.analysis.stats import log_ratio_interval
 # What the communication collector writes per step and rank. The classes of a step are disjoint.
 CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
 IN_A_STEP = (*CLASSES, "end_skew_s")  # these add up to it
+SHARED = (*IN_A_STEP, "comm_exposed_s")  # of which a share of the step is told
 PARTS = ("forward_s", "backward_s", "optimizer_s")  # of the program; they contain communication
 SERIES = ("step_s", *CLASSES, "comm_total_s", "comm_exposed_s", "comm_overlapped_s")
 ADDED = ("charged_s", "optimizer_compute_s")  # series that older records lack
@@ -46,26 +47,47 @@ def additive(series: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     compute + exposed_wait + exposed_transfer + data + host + end_skew = profile_step, where
     profile_step is the mean over steps of the longest rank of that step. Then what FACTORS are
-    made of.
+    made of, shares of the step, and FACTORS.
     """
+    seconds = {name: float(x.mean()) for name, x in _by_step(series).items()}
+    return seconds | _ratios(seconds)
+
+
+def by_step(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(steps,) of what `additive` says, whose mean that is, or nearly: of ratios the pseudo-values
+    of the jackknife, n f - (n - 1) f without this step (Tukey 1958). Empty for one step."""
+    seconds = _by_step(series)
+    num = len(seconds["profile_step_s"])
+    if num < 2:
+        return {}
+    others = {name: (x.sum() - x) / (num - 1) for name, x in seconds.items()}
+    every = _ratios({name: float(x.mean()) for name, x in seconds.items()})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without = _ratios(others)
+    return seconds | {name: num * f - (num - 1) * without[name] for name, f in every.items()}
+
+
+def _by_step(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(steps,) seconds of every class, as means over ranks, and of what FACTORS are made of."""
     longest = series["step_s"].max(axis=0)
-    profile_step_s = float(longest.mean())
     names = [name for name in (*SERIES, "optimizer_compute_s") if name in series]
-    means = {name: float(series[name].mean()) for name in names if name != "step_s"}
-    found = means | {
-        "profile_step_s": profile_step_s,
-        "end_skew_s": float((longest - series["step_s"]).mean()),
-        "comm_exposed_share": means["comm_exposed_s"] / profile_step_s,
-        "least_data_s": float(series["data_s"].min(axis=0).mean()),
-        "least_host_s": float(series["host_s"].min(axis=0).mean()),
-        "least_transfer_s": float(series["exposed_transfer_s"].min(axis=0).mean()),
-        "most_compute_s": float(series["compute_s"].max(axis=0).mean()),
+    means = {name: series[name].mean(axis=0) for name in names if name != "step_s"}
+    return means | {
+        "profile_step_s": longest,
+        "end_skew_s": (longest - series["step_s"]).mean(axis=0),
+        "least_data_s": series["data_s"].min(axis=0),
+        "least_host_s": series["host_s"].min(axis=0),
+        "least_transfer_s": series["exposed_transfer_s"].min(axis=0),
+        "most_compute_s": series["compute_s"].max(axis=0),
     }
-    shares = {f"{name[:-2]}_share": found[name] / profile_step_s for name in IN_A_STEP}
-    return found | shares | factors(found)
 
 
-def factors(row: Mapping[str, Any]) -> dict[str, float]:
+def _ratios(seconds: Mapping[str, Any]) -> dict[str, Any]:
+    shares = {f"{x[:-2]}_share": seconds[x] / seconds["profile_step_s"] for x in SHARED}
+    return shares | factors(seconds)
+
+
+def factors(row: Mapping[str, Any]) -> dict[str, Any]:
     """FACTORS from the seconds of `additive`, of a launch or averaged over several."""
     before_data = row["profile_step_s"]
     before_host = before_data - row["least_data_s"]
@@ -177,5 +199,5 @@ def _amounts(one: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, float
     return found | reasons | {"profile_efficiency": clocked}
 
 
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else math.nan
+def _ratio(a: Any, b: Any) -> Any:
+    return a / b if np.all(b) else math.nan

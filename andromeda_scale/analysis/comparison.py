@@ -70,11 +70,17 @@ def compare_samples(values: Sample, base: Sample) -> Ratio:
     return Ratio(difference(values, base), 0)
 
 
-def jointly(ratios: Sequence[Ratio]) -> list[Ratio]:
+def jointly(ratios: Sequence[Ratio], *, of_the_best: bool = False) -> list[Ratio]:
     """Each judged so that all together err in FALSE_ALARMS (Holm 1979), with the interval of the
-    level it was judged at."""
+    level it was judged at.
+
+    `of_the_best`: of k cases the one that looks best against the k - 1 others. It was chosen by the
+    same launches, so that of equal ones it often lies apart by chance: they count as more
+    comparisons, half way to all k (k - 1) / 2 pairs (benchmarks/statistics.py).
+    """
     known = [index for index, ratio in enumerate(ratios) if ratio.known]
-    levels = holm_levels([ratios[index].chance for index in known], FALSE_ALARMS)
+    family = len(known) * (len(known) + 3) / 4 if of_the_best else len(known)
+    levels = holm_levels([ratios[index].chance for index in known], FALSE_ALARMS, family)
     found = dict(zip(known, levels, strict=True))
     return [ratio._replace(level=found.get(i, FALSE_ALARMS)) for i, ratio in enumerate(ratios)]
 
@@ -85,13 +91,14 @@ def holm(chances: Sequence[float], alpha: float) -> list[bool]:
     return [chance <= level for chance, level in zip(chances, levels, strict=True)]
 
 
-def holm_levels(chances: Sequence[float], alpha: float) -> list[float]:
+def holm_levels(chances: Sequence[float], alpha: float, family: float | None = None) -> list[float]:
     """What each of m chances is held against: the smallest alpha / m, the next alpha / (m - 1), and
-    so on to the first that is larger, whose level all that follow have."""
+    so on to the first that is larger, whose level all that follow have. m: `family`, if larger."""
+    family = len(chances) if family is None else family
     levels = [0.0] * len(chances)
     stopped: float | None = None
     for rank, index in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
-        levels[index] = stopped or alpha / (len(chances) - rank)
+        levels[index] = stopped or alpha / (family - rank)
         if chances[index] > levels[index]:
             stopped = levels[index]
     return levels

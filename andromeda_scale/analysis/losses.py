@@ -1,19 +1,20 @@
-"""What costs a case most of its step, by launch, and what usually mends it. No torch."""
+"""What costs a case most of its step, and what usually mends it. No torch."""
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from andromeda_scale.analysis.stats import Interval, mean_interval
+from andromeda_scale.analysis.stats import Interval
 
 # Classes of a profiled step that are no compute, by the words of the tables.
-_CLASSES = {
-    "transfer": "exposed_transfer_s",
-    "wait": "exposed_wait_s",
-    "data": "data_s",
-    "host": "host_s",
-    "skew": "end_skew_s",
+_SHARES = {
+    "transfer": "exposed_transfer_share",
+    "wait": "exposed_wait_share",
+    "data": "data_share",
+    "host": "host_share",
+    "skew": "end_skew_share",
 }
 REMEDIES = {
     "transfer": "more tokens per rank and step (micro_batch_size, grad_accum), buckets that "
@@ -26,17 +27,15 @@ REMEDIES = {
 }
 
 
-def largest_loss(launches: pd.DataFrame) -> tuple[str, Interval] | None:
-    """(a key of REMEDIES, its share of the profiled step over launches); None without a profile.
+def largest_loss(row: Mapping[str, Any]) -> tuple[str, Interval] | None:
+    """(a key of REMEDIES, its share of the profiled step); None without a profile.
 
-    `launches`: rows of repeats.parquet. The interval's ends are clipped to 0..1.
+    `row`: of results.parquet.
     """
-    profiled = launches[launches["profile_step_s"].gt(0)]
-    if profiled.empty:
+    shares = {name: row.get(key, math.nan) for name, key in _SHARES.items()}
+    known = {name: float(share) for name, share in shares.items() if share == share}
+    if not known:
         return None
-    shares = {
-        name: profiled[column] / profiled["profile_step_s"] for name, column in _CLASSES.items()
-    }
-    name = max(shares, key=lambda key: float(shares[key].mean()))
-    centre, low, high = np.clip(mean_interval(list(shares[name])), 0.0, 1.0)
-    return name, Interval(float(centre), float(low), float(high))
+    name = max(known, key=lambda key: known[key])
+    ends = (float(row.get(f"{_SHARES[name]}_{end}", math.nan)) for end in ("low", "high"))
+    return name, Interval(known[name], *ends)

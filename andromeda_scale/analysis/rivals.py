@@ -104,7 +104,8 @@ def standings(
     for row in others:
         other = launches.get(row["case_id"], nothing)
         ratios.append(compare_launches(*((mine, other) if more else (other, mine))))
-    return best, [Standing(*one) for one in zip(others, jointly(ratios), strict=True)]
+    judged = jointly(ratios, of_the_best=True)
+    return best, [Standing(*one) for one in zip(others, judged, strict=True)]
 
 
 def front(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

@@ -76,16 +76,16 @@ class Sample:
         return len(self.values)
 
 
-class _Logs(NamedTuple):
-    """ln of launches, (n,), and of each with its steps resampled, (n, STEP_DRAWS), if known."""
+class _Launches(NamedTuple):
+    """Launches or their ln, (n,), and each with its steps resampled, (n, STEP_DRAWS), if known."""
 
     values: NDArray[np.float64]
     resampled: NDArray[np.float64] | None
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Arithmetic mean of launches with a t interval."""
-    return _one(_Logs(np.asarray(values, dtype=float), None)).interval()
+def mean_interval(values: Sequence[float] | Sample) -> Interval:
+    """Arithmetic mean of launches with its interval."""
+    return _one(_plain(_sample(values))).interval()
 
 
 def log_interval(values: Sequence[float] | Sample) -> Interval:
@@ -148,23 +148,40 @@ def _sample(values: Sequence[float] | Sample) -> Sample:
     return values if isinstance(values, Sample) else Sample(dict(enumerate(values)))
 
 
-def _logs(sample: Sample, base: Sample | None = None) -> _Logs:
+def _logs(sample: Sample, base: Sample | None = None) -> _Launches:
     """ln of each launch, or of its ratio to that of the same number in `base`."""
     keys = list(sample.values)
     logs = np.log(np.array([sample.values[key] for key in keys], dtype=float))
     if base is not None:
         logs = logs - np.log(np.array([base.values[key] for key in keys], dtype=float))
-    known = all(
-        len(one.steps.get(key, ())) > 1 for key in keys for one in (sample, base) if one is not None
-    )
-    if len(keys) < MIN_BOOTSTRAP or not known:
-        return _Logs(logs, None)
+    if not all(_many_steps(one) for one in (sample, base) if one is not None):
+        return _Launches(logs, None)
     rng = np.random.default_rng(SEED)
     errors = [
         _step_errors(sample.steps[key], None if base is None else base.steps[key], rng)
         for key in keys
     ]
-    return _Logs(logs, logs[:, None] + np.stack(errors))
+    return _Launches(logs, logs[:, None] + np.stack(errors))
+
+
+def _plain(sample: Sample) -> _Launches:
+    """Each launch as it is; of a draw of its steps, moved by as much as their mean is."""
+    values = np.array([*sample.values.values()], dtype=float)
+    if not _many_steps(sample):
+        return _Launches(values, None)
+    rng = np.random.default_rng(SEED)
+    moved = []
+    for steps in (sample.steps[key] for key in sample.values):
+        means = block_means(steps[None], block_steps(steps), STEP_DRAWS, rng)[:, 0]
+        moved.append(means - steps.mean())
+    return _Launches(values, values[:, None] + np.stack(moved))
+
+
+def _many_steps(sample: Sample) -> bool:
+    """Whether there are launches enough for the bootstrap, and steps of each."""
+    return len(sample) >= MIN_BOOTSTRAP and all(
+        len(sample.steps.get(key, ())) > 1 for key in sample.values
+    )
 
 
 def _step_errors(
@@ -189,7 +206,7 @@ def _log_means(series: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     return means
 
 
-def _one(logs: _Logs) -> Estimate:
+def _one(logs: _Launches) -> Estimate:
     """The mean of one sample of logs."""
     if not len(logs.values):
         return UNKNOWN
@@ -202,7 +219,7 @@ def _one(logs: _Logs) -> Estimate:
     return _studentised(mean, squared_error, df, drawn - mean, errors)
 
 
-def _draw(logs: _Logs, seed: int = SEED) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _draw(logs: _Launches, seed: int = SEED) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means and their squared standard errors, (DRAWS,) each, of launches drawn with replacement,
     each with steps drawn anew."""
     assert logs.resampled is not None

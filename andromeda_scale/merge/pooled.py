@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, PARTS, factors
 from andromeda_scale.analysis.precision import half_width
+from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import log_interval, mean_interval
+from andromeda_scale.analysis.stats import Sample, log_interval, mean_interval
 from andromeda_scale.merge import blame, energy
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.metrics import METRICS
@@ -55,7 +57,7 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
             row[name] = math.exp(float(np.log(values).mean())) if (values > 0).all() else 0.0
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
-    row |= _ends(pooled)
+    row |= _ends(pooled, launches.tokens_per_s.steps)
     interval = log_interval(launches.tokens_per_s)
     _, low, high = interval
     row["half_width"] = half_width(interval)
@@ -77,15 +79,23 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
     return row | (blame.case_columns(judged) if judged else {})
 
 
-def _ends(pooled: list[Row]) -> Row:
+def _ends(pooled: list[Row], timed: Mapping[int, Series]) -> Row:
     """Intervals over launches of BOUNDED, each about the mean that METRICS names, as far as such a
-    value can be: a time is not negative, a share or factor not above 1."""
+    value can be: a time is not negative, a share or factor not above 1.
+
+    `timed`: steps of the window by repeat, of which the step time is made; profiled steps are with
+    their launch.
+    """
     found: Row = {}
     for name in BOUNDED:
-        values = [one[name] for one in pooled if one.get(name, math.nan) == one.get(name)]
-        factors = METRICS[name].launches == "geometric mean" and all(one > 0 for one in values)
-        interval = log_interval if factors else mean_interval
-        centre, low, high = interval(values)
+        known = {one["repeat"]: one for one in pooled if one.get(name, math.nan) == one.get(name)}
+        values = {repeat: one[name] for repeat, one in known.items()}
+        steps = {repeat: one.get("by_step", {}).get(name, ()) for repeat, one in known.items()}
+        positive = all(value > 0 for value in values.values())
+        as_factors = METRICS[name].launches == "geometric mean" and positive
+        interval = log_interval if as_factors else mean_interval
+        sample = Sample(values, timed if name == "step_time_s" else steps)
+        centre, low, high = interval(sample)
         if name != "residual_s":  # of what was added up, which may be too much
             low = min(max(low, 0.0), centre) if low == low else low
         if name.endswith("_share") or name in FACTORS:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from andromeda_scale.analysis.balance import imbalance
-from andromeda_scale.analysis.breakdown import PARTS, additive
+from andromeda_scale.analysis.breakdown import PARTS, additive, by_step
 from andromeda_scale.merge.ranks import RankTable
 from andromeda_scale.merge.values import most
 
@@ -30,6 +30,7 @@ def profile_columns(table: RankTable, step_time_s: float) -> dict[str, Any]:
         "num_profile_steps": len(job),
         "profile_slowdown": float(np.median(job)) / step_time_s if step_time_s else math.nan,
         **additive(profile),
+        "by_step": by_step(profile),
         **{name: _mean(table.columns[name]) for name in _MEANS},
     }
     if "clock_ns" in profile:

@@ -58,7 +58,7 @@ def ranking(
     yield _fastest(title, names, here, unfit, speeds)
     yield from _cheapest(results, names, fair)
     yield from _front(names, here)
-    yield from _loss(results, names, fastest)
+    yield from _loss(names, fastest)
     yield from _noise(names, rivals.by_world(fair), speeds)
 
 
@@ -133,9 +133,7 @@ def _front(names: Names, here: Sequence[Row]) -> Iterator[Sentence]:
     words = " and ".join(_OBJECTIVES[name] for name in goods)
     each = [f"{names.short(row)} ({', '.join(_good(row, name) for name in goods)})" for row in kept]
     beaten = len(here) - len(kept)
-    rest = (
-        f"; {beaten} {'is' if beaten == 1 else 'are'} better than them in nothing" if beaten else ""
-    )
+    rest = f"; {beaten} {'is' if beaten == 1 else 'are'} matched or beaten in all" if beaten else ""
     at = f"world {here[0]['world_size']}{names.where}"
     text = f"Front of {words} at {at}, by their means: {listed(each)}{rest}."
     yield Sentence("front", text, case_ids(kept))
@@ -150,9 +148,8 @@ def _good(row: Row, name: str) -> str:
     return f"{centre} [{', '.join(ends)}]{_UNITS.get(name, '')}"
 
 
-def _loss(results: Results, names: Names, row: Row) -> Iterator[Sentence]:
-    repeats = results.repeats
-    found = largest_loss(repeats[repeats["case_id"].eq(row["case_id"]) & repeats["pooled"]])
+def _loss(names: Names, row: Row) -> Iterator[Sentence]:
+    found = largest_loss(row)
     if found is None:
         return
     name, share = found

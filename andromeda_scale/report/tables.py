@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -29,7 +28,6 @@ from andromeda_scale.report.media import latex, markdown, markdown_cell, records
 from andromeda_scale.report.rows import label
 from andromeda_scale.report.sentence import Sentence
 
-_TAG = re.compile("<(?=[A-Za-z/!?])")
 PLAIN_WIDTH = 120  # columns of text where there is no terminal to ask
 # Columns a narrow terminal does without, the first of them first.
 DISPENSABLE = (
@@ -167,9 +165,7 @@ class Table:
         """A pipe table under a heading, footnotes as a list, `under`, every difference behind."""
         differences = self.fairness.to_markdown() if self.fairness is not None else ""
         under = self.under._section("###") if self.under is not None else ""
-        parts = (self._section("##"), under, differences)
-        # What came from records is no markup: Markdown passes tags on to the page it becomes.
-        return _TAG.sub("&lt;", "\n".join(part for part in parts if part))
+        return "\n".join(part for part in (self._section("##"), under, differences) if part)
 
     def _section(self, heading: str) -> str:
         said = self.fairness.notes() if self.fairness else []

@@ -16,10 +16,11 @@ from andromeda_scale.analysis.breakdown import (
     REASONS,
     SERIES,
     additive,
+    by_step,
     factors,
     out_of_range,
 )
-from andromeda_scale.analysis.stats import log_ratio_interval, mean_interval
+from andromeda_scale.analysis.stats import Sample, log_ratio_interval, mean_interval
 from andromeda_scale.merge import merge_run
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.catalogue import make_table
@@ -252,6 +253,31 @@ def test_a_factor_and_a_share_have_the_interval_of_their_launches(tmp_path: Path
         mean_interval((of_row["compute_s"] / of_row["profile_step_s"]).tolist())
     )
     assert math.isnan(interval_of(base, "host_eff_vs_base").low)
+
+
+def test_the_means_of_the_steps_are_the_launches_ratios_nearly() -> None:
+    found, steps = additive(BY_HAND), by_step(BY_HAND)
+    assert steps.keys() == found.keys()
+    for name, x in steps.items():
+        assert x.shape == (2,)
+        assert x.mean() == pytest.approx(found[name], rel=1e-9 if name.endswith("_s") else 0.02)
+    assert by_step({name: x[:, :1] for name, x in BY_HAND.items()}) == {}
+
+
+def test_from_six_launches_a_share_is_bounded_by_its_steps_too(tmp_path: Path) -> None:
+    write_plan(tmp_path, [make_case("ddp", 1)], 6)
+    rng = np.random.default_rng(1)
+    of_launch = [0.1 * np.exp(0.1 * rng.standard_normal(20)) for _ in range(6)]
+    for repeat, compute_s in enumerate(of_launch):
+        lines = rank_lines(0, [0.1] * 4, compute_s=compute_s.tolist())
+        write_repeat(tmp_path, make_case("ddp", 1), repeat, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    (row,) = results.cases.to_dict("records")
+    values = dict(enumerate(results.repeats["compute_s"]))
+    assert interval_of(row, "compute_s") == pytest.approx(
+        mean_interval(Sample(values, dict(enumerate(of_launch))))
+    )
+    assert interval_of(row, "compute_s") != pytest.approx(mean_interval([*values.values()]))
 
 
 def test_the_additive_table_sums_to_the_step(tmp_path: Path) -> None:

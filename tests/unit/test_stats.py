@@ -175,6 +175,13 @@ def test_of_several_comparisons_an_interval_excludes_1_exactly_where_holm_tells_
     assert not together[-1].known
 
 
+def test_the_best_was_chosen_by_the_data_so_that_its_comparisons_count_as_more() -> None:
+    # 3 against the best of 4: half way from 3 to all 6 pairs. t of 4 degrees: 0.0075, 0.011
+    together = jointly([_ratio(0.2), _ratio(0.05), _ratio(0.045)], of_the_best=True)
+    assert [one.level for one in together] == [FALSE_ALARMS / n for n in (4.5, 3.5, 2.5)]
+    assert jointly([_ratio(0.03)], of_the_best=True)[0].level == FALSE_ALARMS
+
+
 def test_beyond_95_percent_the_bootstraps_tails_are_students_at_its_own_95() -> None:
     sample, base = _rates(np.random.default_rng(9), 8), _rates(np.random.default_rng(10), 8)
     found = difference(sample, base)
