@@ -42,6 +42,8 @@ def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = Fal
     run = RunDir.create(run_dir, plan, suite_text, found, allow_mixed=allow_mixed)
     for note in run.plan.notes[len(plan.notes) :]:
         typer.echo(f"note: {note}", err=True)
+    for problem in run.plan.problems:
+        typer.echo(f"problem: {problem}", err=True)
     return run
 
 

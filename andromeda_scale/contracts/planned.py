@@ -61,6 +61,7 @@ class Plan(Schema):
     cases: dict[str, Case]
     repeats: tuple[PlannedRepeat, ...]
     notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
+    problems: tuple[str, ...] = ()  # what was asked for and cannot be had, for every table
     machine: Machine | None = None  # it was made for, where something is still to be found
 
 

@@ -45,7 +45,7 @@ def merge_run(run_dir: Path) -> Results:
         if item.role == "measure":
             items[item.case_id].append(item)
     known = calibration.read(Path(run_dir) / calibration.FILE)
-    problems: list[str] = [known["problem"]] if "problem" in known else []
+    problems = [*plan.problems, *([known["problem"]] if "problem" in known else [])]
     ceilings = Ceilings(known.get("ceilings", {}))
     problems += ceilings.problems
     repeat_rows, case_rows, launches, collectives, series = [], [], {}, [], []

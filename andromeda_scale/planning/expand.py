@@ -12,12 +12,12 @@ from typing import Any
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.planning.model_file import resolve_model, short, told_apart
-from andromeda_scale.registry import STRATEGIES, load
+from andromeda_scale.registry import COLLECTORS, STRATEGIES, load
 from andromeda_scale.suite import faults
 from andromeda_scale.suite.config import Auto, Case, Settings, StrategySpec, Strong, Suite
-from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.schema import Schema, shown
 from andromeda_scale.suite.training import Train
-from andromeda_scale.suite.validation import Where, place, refuse_unknown, validate
+from andromeda_scale.suite.validation import Where, place, refuse_unknown, suggestion, validate
 from andromeda_scale.suite.world import World
 
 MAX_CASES = 10_000  # a sweep of more could not be launched, and its product may not fit memory
@@ -88,6 +88,17 @@ def axes_of(suite: Suite, where: Where) -> dict[str, tuple[Any, ...]]:
     return axes
 
 
+def unknown_collectors(suite: Suite, where: Where) -> tuple[str, ...]:
+    """What is asked for and nobody can collect; the rest goes on without it."""
+    asked = [*suite.collect, *itertools.chain.from_iterable(suite.axes.get("collect", ()))]
+    unknown = dict.fromkeys(name for name in asked if name not in COLLECTORS)
+    return tuple(
+        f"collect: {shown(name)} is no collector ({place(where, 'collect')}): unavailable; "
+        f"{suggestion(str(name), [*COLLECTORS])}"
+        for name in unknown
+    )
+
+
 def _points(
     base: dict[str, Any], axes: dict[str, tuple[Any, ...]], worlds: tuple[World, ...], where: Where
 ) -> Iterator[Point]:
@@ -102,9 +113,8 @@ def _points(
         name, model = resolve_model(raw["model"], here)
         strategies = _strategies(point, here)
         _refuse_search(point, here)
-        for collector in point.collect:
-            refuse_unknown("collector", collector, "collect", here)
         settings = {key: getattr(point, key) for key in Settings.model_fields}
+        settings["collect"] = tuple(name for name in point.collect if name in COLLECTORS)
         for strategy, world in itertools.product(strategies, worlds):
             train, skip = _train_at(point, world)
             case = Case(

@@ -26,7 +26,7 @@ from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.data import batches as data
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine, detect_machine
-from andromeda_scale.planning.expand import Point, expand, strategy_skip
+from andromeda_scale.planning.expand import Point, expand, strategy_skip, unknown_collectors
 from andromeda_scale.planning.fits import Placed, fit, model_config
 from andromeda_scale.planning.parity import ForParity, for_parity
 from andromeda_scale.planning.search import guessed, search_note
@@ -73,6 +73,7 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
         cases=cases,
         repeats=tuple(_rows(suite, placed, parity, threads)),
         notes=(*notes, *parity.notes),
+        problems=unknown_collectors(suite, where),
         machine=machine if len(known) < len(running) else None,
     )
 

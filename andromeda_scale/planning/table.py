@@ -63,6 +63,7 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
         f"time: {_time(launched, earlier)}; at most {duration(most_s)} "
         "(launches x limits.timeout_s)",
         *(f"note: {note}" for note in plan.notes),
+        *(f"problem: {problem}" for problem in plan.problems),
     ]
 
 

@@ -117,7 +117,6 @@ def test_strong_scaling_keeps_the_global_batch_by_the_micro_batch() -> None:
     ("keys", "text"),
     [
         ({"strategy": "fsdp3"}, "strategy: 'fsdp3' is no strategy (x); did you mean fsdp2?"),
-        ({"collect": ["memry"]}, "collect: 'memry' is no collector (x); did you mean memory?"),
         ({"model": "andromeda-tny"}, "model: andromeda-tny: no shipped model of this name"),
         ({"axes": {"world": [1]}}, "axes.world: is no axis"),
         ({"axes": {"measure.repeats": [1, 2]}}, "axes.measure.repeats: is no axis"),

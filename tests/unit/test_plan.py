@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from planning import EIGHT_GPUS, GIB, ONE_GPU, TWO_CORES, measured, plan, skips
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine, visible_devices
+from andromeda_scale.merge import merge_run
 from andromeda_scale.planning.fits import estimate_memory
 from andromeda_scale.planning.plan import require_runnable
 from andromeda_scale.suite.config import Measure
@@ -240,6 +242,15 @@ def test_of_two_cases_with_one_id_the_one_that_can_run_is_kept() -> None:
     )
     assert skips(made) == {"4": None}
     assert any("global batch 9 does not divide" in note for note in made.notes)
+
+
+def test_an_unknown_collector_is_unavailable_and_the_rest_goes_on(tmp_path: Path) -> None:
+    made = plan(collect=["memry", "memory"], world=[1], strategy="single")
+    said = ("collect: 'memry' is no collector (suite x): unavailable; did you mean memory?",)
+    assert made.problems == said
+    assert {case.collect for case in made.cases.values() if case.collect} == {("memory",)}
+    (tmp_path / "plan.json").write_text(made.model_dump_json())
+    assert tuple(merge_run(tmp_path).problems) == said
 
 
 def test_a_plan_survives_json() -> None:
