@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
@@ -46,10 +47,19 @@ def gather(run: RunDir) -> None:
     """Take into `run` what its tasks have ended; a case that no task ran stays pending."""
     with run.lock():
         run.recover()
-        tasks = [RunDir.open(f.parent) for f in sorted((run.path / TASKS).glob("*/plan.json"))]
+        tasks = list(_readable(sorted((run.path / TASKS).glob("*/plan.json"))))
         _take_all(run, tasks, searches=True)
         run.settle()  # the rest is planned by what searches found
         _take_all(run, tasks, searches=False)
+
+
+def _readable(plans: Sequence[Path]) -> Iterator[RunDir]:
+    """The runs of these plans; one that is damaged costs its case alone."""
+    for plan in plans:
+        try:
+            yield RunDir.open(plan.parent)
+        except UserError as error:
+            print(f"problem: {error}; its case is left as it is", file=sys.stderr)
 
 
 def _take_all(run: RunDir, tasks: Sequence[RunDir], *, searches: bool) -> None:
