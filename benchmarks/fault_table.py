@@ -266,8 +266,8 @@ def clock_steps(scene: Scene) -> Iterator[Row]:
     (scene.folder / "sitecustomize.py").write_text(CLOCK.format(offset=str(offset)))
     shipped = (REPOSITORY / "slurm" / "allocation.sbatch").read_text()
     there = f'export PYTHONPATH="{scene.folder}:$PYTHONPATH"'
-    on_n2 = f"""bash -c '[ "$SLURMD_NODENAME" != n2 ] || {there}; exec "$@"' - @agent@"""
-    (scene.folder / "clock.sbatch").write_text(shipped.replace("@agent@", on_n2))
+    on_second = f"""bash -c '[ "$SLURM_NODEID" != 1 ] || {there}; exec "$@"' - @agent@"""
+    (scene.folder / "clock.sbatch").write_text(shipped.replace("@agent@", on_second))
     text = TRAINING + "slurm: {template: clock.sbatch}\nfaults: [{kind: data, delay_s: 0.3}]\n"
     login = Login(scene.cluster, scene.folder, text)
     once = ("--set", "measure.repeats=1", "--set", "measure.steps=20")
@@ -279,6 +279,7 @@ def clock_steps(scene: Scene) -> Iterator[Row]:
     starts = {line["rank"]: line["unix_time_s"] for line in login.lines("start")}
     ranks = pd.read_parquet(login.run / "ranks.parquet")
     steps = ", ".join(f"{1e3 * s:.0f}" for s in ranks["step_time_s"])
+    assert starts[1] - starts[0] > 900, f"the clock was not planted: {starts}"
     apart = f"clocks {starts[1] - starts[0]:.0f} s apart at the start"
     yield (
         "a node's clock is ahead, and steps by an hour",
