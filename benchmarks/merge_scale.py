@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from andromeda_scale.analysis.breakdown import SERIES
+from andromeda_scale.analysis.breakdown import CLASSES
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.contracts.records import SCHEMA_VERSION
 from andromeda_scale.suite.config import Case, Measure, StrategySpec
@@ -102,8 +102,11 @@ def rank_lines(
     num_steps, num_profiled = case.measure.steps, case.measure.profile_steps
     step_ns = rng.normal(step_s * 1e9, step_s * 1e7, num_steps).astype(int)
     memory = {"peak_memory_bytes": int(6e10), "host": {"rss_bytes": int(3e9)}}
-    parts = {name: rng.normal(step_s / 5, step_s / 100, num_profiled).tolist() for name in SERIES}
-    parts["step_s"] = [step_s] * num_profiled
+    classes = {name: rng.normal(step_s / 5, step_s / 100, num_profiled) for name in CLASSES}
+    exposed = classes["exposed_wait_s"] + classes["exposed_transfer_s"]
+    parts = {name: seconds.tolist() for name, seconds in classes.items()}
+    parts |= {"step_s": sum(classes.values()).tolist(), "comm_exposed_s": exposed.tolist()}
+    parts |= {"comm_total_s": exposed.tolist(), "comm_overlapped_s": [0.0] * num_profiled}
     collectives = [{"op": "all_reduce", "bytes_per_step": 10**9, "total_s": 0.03}] * 4
     start = {
         "host": f"n{node}",
