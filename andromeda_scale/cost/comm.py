@@ -64,13 +64,14 @@ def bytes_per_step(
     """Sum the collectives of one step.
 
     `num_block_parameters`: parameters in blocks, for collectives of blocks alone; None: all are.
-    `num_blocks`: for those of all blocks but the last.
+    `num_blocks`: for those of all blocks but the last unit's.
     """
     payload: dict[str, float] = {}
     wire: dict[str, float] = {}
     blocks = num_parameters if num_block_parameters is None else num_block_parameters
     for part in traffic.collectives:
-        inner = blocks - blocks // num_blocks
+        last = num_blocks % part.together or min(part.together, num_blocks)
+        inner = blocks - last * (blocks // num_blocks)
         counted = {"all": num_parameters, "blocks": blocks, "inner_blocks": inner}[part.of]
         times = grad_accum if part.per == "micro_batch" else 1
         counted = max(0, counted - part.beyond)

@@ -52,8 +52,10 @@ class Collective:
     bytes_per_element: int
     per: Literal["step", "micro_batch"] = "step"
     over: int = 0  # ranks in the group; 0: all data-parallel ranks
-    # Whose parameters P counts; inner_blocks: all blocks but the last.
+    # Whose parameters P counts; inner_blocks: all blocks but those of the last unit, where
+    # `together` blocks are one.
     of: Literal["all", "blocks", "inner_blocks"] = "all"
+    together: int = 1
     beyond: int = 0  # so many of them are not counted: they stay where they are
 
 

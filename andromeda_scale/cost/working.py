@@ -120,18 +120,21 @@ def sharded_units(
     device: Device,
     offloaded: bool = False,
     ahead: int = 0,
+    together: int = 1,
     reduced: str = "float32",
 ) -> Working:
-    """FSDP: a block at a time and the root are gathered, and reduced when their backward ends.
+    """FSDP: a unit at a time and the root are gathered, and reduced when their backward ends.
 
     `kept`: forward leaves the blocks gathered; `flat`: a unit is one parameter (FSDP1), whose
-    gradient is put together beside its parts; `ahead`: blocks gathered before they are used;
-    `reduced`: the dtype in which gradients are reduced.
+    gradient is put together beside its parts; `ahead`: units gathered before they are used;
+    `together`: blocks of a unit; `reduced`: the dtype in which gradients are reduced.
     """
     gathered = element_bytes(POLICIES[train.precision].compute)
     reduced_bytes = element_bytes(reduced)
-    root, block = gathered * s.root, gathered * s.block
-    blocks = gathered * (s.parameters - s.root) if kept else 0
+    in_unit = min(together, s.num_blocks) * s.block
+    root, unit = gathered * s.root, gathered * in_unit
+    all_blocks = gathered * (s.parameters - s.root)
+    blocks = all_blocks if kept else 0
     # Between micro-batches gradients stay whole and unreduced; FSDP1's in the compute dtype.
     earlier = (gathered if flat else reduced_bytes) * s.parameters if _accumulates(train) else 0
     # gloo's threads keep what they sent last, the CPU cuts gradients into copies, and gloo
@@ -154,17 +157,18 @@ def sharded_units(
     # FSDP2's embedding is the last to be reduced, and what is behind the blocks the first.
     split = not (flat or s.tied)
     last, first = (s.table, s.root - s.table) if split else (s.root, 0)
-    ends = [shard * (s.parameters - last) + reducing * last + (block if gloo else 0)]
+    ends = [shard * (s.parameters - last) + reducing * last + (unit if gloo else 0)]
     if earlier:
-        whole = earlier + root + max(root + 3 * block, (2 if flat else 1) * root)
+        whole = earlier + root + max(root + 3 * unit, (2 if flat else 1) * root)
         ends.append(whole)  # the root is gathered again, flat and then as weights
-    kept_last = 0 if flat else block
+    kept_last = 0 if flat else unit
+    held = blocks or min((1 + ahead) * unit, all_blocks)
     of_head = max(gathered * s.table, reducing * first)
     under_way = (shard + (0 if gloo else reduced_bytes)) * first if split else gathered * s.table
     return Working(
-        loss=root + earlier + (blocks or kept_last or (block if gloo else 0)),
-        head=root + (blocks or block) + earlier + of_head,
-        block=root + (blocks or (1 + ahead) * block) + under_way + earlier + reducing * s.block,
+        loss=root + earlier + (blocks or kept_last or (unit if gloo else 0)),
+        head=root + (blocks or unit) + earlier + of_head,
+        block=root + held + under_way + earlier + reducing * in_unit,
         end=max(ends),
         update=shard * s.parameters,
         on_host=_FP32 * s.parameters / shards if offloaded else 0.0,

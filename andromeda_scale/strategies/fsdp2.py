@@ -33,10 +33,13 @@ class Fsdp2Options(Schema):
     """`reshard_after_forward` false keeps the blocks gathered until backward: memory for traffic.
 
     A number keeps each block in that many shards, gathered again among so many neighbours alone.
-    The last block, whose backward comes first, and what is outside the blocks stay gathered in
-    every case.
+    The last unit of blocks, whose backward comes first, and what is outside the blocks stay
+    gathered in every case.
     """
 
+    # Blocks that are gathered and reduced together: the host's work is by the unit and by the
+    # parameter, and small blocks compute for less time than it takes. Memory for speed.
+    blocks_per_unit: Annotated[int, Field(ge=1, le=10**4)] = 1
     reshard_after_forward: StrictBool | Annotated[int, Field(ge=2, le=MAX_RANKS)] = True
     # Units that are gathered ahead of the one that computes, in forward and in backward; 0: torch's
     # own choice, which is made on the host as it arrives.
@@ -47,7 +50,7 @@ class Fsdp2Options(Schema):
 
 
 class Fsdp2(Native):
-    """Every block is a unit, and so are embedding, and final norm with head, where untied.
+    """Blocks, one or several, are units; so are embedding, and final norm with head, where untied.
 
     Float32 shards, cast when gathered.
 
@@ -93,7 +96,7 @@ class Fsdp2(Native):
 
     @classmethod
     def traffic(cls, options: Any, train: Train, world: World) -> Traffic:
-        """Sum over units of (2 + reshard_u) P_u: only blocks but the last are gathered again."""
+        """Sum over units of (2 + reshard_u) P_u: only units but the last are gathered again."""
         gather, shards = (
             element_bytes(POLICIES[train.precision].compute),
             cls.num_shards(options, world),
@@ -103,7 +106,10 @@ class Fsdp2(Native):
             return Traffic()
         kept = options.reshard_after_forward
         near = shards if isinstance(kept, bool) else kept
-        again = Collective("all_gather", 1.0, gather, "micro_batch", over=near, of="inner_blocks")
+        again = Collective(
+            "all_gather", 1.0, gather, "micro_batch", over=near,
+            of="inner_blocks", together=options.blocks_per_unit,
+        )  # fmt: skip
         return Traffic(
             (
                 Collective("all_gather", 1.0, gather, "micro_batch", over=shards),
@@ -122,6 +128,7 @@ class Fsdp2(Native):
             shards=cls.num_shards(options, world),
             kept=options.reshard_after_forward is False,
             ahead=options.prefetch,
+            together=options.blocks_per_unit,
             reduced=precision.reduction(options.reduce_dtype, train.precision),
             flat=False,
             device=device,
@@ -136,14 +143,16 @@ class Fsdp2(Native):
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
-        for block in blocks:
-            kept = block is not blocks[-1] and self.options.reshard_after_forward
-            fully_shard(block, reshard_after_forward=kept, **keywords)
+        together = self.options.blocks_per_unit
+        units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
+        for unit in units:
+            kept = unit is not units[-1] and self.options.reshard_after_forward
+            fully_shard(unit if len(unit) > 1 else unit[0], reshard_after_forward=kept, **keywords)
         for end in ends:  # so that the head's gradient is on its way while blocks run backward
             fully_shard(end, reshard_after_forward=False, **keywords)
         fully_shard(module, reshard_after_forward=False, **keywords)
         first, last = ([end[0]] for end in ends) if ends else ([], [])
-        _prefetch([*first, *blocks, *last], self.options.prefetch)
+        _prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
         shards = mesh.get_group("shard")
@@ -157,6 +166,11 @@ class Fsdp2(Native):
         if not isinstance(kept, bool):
             raise UnavailableHere(
                 f"strategy.reshard_after_forward: {kept}: accelerate's plugin takes true or false"
+            )
+        if self.options.blocks_per_unit > 1:
+            raise UnavailableHere(
+                f"strategy.blocks_per_unit: {self.options.blocks_per_unit}: accelerate's plugin "
+                "makes every block a unit; use driver: native, or blocks_per_unit: 1"
             )
         clips = self.train.grad_clip is not None and self.train.mode == "train_step"
         if self.options.cpu_offload and clips and rt.world_size > 1:

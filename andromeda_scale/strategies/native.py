@@ -66,10 +66,18 @@ class Native(Strategy):
         return common.total_norm(found, s.extra["device"], s.extra["sharded_over"])
 
     def clip(self, s: TrainState, max_norm: float) -> None:
+        """Scale gradients to `max_norm`, in the update itself where its kernel takes a scale."""
         import torch
 
         parameters = [p for p in s.extra["updated"] if p.grad is not None]
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self.norm(s))
+        norm = self.norm(s)
+        if parameters and s.optimizer.defaults.get("fused") and not s.extra["scaler"].is_enabled():
+            # A fused kernel divides by it: one pass over the gradients less than torch's clipping,
+            # of which this is the reciprocal factor.
+            scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).to(parameters[0].device)
+            s.optimizer.grad_scale = scale
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
     def update(self, s: TrainState) -> None:
         scaler = s.extra["scaler"]
@@ -84,6 +92,7 @@ class Native(Strategy):
         self.discard(s)
 
     def discard(self, s: TrainState) -> None:
+        s.optimizer.grad_scale = None
         s.optimizer.zero_grad(set_to_none=True)
         for parameter in s.extra["parameters"]:  # of which the optimizer may hold parts
             parameter.grad = None

@@ -64,6 +64,7 @@ WAYS = {
     "ddp-accelerate": Way("ddp", driver="accelerate"),
     "fsdp2": Way("fsdp2"),
     "fsdp2-kept": Way("fsdp2", {"reshard_after_forward": False}),
+    "fsdp2-pairs": Way("fsdp2", {"blocks_per_unit": 2}),
     "fsdp2-accumulated": Way("fsdp2", grad_accum=2),
     "hsdp": Way("hsdp"),
     "hsdp-one-replica": Way("hsdp", {"shard_size": 2}),

@@ -66,6 +66,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fsdp2, accumulating": ("fsdp2", {}, SHORT | TWICE),
     "fsdp2, bf16, accumulating": ("fsdp2", {}, SHORT | TWICE | BF16),
     "fsdp2, kept": ("fsdp2", {"reshard_after_forward": False}, LONG),
+    "fsdp2, pairs": ("fsdp2", {"blocks_per_unit": 2}, LONG | BF16),
+    "fsdp2, pairs, short": ("fsdp2", {"blocks_per_unit": 2}, SHORT),
     "fsdp2, offloaded": ("fsdp2", {"cpu_offload": True}, SHORT),
     "fsdp2, forward": ("fsdp2", {}, LONG | {"mode": "forward"}),
     "fsdp2, adagrad": ("fsdp2", {}, SHORT | {"optimizer": "adagrad"}),

@@ -191,6 +191,9 @@ def test_options_are_read_back_from_what_runs(run: Run) -> None:
     assert [unit["reshard_after_forward"] for unit in freed] == [False, True, False, False]
     assert [unit["reshard_after_forward"] for unit in kept] == [False] * 4
     assert sum(unit["num_parameters"] for unit in freed) == P
+    pair = read(run("fsdp2", options={"blocks_per_unit": 2}))["units"]
+    assert [unit["name"] for unit in pair] == ["embedding", "blocks.0", "norm"]
+    assert sum(unit["num_parameters"] for unit in pair) == P
     flat = read(run("fsdp1-kept"))["units"]
     assert [unit["name"] for unit in flat] == ["root", "blocks.0", "blocks.1"]
     assert {unit["sharding"] for unit in flat} == {"shard_grad_op"}

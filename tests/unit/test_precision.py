@@ -177,6 +177,9 @@ def test_options_change_traffic_as_they_change_the_strategy() -> None:
     assert wire("fsdp2", reshard_after_forward=False) == 2 * 4
     # Gathered again among 2 of 4 ranks: (1/2) / (3/4) of what 4 ranks send.
     assert wire("fsdp2", reshard_after_forward=2) == pytest.approx(2 * 4 + 0.5 * 4 * 2 / 3)
+    # Of three blocks in pairs the last unit, one block, is kept; all in one unit are.
+    assert wire("fsdp2", blocks_per_unit=2) == wire("fsdp2")
+    assert wire("fsdp2", blocks_per_unit=3) == wire("fsdp2", blocks_per_unit=9) == 2 * 4
     assert wire("fsdp1", sharding="shard_grad_op") == 2 * 4
     # hsdp keeps the last block, a quarter of P, which 2 ranks would gather again.
     again = 0.25 * 4 * (1 / 2) / (3 / 4)
