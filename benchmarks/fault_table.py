@@ -27,6 +27,8 @@ from cluster import Cluster, install  # noqa: E402
 from submitted import Login, acting_template  # noqa: E402
 from test_faults import Held, preempt, requeue  # noqa: E402
 
+from andromeda_scale.launch.disk import write_atomic  # noqa: E402
+
 Row = tuple[str, str]  # what was done, what was found
 SMALL = "small"  # a disk of DISK, below the folder of the scenes
 SLOW = "slow"  # a disk of RATE bytes a second
@@ -261,11 +263,13 @@ time.time = lambda: real() + float(open({offset!r}).read())
 
 def clock_steps(scene: Scene) -> Iterator[Row]:
     """The wall clock of one node's Python is ahead, and goes an hour further during a launch."""
-    offset = scene.folder / "offset"
-    offset.write_text("1000")
-    (scene.folder / "sitecustomize.py").write_text(CLOCK.format(offset=str(offset)))
+    ahead = scene.folder / "ahead"  # not where the job runs: both nodes might find it there
+    ahead.mkdir()
+    offset = ahead / "offset"
+    write_atomic(offset, "1000")
+    (ahead / "sitecustomize.py").write_text(CLOCK.format(offset=str(offset)))
     shipped = (REPOSITORY / "slurm" / "allocation.sbatch").read_text()
-    there = f'export PYTHONPATH="{scene.folder}:$PYTHONPATH"'
+    there = f'export PYTHONPATH="{ahead}:$PYTHONPATH"'
     on_second = f"""bash -c '[ "$SLURM_NODEID" != 1 ] || {there}; exec "$@"' - @agent@"""
     (scene.folder / "clock.sbatch").write_text(shipped.replace("@agent@", on_second))
     text = TRAINING + "slurm: {template: clock.sbatch}\nfaults: [{kind: data, delay_s: 0.3}]\n"
@@ -274,7 +278,7 @@ def clock_steps(scene: Scene) -> Iterator[Row]:
     job_id = login.submit(*once)
     record = "running/*/rank-1.jsonl"
     login.wait_for(lambda: any(f.read_text() for f in login.run.glob(record)), record)
-    offset.write_text("4600")
+    write_atomic(offset, "4600")
     login.wait_for_end(job_id)
     starts = {line["rank"]: line["unix_time_s"] for line in login.lines("start")}
     ranks = pd.read_parquet(login.run / "ranks.parquet")

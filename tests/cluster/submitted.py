@@ -37,7 +37,8 @@ class Login:
     def __init__(self, cluster: Cluster, folder: Path, more: str) -> None:
         self.cluster, self.folder, self.run = cluster, folder, folder / "run"
         (folder / "x.yaml").write_text(SUITE + more, encoding="utf-8")
-        path = os.pathsep.join([str(ACTS), os.environ.get("PYTHONPATH", "")])
+        given = os.environ.get("PYTHONPATH")  # an empty part would be the current directory
+        path = os.pathsep.join([str(ACTS), given] if given else [str(ACTS)])
         self.environment = {"PYTHONPATH": path}
 
     def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:

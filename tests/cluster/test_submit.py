@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_values_of_a_suite_reach_sbatch_as_they_are_and_no_shell(followed: Follo
     assert f"load {HOSTILE}\n" in login.log()
     assert not list(login.folder.parent.rglob("pwned"))
     assert not Path("pwned").exists()
+
+
+def test_the_jobs_of_a_login_see_no_module_of_the_folder_they_run_in(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    path = Login(cluster, tmp_path, "").environment["PYTHONPATH"]
+    assert "" not in path.split(os.pathsep)
 
 
 def test_what_sbatch_refuses_is_said_and_no_job_is_recorded(
