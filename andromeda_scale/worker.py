@@ -58,7 +58,7 @@ def main(spec: RankSpec, beat: Beat) -> None:
         end = {"phase": worker.phase, **end_of(error)}
     if worker.description:
         record.write("describe", values=worker.description)
-    record.write("end", **end)
+    record.write("end", end_s=time.monotonic(), **end)
     record.close()
 
 

@@ -16,14 +16,14 @@ Every line is one JSON object with "v" (SCHEMA_VERSION), "kind", "case_id", "rep
               node's monotonic clock, which its ranks and agents share
     point     values: one point of a probe (probed.Point), as many lines as there are points
     node      values of the agent's samplers: {"environment": {...}, "system": {...}}
-    end       status, and for a failure: phase, cause, detail. A record without it is not ok.
+    end       status, end_s, and for a failure: phase, cause, detail. A record without it is not ok.
 
 History of the format
     1  first
        Added since, which no reader needs: `losses` of a phase have `gradient_norm` beside loss_sum
        and tokens; `parity` stands where losses do, with the differences of both; `device_uuid`,
        and `start_s` of every window and of the system's samples, which relate them; `charged_s` of
-       `communication`; `point` lines, in probes alone.
+       `communication`; `point` lines, in probes alone; `end_s` of `end`.
 """
 
 from __future__ import annotations

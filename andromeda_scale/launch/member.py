@@ -115,8 +115,6 @@ class Member:
             time.sleep(_TICK_S / 4)
             return
         run.group.poll(_TICK_S)
-        if run.started_s is None and all(r.pid or r.ended_unix_s for r in run.group.ranks):
-            run.started_s = time.monotonic()
         if run.abort is None:
             self._look_for_failure(run)
         else:
@@ -169,7 +167,6 @@ class _Run:
     ) -> None:
         self.launch, self.seat, self.directory, self.group = launch, seat, directory, group
         self.shared = shared  # agent 0 sees the directory too
-        self.started_s: float | None = None  # when all local ranks were forked
         self.abort: Abort | None = None
         self.abort_s = 0.0
         self._oom_kills = kernel_oom_kills()
@@ -187,7 +184,8 @@ class _Run:
                 rank.left(None)
 
     def rank_ends(self, host: str) -> list[RankEnd]:
-        ends = [rank.end(host) for rank in self.group.ranks]
+        zero_unix_s = time.time() - time.monotonic()  # once: a step of the clock changes no order
+        ends = [rank.end(host, zero_unix_s) for rank in self.group.ranks]
         return (
             ends if kernel_oom_kills() == self._oom_kills else [killed_by_kernel(e) for e in ends]
         )

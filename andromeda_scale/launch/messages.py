@@ -85,7 +85,7 @@ class RankEnd(Schema):
     status: Status | None  # of a complete end line; None: it wrote none
     code: int | None = None  # exit status, negative: the signal; None: it was never started
     ended_by_agent: bool = False  # by the group's end, not by its own
-    ended_unix_s: float
+    ended_unix_s: float  # in the order of the node's monotonic clock
     phase: str | None = None
     step: int | None = None  # the last it finished in `phase`
     total_steps: int | None = None

@@ -26,7 +26,7 @@ class LocalRank:
         self.stderr = self.record.with_suffix(".stderr")
         self.pid: int | None = None
         self.code: int | None = None
-        self.ended_unix_s: float | None = None
+        self.ended_s: float | None = None  # on the node's monotonic clock
         self.ended_by_agent = False
         self.last_beat: Beat | None = None
         self.end_line: dict[str, Any] | None = None
@@ -34,14 +34,14 @@ class LocalRank:
 
     def left(self, code: int | None) -> None:
         """Note that the process is gone and what it wrote last."""
-        self.code, self.ended_unix_s = code, time.time()
+        self.code, self.ended_s = code, time.monotonic()
         for line in map(json.loads, complete_lines(self.record)):
             if line.get("kind") == "phase":
                 self.phases_s += float(line.get("end_s", 0)) - float(line.get("start_s", 0))
             elif line.get("kind") == "end":
                 self.end_line = line
-        if self.end_line is not None:  # when it said so, before its libraries tore down
-            self.ended_unix_s = self.record.stat().st_mtime
+                # It left when it said so, before its libraries tore down.
+                self.ended_s = float(line.get("end_s", self.ended_s))
 
     @property
     def ok(self) -> bool:
@@ -57,16 +57,17 @@ class LocalRank:
         detail = (self.end_line or {}).get("detail") or {}
         return (*tail(self.stderr), *detail.get("traceback", ()))[-_STDERR_LINES:]
 
-    def end(self, host: str) -> RankEnd:
-        """What this agent tells agent 0 of it."""
+    def end(self, host: str, zero_unix_s: float) -> RankEnd:
+        """What this agent tells agent 0 of it; `zero_unix_s` is the monotonic clock's zero."""
         line, beat = self.end_line or {}, self.last_beat
+        assert self.ended_s is not None
         return RankEnd(
             rank=self.spec.rank,
             host=host,
             status=line.get("status"),
             code=self.code,
             ended_by_agent=self.ended_by_agent and not line,
-            ended_unix_s=self.ended_unix_s or time.time(),
+            ended_unix_s=zero_unix_s + self.ended_s,
             phase=line.get("phase") or (beat.phase if beat else None),
             step=beat.step if beat else None,
             total_steps=beat.total_steps if beat else None,
@@ -116,11 +117,11 @@ class RankGroup:
 
     @property
     def alive(self) -> list[LocalRank]:
-        return [rank for rank in self.ranks if rank.ended_unix_s is None]
+        return [rank for rank in self.ranks if rank.ended_s is None]
 
     @property
     def failed(self) -> list[LocalRank]:
-        return [rank for rank in self.ranks if rank.ended_unix_s is not None and not rank.ok]
+        return [rank for rank in self.ranks if rank.ended_s is not None and not rank.ok]
 
     def silent(self, longest_s: float) -> list[LocalRank]:
         """Ranks past their first step that said nothing for `longest_s`."""

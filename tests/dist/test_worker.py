@@ -98,6 +98,7 @@ def test_a_record_holds_every_line_in_order(watched_ranks: Any) -> None:
         edges = [edge for p in phases for edge in (p["start_s"], p["end_s"])]
         assert edges == sorted(edges)
         assert end(lines)["status"] == "ok"
+        assert end(lines)["end_s"] >= edges[-1]
         assert {line["rank"] for line in lines} == {rank}
         assert lines[0]["device"] == "cpu"
         assert lines[0]["world_size"] == 2

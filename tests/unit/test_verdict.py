@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
-from andromeda_scale.launch.ranks import stack_head
+from andromeda_scale.launch.ranks import LocalRank, stack_head
 from andromeda_scale.launch.verdict import Verdict, judge, killed_by_kernel
 
 # Last words of ranks whose peer left, as gloo, NCCL and the store say them.
@@ -61,6 +65,21 @@ def test_of_deaths_on_hosts_whose_clocks_differ_the_one_first_told_is_named() ->
     behind = end(2, None, code=-6, at=100.0)
     assert verdict(ahead, end(1), behind, end(3), abort="rank").rank == 0
     assert verdict(ahead, end(1), behind, end(3)).rank == 2  # nothing but clocks to go by
+
+
+def test_of_deaths_on_one_node_no_wall_clock_says_which_was_first(tmp_path: Path) -> None:
+    records = [tmp_path / f"rank-{rank}.jsonl" for rank in (0, 1)]
+    first, second = (
+        LocalRank(rank, rank, RankSpec.model_construct(rank=rank, record_path=str(record)))
+        for rank, record in enumerate(records)
+    )
+    line = {"kind": "end", "status": "crashed", "cause": "ValueError", "end_s": time.monotonic()}
+    records[0].write_text(json.dumps(line) + "\n")
+    hour_ahead_s = time.time() + 3600.0  # the disk's server's, or this node's before it was set
+    os.utime(records[0], (hour_ahead_s, hour_ahead_s))
+    second.left(-11)
+    first.left(1)
+    assert verdict(first.end("node0", 0.0), second.end("node0", 0.0)).rank == 0
 
 
 def test_a_rank_that_nobody_reports_is_a_crash() -> None:
