@@ -65,7 +65,7 @@ def run_here(plan: Plan, path: Path, cost: Cost) -> None:
     walls = []
     for item in plan.repeats:
         status = run_dir.status(item) or {}
-        walls.append(status["ended_unix_s"] - status["started_unix_s"])
+        walls.append(status["seconds"])
         cost.outside_s.append(status["outside_s"])
     cost.wall_s += walls
     cost.start_s.append(total_s - sum(walls))
