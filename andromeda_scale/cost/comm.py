@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from andromeda_scale.cost.layout import Traffic
+from andromeda_scale.cost.layout import Traffic, blocks_per_unit
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def bytes_per_step(
     wire: dict[str, float] = {}
     blocks = num_parameters if num_block_parameters is None else num_block_parameters
     for part in traffic.collectives:
-        last = num_blocks % part.together or min(part.together, num_blocks)
-        inner = blocks - last * (blocks // num_blocks)
+        together = blocks_per_unit(part.together, num_blocks, blocks // num_blocks)
+        inner = blocks - (num_blocks % together or together) * (blocks // num_blocks)
         counted = {"all": num_parameters, "blocks": blocks, "inner_blocks": inner}[part.of]
         times = grad_accum if part.per == "micro_batch" else 1
         counted = max(0, counted - part.beyond)

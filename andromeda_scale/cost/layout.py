@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+UNIT_PARAMETERS = 10**8
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ class StateLayout:
         return sum(part.per_rank for part in parts if part.on == place)
 
 
+def blocks_per_unit(asked: int | None, num_blocks: int, block_parameters: int) -> int:
+    """Blocks that are gathered and reduced together; None: by their size.
+
+    Then so many that they hold 1e8 parameters, FSDP1's `min_num_params` of a unit, as the host's
+    work is by the unit, but at most an eighth of the blocks, as the first waits for its gather and
+    the last to be reduced.
+    """
+    if asked is not None:
+        return min(asked, num_blocks)
+    return max(1, min(math.ceil(UNIT_PARAMETERS / block_parameters), num_blocks // 8))
+
+
 @dataclass(frozen=True)
 class Collective:
     """One kind of collective of a step: `op` moves `elements_per_parameter` x P elements."""
@@ -53,9 +68,9 @@ class Collective:
     per: Literal["step", "micro_batch"] = "step"
     over: int = 0  # ranks in the group; 0: all data-parallel ranks
     # Whose parameters P counts; inner_blocks: all blocks but those of the last unit, where
-    # `together` blocks are one.
+    # blocks_per_unit(together, ...) blocks are one.
     of: Literal["all", "blocks", "inner_blocks"] = "all"
-    together: int = 1
+    together: int | None = 1
     beyond: int = 0  # so many of them are not counted: they stay where they are
 
 

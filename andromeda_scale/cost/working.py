@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from andromeda_scale.cost.layout import blocks_per_unit
 from andromeda_scale.cost.model import (
     Shape,
     block_matrices,
@@ -120,18 +121,18 @@ def sharded_units(
     device: Device,
     offloaded: bool = False,
     ahead: int = 0,
-    together: int = 1,
+    together: int | None = 1,
     reduced: str = "float32",
 ) -> Working:
     """FSDP: a unit at a time and the root are gathered, and reduced when their backward ends.
 
     `kept`: forward leaves the blocks gathered; `flat`: a unit is one parameter (FSDP1), whose
     gradient is put together beside its parts; `ahead`: units gathered before they are used;
-    `together`: blocks of a unit; `reduced`: the dtype in which gradients are reduced.
+    `together`: blocks of a unit (blocks_per_unit); `reduced`: the dtype of reduced gradients.
     """
     gathered = element_bytes(POLICIES[train.precision].compute)
     reduced_bytes = element_bytes(reduced)
-    in_unit = min(together, s.num_blocks) * s.block
+    in_unit = blocks_per_unit(together, s.num_blocks, s.block) * s.block
     root, unit = gathered * s.root, gathered * in_unit
     all_blocks = gathered * (s.parameters - s.root)
     blocks = all_blocks if kept else 0

@@ -20,6 +20,7 @@ from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.layers import Linear
 
 _Derive = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_Scale = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 
 
 class NextTokenLoss:
@@ -34,8 +35,10 @@ class NextTokenLoss:
         self._asked = asked
         self._whole: Callable[[Tensor, Tensor], Tensor] = cross_entropy
         self._derive: _Derive = loss_and_gradient
+        self._scale: _Scale = _scaled
         if compiled:
             self._whole, self._derive = torch.compile(self._whole), torch.compile(self._derive)
+            self._scale = torch.compile(self._scale)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         """x (B, T, d), weight (V, d), bias (V,), labels (B, T) int64 to a scalar."""
@@ -48,7 +51,7 @@ class NextTokenLoss:
         self.product_dtype = dtype
         if torch.is_grad_enabled():
             loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # of torch
-                x, weight, bias, labels, self._asked, dtype, self._derive
+                x, weight, bias, labels, self._asked, dtype, self._derive, self._scale
             )
             return loss
         parts = zip(x.tensor_split(self._asked), labels.tensor_split(self._asked), strict=True)
@@ -107,6 +110,7 @@ class _ChunkedLoss(torch.autograd.Function):
         chunks: int,
         dtype: torch.dtype,
         derive: _Derive,
+        scaled: _Scale,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             low = weight.to(dtype)
@@ -130,6 +134,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     of_bias += gradient.sum(0, dtype=torch.float32)
                 del gradient
         ctx.save_for_backward(of_x, of_weight, of_bias)
+        ctx.scaled = scaled
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return torch.stack(losses).sum()
 
@@ -139,9 +144,9 @@ class _ChunkedLoss(torch.autograd.Function):
         (scale,), (weight_dtype, bias_dtype) = of_total, ctx.dtypes
         return (
             of_x.mul_(scale),
-            _scaled(of_weight, scale, weight_dtype),
-            None if of_bias is None else _scaled(of_bias, scale, bias_dtype),
-            *(None,) * 4,
+            ctx.scaled(of_weight, scale, weight_dtype),
+            None if of_bias is None else ctx.scaled(of_bias, scale, bias_dtype),
+            *(None,) * 5,
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictBool
 
 from andromeda_scale.cost import working
-from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic
+from andromeda_scale.cost.layout import Collective, Part, StateLayout, Traffic, blocks_per_unit
 from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common
@@ -37,9 +37,9 @@ class Fsdp2Options(Schema):
     gathered in every case.
     """
 
-    # Blocks that are gathered and reduced together: the host's work is by the unit and by the
-    # parameter, and small blocks compute for less time than it takes. Memory for speed.
-    blocks_per_unit: Annotated[int, Field(ge=1, le=10**4)] = 1
+    # Blocks that are gathered and reduced together; null: by their size (cost.layout). Small ones
+    # compute for less time than the host needs for a unit.
+    blocks_per_unit: Annotated[int, Field(ge=1, le=10**4)] | None = None
     reshard_after_forward: StrictBool | Annotated[int, Field(ge=2, le=MAX_RANKS)] = True
     # Units that are gathered ahead of the one that computes, in forward and in backward; 0: torch's
     # own choice, which is made on the host as it arrives.
@@ -143,7 +143,8 @@ class Fsdp2(Native):
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
-        together = self.options.blocks_per_unit
+        in_block = sum(parameter.numel() for parameter in blocks[0].parameters())
+        together = blocks_per_unit(self.options.blocks_per_unit, len(blocks), in_block)
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
         for unit in units:
             kept = unit is not units[-1] and self.options.reshard_after_forward
@@ -167,7 +168,7 @@ class Fsdp2(Native):
             raise UnavailableHere(
                 f"strategy.reshard_after_forward: {kept}: accelerate's plugin takes true or false"
             )
-        if self.options.blocks_per_unit > 1:
+        if (self.options.blocks_per_unit or 1) > 1:
             raise UnavailableHere(
                 f"strategy.blocks_per_unit: {self.options.blocks_per_unit}: accelerate's plugin "
                 "makes every block a unit; use driver: native, or blocks_per_unit: 1"
