@@ -41,9 +41,19 @@ MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "mJ/token": (lambda row: 1e3 * row["joules_per_token"], ".2f"),
     "GiB": (lambda row: row["peak_allocated_bytes"] / GIB, ".1f"),
 }
-# What a rehearsal has in the place of a model; a CPU has no backward of flex.
+# What a rehearsal has in the place of a model.
 TINY = {"llama": "llama-tiny", "cs336": "llama-tiny", "andromeda": "andromeda-tiny"}
 TINY_TRAIN = {"seq_len": 16, "micro_batch_size": 1, "compile": False, "attention": None}
+# The axes that a rehearsal keeps, and what it has in the place of their values (None: themselves).
+TINY_AXES: dict[str, list[Any] | None] = {
+    "strategy": None,
+    "train.seq_len": [16, 32, 64],
+    "train.micro_batch_size": [1, 2, 4],
+    "train.precision": None,
+    "train.compile": None,
+    "train.activation_checkpointing": None,
+    "train.attention": ["naive", "sdpa_bias", "sdpa_causal"],  # a CPU has no backward of flex
+}
 TINY_MEASURE = {"warmup": {"min_steps": 2, "max_steps": 2}, "steps": 2}
 ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
 
@@ -64,7 +74,7 @@ def complete(table: Table, suite: Suite, *, rehearse: bool) -> Suite:
 
 
 def _tiny(suite: Suite) -> Suite:
-    axes = {k: v for k, v in suite.get("axes", {}).items() if k == "strategy"}
+    axes = {k: TINY_AXES[k] or v for k, v in suite.get("axes", {}).items() if k in TINY_AXES}
     return suite | {
         "model": TINY[_named(suite["model"]).partition("-")[0]],
         "train": suite["train"] | TINY_TRAIN,

@@ -22,7 +22,7 @@ def _run(table: str, out: Path, *options: str) -> str:
 @pytest.mark.thorough
 def test_a_table_is_run_and_printed_again_from_its_files(tmp_path: Path) -> None:
     said = _run("cs336", tmp_path, "--rehearse")
-    assert said.count("| single ") == 2
+    assert said.count("| single ") == 3
     assert "failed" not in said
     assert _run("cs336", tmp_path, "--show") == said
     assert (tmp_path / "cs336" / "table.md").read_text() == said.removesuffix("\n")
@@ -38,7 +38,10 @@ def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("table", ["levers", "weak", "andromeda", "zero3"])
+@pytest.mark.parametrize(
+    "table",
+    ["levers", "weak", "andromeda", "zero3", "context", "batch", "checkpointing", "attention"],
+)
 def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
     said = _run(table, tmp_path, "--rehearse")
     assert not any(word in said for word in ("failed:", "skipped:", "unavailable:", "diverged:"))

@@ -42,6 +42,16 @@ def test_every_row_of_a_table_fits_two_h200s_and_none_is_refused(name: str) -> N
     assert found == CASES[name]
 
 
+def test_a_rehearsal_has_the_axes_of_a_table_with_small_values() -> None:
+    def axes(name: str) -> Any:
+        suite = TABLES[name].suites[0]
+        return gpu_results.complete(TABLES[name], suite, rehearse=True)["axes"]
+
+    assert axes("context") == {"train.seq_len": [16, 32, 64]}
+    assert axes("precision") == {"train.precision": ["fp32", "tf32", "bf16", "fp16"]}
+    assert axes("cs336") == {}
+
+
 def _row(**changes: Any) -> dict[str, Any]:
     row = {"run": "ours-0", "model": "m", "strategy": "ddp", "options": "", "world_size": 2}
     row |= {"precision": "bf16", "seq_len": 8, "micro_batch_size": 1, "status": "ok", "cause": ""}
