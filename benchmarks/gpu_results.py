@@ -36,7 +36,7 @@ MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "tokens/s/GPU": (lambda row: row["tokens_per_s_per_gpu"], ",.0f"),
     "TFLOP/s": (lambda row: row["tokens_per_s_per_gpu"] * row["flops_per_token"] / 1e12, ".1f"),
     "MFU": (lambda row: row["mfu"], ".1%"),
-    "efficiency": (lambda row: row["efficiency"] if row["world_size"] > 1 else None, ".3f"),
+    "efficiency": (lambda row: _efficiency(row) if row["world_size"] > 1 else None, ""),
     "exposed ms": (lambda row: 1e3 * row["comm_exposed_s"], ".2f"),
     "mJ/token": (lambda row: 1e3 * row["joules_per_token"], ".2f"),
     "GiB": (lambda row: row["peak_allocated_bytes"] / GIB, ".1f"),
@@ -201,6 +201,15 @@ def _settings(row: Row) -> Iterator[str]:
     yield " ".join(part for part in (row["strategy"], row["options"]) if part)
     yield from (str(row[key]) for key in ("world_size", "precision", "seq_len", "micro_batch_size"))
     yield " ".join(part for part in (_compiled(other.get("compile")), said) if part)
+
+
+def _efficiency(row: Row) -> str | None:
+    """With its 95 % interval over launches, where there are several."""
+    if pd.isna(row["efficiency"]):
+        return None
+    low, high = row["efficiency_low"], row["efficiency_high"]
+    interval = "" if pd.isna(low) or pd.isna(high) else f" [{low:.3f}, {high:.3f}]"
+    return f"{row['efficiency']:.3f}{interval}"
 
 
 def _written(row: Row, value: Callable[[Row], Any], form: str) -> str:
