@@ -59,12 +59,12 @@ CS336 = {"seq_len": 256, "micro_batch_size": 4, "mode": "forward_backward"}
 # Small models wait for the host: one graph of the whole model, replayed by CUDA.
 GRAPHS = {"mode": "reduce-overhead", "whole": True}
 SIZES = ("small", "medium", "large", "xl", "2.7b")
-CS336_MS = {
+CS336_MS: dict[str, dict[str, float]] = {
     "fp32": dict(zip(SIZES, (25.2, 66.7, 160.7, 320.4, 478.2), strict=True)),
     "bf16": dict(zip(SIZES, (10, 18, 30, 48, 65), strict=True)),
 }
 # Larger buckets than DDP's 25 MB: fewer all-reduces, each at more of the bandwidth.
-STRATEGIES = [{"name": "ddp", "bucket_cap_mb": 200}, "fsdp2", "zero1", "zero2", "zero3"]
+STRATEGIES: list[Any] = [{"name": "ddp", "bucket_cap_mb": 200}, "fsdp2", "zero1", "zero2", "zero3"]
 WEAK = {"ddp": 0.97, "fsdp2": 0.96, "zero1": 0.96, "zero2": 0.96, "zero3": 0.85}
 
 
