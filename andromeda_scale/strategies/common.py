@@ -71,8 +71,8 @@ def compile_model(module: nn.Module, train: Train) -> None:
     dynamo_config.optimize_ddp = False
     mode: dict[str, Any] = {} if how.mode == "default" else {"mode": how.mode}
     parts = [module] if how.whole else list(module.blocks)  # type: ignore[arg-type]  # to mypy a Tensor or a Module
-    # Blocks share a graph, but under ZeRO-3 torch 2.11 makes one for each, as it guards on
-    # DeepSpeed's ids of parameters: past the limit it would run the other blocks eagerly.
+    # Blocks share a graph unless something that their code reads differs from block to block:
+    # past the limit the other blocks would run eagerly.
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, 2 * len(parts))
     for part in parts:
         part.forward = torch.compile(part.forward, **mode)

@@ -61,8 +61,13 @@ class Zero3(Zero):
         return zero_memory.stage_3(options, train, world.size, device, sizes)
 
     def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
+        from deepspeed.runtime.zero import linear
         from deepspeed.utils import set_z3_leaf_module
 
+        # DeepSpeed's linear function tells its parameters by their ds_id, on the value of which
+        # torch 2.11 guards: a graph for each block. By their ds_status, which it reads next and
+        # which is the same in every block, they are told as well, and all blocks share a graph.
+        linear.is_zero_param = lambda tensor: hasattr(tensor, "ds_status")
         module = super().prepare(factory, rt)
         for block in module.blocks if self.options.leaf_blocks else ():  # type: ignore[union-attr]
             set_z3_leaf_module(block, True)
