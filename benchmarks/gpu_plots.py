@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pandas as pd
 from gpu_results import rows_of
 from gpu_shapes import (
     AXES,
@@ -134,8 +135,9 @@ def _reach(name: str, rows: Rows) -> float | None:
 
 
 def _efficiency(rows: Rows) -> str:
-    found = [value(row, "efficiency") for row in rows if row["world_size"] > 1]
-    return ", ".join("no efficiency" if one is None else f"efficiency {one:.3f}" for one in found)
+    of_two = [row for row in rows if row["world_size"] > 1]
+    found = [row.get("efficiency") if row["status"] == "ok" else None for row in of_two]
+    return ", ".join("no efficiency" if pd.isna(e) else f"efficiency {e:.3f}" for e in found)
 
 
 def _setting(row: Row, key: str) -> str:

@@ -28,7 +28,7 @@ class Memory:
         device:  null on CPU, or peak_allocated_bytes, peak_reserved_bytes, allocated_bytes,
                  reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
                  the device by this and other processes, less what this one reserved),
-                 capacity_bytes
+                 capacity_bytes; peak_allocated_bytes with what CUDA graphs keep to replay into
     and of `inspect`, in one more step, of torch's allocator (on a CPU, which keeps no count of what
     it allocates, from a trace of it: `allocations`):
         peak_allocated_bytes   the most it held
@@ -90,7 +90,8 @@ class Memory:
             return int(stats.get(counter, 0) - self._before.get(counter, 0))
 
         return {
-            "peak_allocated_bytes": stats.get("allocated_bytes.all.peak", 0),
+            "peak_allocated_bytes": stats.get("allocated_bytes.all.peak", 0)
+            + step_memory.held_by_graphs(self._context),
             "peak_reserved_bytes": stats.get("reserved_bytes.all.peak", 0),
             "allocated_bytes": stats.get("allocated_bytes.all.current", 0),
             "reserved_bytes": reserved,

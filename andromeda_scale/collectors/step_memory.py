@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ def of_one_step(context: Context) -> dict[str, Any]:
     from andromeda_scale.rank.train_step import unmarked
 
     on_cuda = context.runtime.device.type == "cuda"
-    peaks = _CudaPeaks(context.runtime.device) if on_cuda else _CpuPeaks()
+    device = context.runtime.device
+    peaks = _CudaPeaks(device, held_by_graphs(context)) if on_cuda else _CpuPeaks()
     if not on_cuda:
         # The allocator tells the release of what it has counted: of all that a step leaves to the
         # next, from one step on.
@@ -40,18 +41,41 @@ def of_one_step(context: Context) -> dict[str, Any]:
     return {**peaks.stop(hidden), "communication_buffers": buffers.fullest}
 
 
+def graph_pool_bytes(segments: Iterable[Mapping[str, Any]], device: int) -> int:
+    """Bytes that CUDA graphs keep for what they replay into, of torch.cuda.memory_snapshot().
+
+    They lie in private pools. The allocator counts what is in them only until it is recorded, and
+    nobody else can have it.
+    """
+    return sum(
+        int(segment["total_size"]) - int(segment["allocated_size"])
+        for segment in segments
+        if segment["device"] == device and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
+
+
+def held_by_graphs(context: Context) -> int:
+    """The same of this rank now; 0 where nothing was compiled to CUDA graphs."""
+    import torch
+
+    how, device = context.case.train.compiling, context.runtime.device
+    if device.index is None or not (how and how.cuda_graphs):
+        return 0
+    return graph_pool_bytes(torch.cuda.memory_snapshot(), device.index)
+
+
 class _CudaPeaks:
     """The allocator's own peak, reset where a part begins. It counts when the host asks for memory,
-    so nothing waits for the device."""
+    so nothing waits for the device. `in_graphs`: bytes it does not count."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, in_graphs: int) -> None:
+        self._device, self._in_graphs = device, in_graphs
         self._parts: dict[str, int] = {}
 
     def start(self) -> Callable[[str], AbstractContextManager[object]]:
         import torch
 
-        self._at_start = torch.cuda.memory_allocated(self._device)
+        self._at_start = torch.cuda.memory_allocated(self._device) + self._in_graphs
         return self._mark
 
     @contextmanager
@@ -63,7 +87,7 @@ class _CudaPeaks:
             return
         torch.cuda.reset_peak_memory_stats(self._device)
         yield
-        peak = torch.cuda.max_memory_allocated(self._device)
+        peak = torch.cuda.max_memory_allocated(self._device) + self._in_graphs
         self._parts[name] = max(self._parts.get(name, 0), peak)
 
     def stop(self, hidden: int) -> dict[str, Any]:

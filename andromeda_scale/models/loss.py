@@ -154,7 +154,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, `total` in float32, in one kernel where there is one."""
     if right.dtype == total.dtype:
         total.addmm_(left, right)
-    elif total.is_cuda:
+    elif total.is_cuda and not torch.compiler.is_compiling():  # for which it has no fake kernel
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total += left @ right

@@ -98,6 +98,7 @@ def _row(**changes: Any) -> dict[str, Any]:
     row |= {"world_size": 1, "precision": "bf16", "seq_len": 1024, "micro_batch_size": 1}
     row |= {"other": json.dumps({"train.attention": "flex"}), "window_step_s": 0.25}
     row |= {"tokens_per_s_per_gpu": 2000.0, "joules_per_token": 0.003, "efficiency": 0.9}
+    row |= {"efficiency_low": float("nan"), "efficiency_high": float("nan")}
     return row | {"peak_allocated_bytes": 3 * GIB, "step_time_s": 0.25} | changes
 
 

@@ -11,6 +11,7 @@ import torch
 from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised
 from torch.autograd.profiler import profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask
 
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.rank.readback import _attention_op, attention_ops
@@ -128,6 +129,30 @@ def test_flex_holds_no_bias_and_one_mask_for_all_blocks() -> None:
     assert tables.block_mask.kv_num_blocks[0, 0].tolist() == [1, 1, 1, 1]  # cut: the diagonal's
     assert tables.block_mask.full_kv_num_blocks[0, 0].tolist() == [0, 1, 2, 3]
     assert all(block.attention._tables[0] is tables for block in module.blocks)
+
+
+@pytest.mark.parametrize("seq_len", [1, 128, 200, 1000])
+def test_the_mask_of_flex_is_the_one_torch_finds_from_all_elements(seq_len: int) -> None:
+    made = materialised(SMALL_ANDROMEDA, attention="flex", compile=True, seq_len=seq_len)
+    ours = made.tables.block_mask
+    expected = create_block_mask(
+        lambda batch, head, query, key: query >= key, None, None, seq_len, seq_len, device="cpu"
+    )
+    assert ours.shape == expected.shape
+    assert ours.BLOCK_SIZE == expected.BLOCK_SIZE
+    sides = ("kv", "q")  # rows of queries in forward, columns of keys in backward
+    for kind in [f"{full}{side}" for full in ("", "full_") for side in sides]:
+        found, known = (_listed(mask, kind) for mask in (ours, expected))
+        assert found == known, kind
+
+
+def _listed(mask: Any, kind: str) -> list[set[int]]:
+    """The blocks that each row of blocks looks at."""
+    counts, indices = getattr(mask, f"{kind}_num_blocks"), getattr(mask, f"{kind}_indices")
+    if counts is None:  # torch leaves out a list that is empty
+        return [set()] * len(mask.kv_num_blocks[0, 0])
+    rows = zip(counts[0, 0].tolist(), indices[0, 0].tolist(), strict=True)
+    return [set(row[:count]) for count, row in rows]
 
 
 @torch.no_grad()
