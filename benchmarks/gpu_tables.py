@@ -215,7 +215,7 @@ TABLES: dict[str, Table] = {
     ),
     "batch": _shipped(
         "batch",
-        {"train.micro_batch_size": [1, 2, 4, 8, 16, 32, 64]},
+        {"train.micro_batch_size": [1, 4, 16, 64]},
         collect=["memory", "energy"],
         train={"compile": True, "attention": "flex"},
     ),

@@ -106,7 +106,8 @@ def _slopes(shape: Shape, kernel: str) -> list[float]:
 def _causal_blocks(seq_len: int, device: torch.device) -> BlockMask | None:
     """Of each row of blocks those before the diagonal are whole, and the diagonal's is cut.
 
-    In a last row that is not full all blocks are cut, by the end of the queries. torch's create_block_mask finds that out from all T^2 elements: 128 GiB at T = 131072.
+    In a last row that is not full all blocks are cut, by the end of the queries. torch's
+    create_block_mask finds that out from all T^2 elements: 128 GiB at T = 131072.
     """
     if device.type == "meta":
         return None

@@ -22,7 +22,7 @@ TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
 CASES = {"llama": 1, "levers": 9, "weak": 30, "cs336": 15, "andromeda": 8, "zero3": 2}
 CASES |= {
     "context": 8,
-    "batch": 7,
+    "batch": 4,
     "precision": 4,
     "compile": 3,
     "checkpointing": 4,
