@@ -111,19 +111,26 @@ def _causal_blocks(seq_len: int, device: torch.device) -> BlockMask | None:
     """
     if device.type == "meta":
         return None
-    rows = torch.arange(-(-seq_len // BLOCK), dtype=torch.int32, device=device)
-    whole, cut = rows.clone(), torch.ones_like(rows)
+    rows = torch.arange(-(-seq_len // BLOCK), device=device)
+    cut, whole = rows[:, None] == rows, rows[:, None] > rows
     if seq_len % BLOCK:
-        whole[-1], cut[-1] = 0, len(rows)
+        cut[-1], whole[-1] = True, False
     return BlockMask.from_kv_blocks(
-        cut[None, None],
-        ((rows[:, None] + rows) % len(rows))[None, None],  # the diagonal's first, in any order then
-        whole[None, None],
-        rows.expand(len(rows), -1)[None, None],
+        *_listed(cut),
+        *_listed(whole),
         BLOCK_SIZE=BLOCK,
         mask_mod=lambda batch, head, query, key: query >= key,
         seq_lengths=(seq_len, seq_len),
     )
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """(blocks chosen in each row, (1, 1, rows); all blocks, those first, (1, 1, rows, rows)).
+
+    Order and strides are torch's own: the kernel reads both lists by the strides of the first.
+    """
+    counts, order = chosen.sum(-1), chosen.int().argsort(stable=True, descending=True)
+    return counts.int()[None, None], order.int()[None, None]
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

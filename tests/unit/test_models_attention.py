@@ -140,19 +140,17 @@ def test_the_mask_of_flex_is_the_one_torch_finds_from_all_elements(seq_len: int)
     )
     assert ours.shape == expected.shape
     assert ours.BLOCK_SIZE == expected.BLOCK_SIZE
-    sides = ("kv", "q")  # rows of queries in forward, columns of keys in backward
-    for kind in [f"{full}{side}" for full in ("", "full_") for side in sides]:
-        found, known = (_listed(mask, kind) for mask in (ours, expected))
-        assert found == known, kind
-
-
-def _listed(mask: Any, kind: str) -> list[set[int]]:
-    """The blocks that each row of blocks looks at."""
-    counts, indices = getattr(mask, f"{kind}_num_blocks"), getattr(mask, f"{kind}_indices")
-    if counts is None:  # torch leaves out a list that is empty
-        return [set()] * len(mask.kv_num_blocks[0, 0])
-    rows = zip(counts[0, 0].tolist(), indices[0, 0].tolist(), strict=True)
-    return [set(row[:count]) for count, row in rows]
+    for side in ("kv", "q"):  # rows of queries in forward, columns of keys in backward
+        for name in (f"{side}_num_blocks", f"{side}_indices"):
+            found, known = getattr(ours, name), getattr(expected, name)
+            assert torch.equal(found, known), name
+            assert (found.dtype, found.stride()) == (known.dtype, known.stride())
+            whole, known = getattr(ours, f"full_{name}"), getattr(expected, f"full_{name}")
+            if known is None:  # torch leaves out lists that are empty in every row
+                assert not ours.full_kv_num_blocks.any()
+            else:
+                assert torch.equal(whole, known), name
+            assert (whole.dtype, whole.stride()) == (found.dtype, found.stride())
 
 
 @torch.no_grad()
