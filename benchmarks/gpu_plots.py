@@ -168,6 +168,10 @@ def compiled(row: Row) -> str:
     return "compiled blocks" if how else "uncompiled"
 
 
+def _and_compiled(row: Row, name: str) -> str:
+    return f"{name}, compiled" if json.loads(row["other"]).get("train.compile") else name
+
+
 PLOTS: dict[str, Callable[[Rows], go.Figure]] = {
     "llama": launches,
     "weak": worlds,
@@ -183,10 +187,10 @@ PLOTS: dict[str, Callable[[Rows], go.Figure]] = {
         ("tokens/s/GPU", "mJ/token"),
     ),
     "attention": lambda rows: _by_attention(rows, _length, "step ms", ",.1f"),
-    "precision": lambda rows: speeds(rows, lambda row: str(row["precision"])),
+    "precision": lambda rows: speeds(rows, lambda row: _and_compiled(row, str(row["precision"]))),
     "compile": lambda rows: speeds(rows, compiled),
     "checkpointing": lambda rows: speeds(
-        rows, lambda row: _setting(row, "train.activation_checkpointing")
+        rows, lambda row: _and_compiled(row, _setting(row, "train.activation_checkpointing"))
     ),
 }
 

@@ -18,12 +18,13 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from gpu_tables import SHORT, TABLES, Reach, Row, Suite, Table
+from gpu_tables import ENVIRONMENT, SHORT, TABLES, Reach, Row, Suite, Table
 
 import andromeda_scale
 from andromeda_scale.analysis.results import FILES
@@ -55,7 +56,6 @@ TINY_AXES: dict[str, list[Any] | None] = {
     "train.attention": ["naive", "sdpa_bias", "sdpa_causal"],  # a CPU has no backward of flex
 }
 TINY_MEASURE = {"warmup": {"min_steps": 2, "max_steps": 2}, "steps": 2}
-ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
 
 
 def complete(table: Table, suite: Suite, *, rehearse: bool) -> Suite:
@@ -157,10 +157,23 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
             found += andromeda_scale.load_run(folder).table("cases").to_dict("records")
         for row in found:
             row.setdefault("run", folder.name)
+    found = list(_without_cut(found))
     flops = {row["model"]: row["flops_per_token"] for row in found if "flops_per_token" in row}
     for row in found:
         row.setdefault("flops_per_token", flops.get(row["model"]))
     return found
+
+
+def _without_cut(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A case that one run was cut before, or in, stands once: as another run has it, if one has."""
+    cut, seen = ("pending", "interrupted"), set()
+    ended = {row.get("case_id") for row in rows if row["status"] not in cut}
+    for row in rows:
+        if row["status"] not in cut:
+            yield row
+        elif row["case_id"] not in ended | seen:
+            seen.add(row["case_id"])
+            yield row
 
 
 def _peer_row(about: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +196,8 @@ def cells(row: Row, reach: Reach | None) -> dict[str, str]:
     settings = dict(zip(SETTINGS, _settings(row), strict=True))
     if row["status"] != "ok":
         dashes = dict.fromkeys(MEASURED, "-")
-        return settings | dashes | {"reach": f"{row['status']}: {row['cause']}", "": "missed"}
+        said = textwrap.shorten(f"{row['status']}: {row['cause']}", 80, placeholder=" ...")
+        return settings | dashes | {"reach": said, "": "missed"}
     found = {head: _written(row, *how) for head, how in MEASURED.items()}
     if reach is None:
         return settings | found | {"reach": "", "": ""}
@@ -196,6 +210,8 @@ def cells(row: Row, reach: Reach | None) -> dict[str, str]:
 def _settings(row: Row) -> Iterator[str]:
     other = {key.rpartition(".")[2]: value for key, value in json.loads(row["other"]).items()}
     hidden = ("compile", "source", "measure", "warmup", "steps", "repeats", "profile_steps")
+    if other.get("NCCL_NVLS_ENABLE") == "0":  # of every row
+        del other["NCCL_NVLS_ENABLE"]
     said = ", ".join(f"{k}={json.dumps(v)}" for k, v in other.items() if k not in hidden)
     yield from (str(row["run"]), str(row["model"]))
     yield " ".join(part for part in (row["strategy"], row["options"]) if part)
@@ -205,7 +221,7 @@ def _settings(row: Row) -> Iterator[str]:
 
 def _efficiency(row: Row) -> str | None:
     """With its 95 % interval over launches, where there are several."""
-    if pd.isna(row["efficiency"]):
+    if pd.isna(row["efficiency"]) or row["base_world_size"] == row["world_size"]:
         return None
     low, high = row["efficiency_low"], row["efficiency_high"]
     interval = "" if pd.isna(low) or pd.isna(high) else f" [{low:.3f}, {high:.3f}]"

@@ -45,6 +45,7 @@ class Table:
     peers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
+ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
 SHORT = {
     "warmup": {"min_steps": 6, "max_steps": 12},
     "steps": 20,
@@ -64,7 +65,10 @@ CS336_MS: dict[str, dict[str, float]] = {
     "bf16": dict(zip(SIZES, (10, 18, 30, 48, 65), strict=True)),
 }
 # Larger buckets than DDP's 25 MB: fewer all-reduces, each at more of the bandwidth.
-STRATEGIES: list[Any] = [{"name": "ddp", "bucket_cap_mb": 200}, "fsdp2", "zero1", "zero2", "zero3"]
+BUCKETS = {"name": "ddp", "bucket_cap_mb": 200}
+# What forward gathers stays until backward, as under FSDP2 without reshard_after_forward.
+REUSED = {"name": "zero3", "max_reuse_distance": 10**10, "max_live_parameters": 10**10}
+STRATEGIES: list[Any] = [BUCKETS, "fsdp2", "zero1", "zero2", REUSED]
 WEAK = {"ddp": 0.97, "fsdp2": 0.96, "zero1": 0.96, "zero2": 0.96, "zero3": 0.85}
 
 
@@ -115,6 +119,13 @@ def _lever(train: Suite | None = None, strategy: Suite | None = None) -> Suite:
     return {"model": EIGHT, "world": [2], "train": LLAMA | (train or {}), "strategy": changed}
 
 
+def _on_two(strategy: Suite, **environment: str) -> Suite:
+    """Weak scaling of the 0.97 B shape with these settings."""
+    profiled = {"measure": SHORT | {"profile_steps": 5}, "collect": ["memory", "communication"]}
+    found = {"model": "cs336-large", "world": [1, 2], "train": LARGE, "strategy": strategy}
+    return found | profiled | {"env": ENVIRONMENT | environment}
+
+
 def _shipped(name: str, axes: Suite, **changes: Any) -> Table:
     """A suite that is shipped, on one GPU: its question, its model, its text."""
     suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -157,6 +168,14 @@ TABLES: dict[str, Table] = {
             }
         ],
         _weak,
+    ),
+    "weak-levers": Table(
+        "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP.",
+        [_on_two(BUCKETS | {"bucket_cap_mb": size}) for size in (25, 200, 1000)]
+        + [_on_two(BUCKETS | {"compression": "bf16"})]
+        + [_on_two(BUCKETS, NCCL_MAX_CTAS="8"), _on_two(BUCKETS, NCCL_MIN_CTAS="32")]
+        + [_on_two({"name": "fsdp2", "blocks_per_unit": blocks}) for blocks in (1, 4)]
+        + [_on_two(KEPT | {"blocks_per_unit": blocks}) for blocks in (1, 4, 9)],
     ),
     "cs336": Table(
         "How long are forward and backward of the five CS336 sizes?",
@@ -201,14 +220,14 @@ TABLES: dict[str, Table] = {
                 "model": "cs336-2.7b",
                 "world": [2],
                 "train": LARGE,
-                "axes": {"strategy": ["fsdp2", "zero3"]},
+                "axes": {"strategy": ["fsdp2", "zero3", REUSED]},
             }
         ],
         _of_fsdp2,
     ),
     "context": _shipped(
         "context",
-        {"train.seq_len": [1024 * 2**doublings for doublings in range(8)]},
+        {"train.seq_len": [*(1024 * 2**doublings for doublings in range(7)), 98304, 131072]},
         model="andromeda-1b",
         train={"compile": True, "attention": "flex"},
         measure=SHORT | {"warmup": {"min_steps": 3, "max_steps": 4}, "steps": 8},
@@ -219,11 +238,17 @@ TABLES: dict[str, Table] = {
         collect=["memory", "energy"],
         train={"compile": True, "attention": "flex"},
     ),
-    "precision": _shipped("precision", {"train.precision": ["fp32", "tf32", "bf16", "fp16"]}),
+    "precision": _shipped(
+        "precision",
+        {"train.compile": [False, True], "train.precision": ["fp32", "tf32", "bf16", "fp16"]},
+    ),
     "compile": _shipped("compile", {"train.compile": [False, True, GRAPHS]}),
     "checkpointing": _shipped(
         "checkpointing",
-        {"train.activation_checkpointing": ["none", "selective", {"every": 2}, "block"]},
+        {
+            "train.compile": [False, True],
+            "train.activation_checkpointing": ["none", "selective", {"every": 2}, "block"],
+        },
     ),
     "attention": _shipped(
         "attention",

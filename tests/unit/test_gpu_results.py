@@ -19,13 +19,21 @@ import gpu_results
 from gpu_tables import TABLES, Reach
 
 TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
-CASES = {"llama": 1, "levers": 9, "weak": 30, "cs336": 15, "andromeda": 8, "zero3": 2}
+CASES = {
+    "llama": 1,
+    "levers": 9,
+    "weak": 30,
+    "cs336": 15,
+    "andromeda": 8,
+    "zero3": 3,
+    "weak-levers": 22,
+}
 CASES |= {
-    "context": 8,
+    "context": 9,
     "batch": 4,
-    "precision": 4,
+    "precision": 8,
     "compile": 3,
-    "checkpointing": 4,
+    "checkpointing": 8,
     "attention": 8,
 }
 
@@ -48,7 +56,8 @@ def test_a_rehearsal_has_the_axes_of_a_table_with_small_values() -> None:
         return gpu_results.complete(TABLES[name], suite, rehearse=True)["axes"]
 
     assert axes("context") == {"train.seq_len": [16, 32, 64]}
-    assert axes("precision") == {"train.precision": ["fp32", "tf32", "bf16", "fp16"]}
+    precisions = {"train.precision": ["fp32", "tf32", "bf16", "fp16"]}
+    assert axes("precision") == {"train.compile": [False, True], **precisions}
     assert axes("cs336") == {}
 
 
