@@ -54,7 +54,7 @@ def blocks_per_unit(asked: int | None, num_blocks: int, block_parameters: int) -
     the last to be reduced.
     """
     if asked is not None:
-        return min(asked, num_blocks)
+        return max(1, min(asked, num_blocks))
     return max(1, min(math.ceil(UNIT_PARAMETERS / block_parameters), num_blocks // 8))
 
 

@@ -143,7 +143,7 @@ class Fsdp2(Native):
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
-        in_block = sum(parameter.numel() for parameter in blocks[0].parameters())
+        in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters()) or 1
         together = blocks_per_unit(self.options.blocks_per_unit, len(blocks), in_block)
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
         for unit in units:
