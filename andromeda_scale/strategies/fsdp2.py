@@ -17,6 +17,7 @@ from andromeda_scale.strategies.native import Native
 from andromeda_scale.suite import precision
 from andromeda_scale.suite.precision import POLICIES, element_bytes
 from andromeda_scale.suite.schema import MAX_RANKS, Schema
+from andromeda_scale.suite.training import Segment
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,27 @@ class Fsdp2(Native):
                 f"strategy.reshard_after_forward: {kept} does not divide {shards} shards; "
                 "use true, false or a divisor"
             )
+        together, recomputed = options.blocks_per_unit, train.activation_checkpointing
+        if together and isinstance(recomputed, Segment):
+            size = recomputed.segment
+            if together % size and size % together:
+                return (
+                    f"strategy.blocks_per_unit: a unit of {together} blocks would end within one "
+                    f"of train.activation_checkpointing's segments of {size}; use a divisor or a "
+                    f"multiple of {size}"
+                )
         return None
+
+    @classmethod
+    def together(cls, options: Any, train: Train) -> int | None:
+        """blocks_per_unit; by default 1 where segments of blocks are recomputed.
+
+        A segment that runs again through a part of a unit leaves that unit's forward open, and
+        torch 2.11 then takes the next forward for a part of it: its first gathers would not wait
+        for the update of the weights they gather.
+        """
+        asked: int | None = options.blocks_per_unit
+        return asked or (1 if isinstance(train.activation_checkpointing, Segment) else None)
 
     @classmethod
     def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
@@ -108,7 +129,7 @@ class Fsdp2(Native):
         near = shards if isinstance(kept, bool) else kept
         again = Collective(
             "all_gather", 1.0, gather, "micro_batch", over=near,
-            of="inner_blocks", together=options.blocks_per_unit,
+            of="inner_blocks", together=cls.together(options, train),
         )  # fmt: skip
         return Traffic(
             (
@@ -128,7 +149,7 @@ class Fsdp2(Native):
             shards=cls.num_shards(options, world),
             kept=options.reshard_after_forward is False,
             ahead=options.prefetch,
-            together=options.blocks_per_unit,
+            together=cls.together(options, train),
             reduced=precision.reduction(options.reduce_dtype, train.precision),
             flat=False,
             device=device,
@@ -144,7 +165,8 @@ class Fsdp2(Native):
         common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
         in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters()) or 1
-        together = blocks_per_unit(self.options.blocks_per_unit, len(blocks), in_block)
+        asked = self.together(self.options, self.train)
+        together = blocks_per_unit(asked, len(blocks), in_block)
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
         for unit in units:
             kept = unit is not units[-1] and self.options.reshard_after_forward

@@ -8,7 +8,7 @@ import pytest
 
 from andromeda_scale import registry
 from andromeda_scale.strategies.hsdp import shard_size
-from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.training import Segment, Train
 from andromeda_scale.suite.world import World
 
 
@@ -70,6 +70,24 @@ def test_what_cannot_be_is_refused_with_key_and_remedy(
 )
 def test_what_can_be_is_not_refused(name: str, options: dict[str, Any], ranks: int) -> None:
     assert reason(name, options, ranks) is None
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp"])
+def test_units_of_blocks_and_segments_that_are_recomputed_end_together(name: str) -> None:
+    def refused(together: int | None, segment: int) -> str | None:
+        return reason(
+            name, {"blocks_per_unit": together}, activation_checkpointing=Segment(segment=segment)
+        )
+
+    said = str(refused(2, 3))
+    assert said.startswith("strategy.blocks_per_unit: a unit of 2 blocks would end within")
+    assert said.endswith("use a divisor or a multiple of 3")
+    fits = [(1, 3), (3, 3), (6, 3), (2, 4), (None, 3)]
+    assert [refused(*both) for both in fits] == [None] * len(fits)
+    kind = registry.load("strategy", name)
+    of_segments = Train(activation_checkpointing=Segment(segment=3))
+    assert kind.together(kind.Options(), of_segments) == 1
+    assert kind.together(kind.Options(), Train()) is None
 
 
 def test_a_long_list_of_divisors_is_shortened() -> None:
