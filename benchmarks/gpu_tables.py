@@ -89,7 +89,7 @@ def _cs336(row: Row, rows: Sequence[Row]) -> Reach | None:
     size = row["model"].removeprefix("cs336-")
     if size not in bounds:  # a rehearsal's
         return None
-    return Reach("step ms", 1e3 * row["step_time_s"], bounds[size], at_most=True)
+    return Reach("step ms", 1e3 * row["window_step_s"], bounds[size], at_most=True)
 
 
 def _weak(row: Row, rows: Sequence[Row]) -> Reach | None:

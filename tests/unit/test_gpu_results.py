@@ -93,6 +93,14 @@ def test_weak_efficiency_is_judged_by_strategy_and_a_first_gpu_is_not() -> None:
     assert not judged.met
 
 
+def test_the_step_that_is_judged_is_the_one_in_the_column() -> None:
+    row = _row(model="cs336-small", window_step_s=0.0101, step_time_s=0.0099)
+    found = TABLES["cs336"].reach(row, [])
+    assert found is not None
+    assert not found.met
+    assert f"{found.found:.2f}" == gpu_results.cells(row, found)["step ms"]
+
+
 def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
     times = {"titan-0": 2.0, "bare-0": 1.0, "ours-0": 1.1, "ours-1": 1.0, "bare-1": 1.1}
     rows = [_row(run=name, window_step_s=seconds) for name, seconds in times.items()]
