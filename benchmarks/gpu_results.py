@@ -38,6 +38,7 @@ MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "TFLOP/s": (lambda row: row["tokens_per_s_per_gpu"] * row["flops_per_token"] / 1e12, ".1f"),
     "MFU": (lambda row: row["mfu"], ".1%"),
     "efficiency": (lambda row: _efficiency(row) if row["world_size"] > 1 else None, ""),
+    "of the best": (lambda row: _of_the_best(row), ".3f"),
     "exposed ms": (lambda row: 1e3 * row["comm_exposed_s"], ".2f"),
     "mJ/token": (lambda row: 1e3 * row["joules_per_token"], ".2f"),
     "GiB": (lambda row: row["peak_allocated_bytes"] / GIB, ".1f"),
@@ -226,6 +227,18 @@ def _efficiency(row: Row) -> str | None:
     low, high = row["efficiency_low"], row["efficiency_high"]
     interval = "" if pd.isna(low) or pd.isna(high) else f" [{low:.3f}, {high:.3f}]"
     return f"{row['efficiency']:.3f}{interval}"
+
+
+def _of_the_best(row: Row) -> float | None:
+    """Per-GPU speed over that of the best strategy at the smallest world.
+
+    A strategy that is slow there looks efficient beside itself. Of the best itself it is the
+    efficiency.
+    """
+    if pd.isna(row["efficiency"]) or row["base_world_size"] == row["world_size"]:
+        return None
+    itself = row["common_base_case_id"] == row["base_case_id"]
+    return None if itself else float(row["efficiency_common"])
 
 
 def _written(row: Row, value: Callable[[Row], Any], form: str) -> str:

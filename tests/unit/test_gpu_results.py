@@ -101,6 +101,16 @@ def test_the_step_that_is_judged_is_the_one_in_the_column() -> None:
     assert f"{found.found:.2f}" == gpu_results.cells(row, found)["step ms"]
 
 
+def test_an_efficiency_beside_a_slow_gpu_of_its_own_stands_beside_that_of_the_best() -> None:
+    two = {"efficiency": 1.26, "efficiency_low": None, "efficiency_high": None}
+    two |= {"efficiency_common": 0.79, "base_world_size": 1, "base_case_id": "zero1"}
+    found = gpu_results.cells(_row(**two, common_base_case_id="ddp"), None)
+    assert (found["efficiency"], found["of the best"]) == ("1.260", "0.790")
+    assert gpu_results.cells(_row(**two, common_base_case_id="zero1"), None)["of the best"] == "-"
+    first = _row(**two | {"base_world_size": 2}, common_base_case_id="ddp")
+    assert gpu_results.cells(first, None)["of the best"] == "-"
+
+
 def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
     times = {"titan-0": 2.0, "bare-0": 1.0, "ours-0": 1.1, "ours-1": 1.0, "bare-1": 1.1}
     rows = [_row(run=name, window_step_s=seconds) for name, seconds in times.items()]
