@@ -5,7 +5,6 @@ A table is a list of suites, whose cases are its rows, and a rule that gives eac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +104,14 @@ def _andromeda(row: Row, rows: Sequence[Row]) -> Reach | None:
 def _of_fsdp2(row: Row, rows: Sequence[Row]) -> Reach | None:
     if row["strategy"] != "zero3":
         return None
-    beside = [r["tokens_per_s"] for r in rows if r["strategy"] == "fsdp2"]
-    return Reach("speed / fsdp2's", row["tokens_per_s"] / max(beside, default=math.nan), 0.85)
+    of_all = [r for r in rows if r["strategy"] == "fsdp2" and r["status"] == "ok"]
+    of_run = [r for r in of_all if r["run"] == row["run"]]
+    if not of_all:
+        return None
+    best = max(of_run or of_all, key=lambda r: float(r["tokens_per_s"]))
+    # Of another run the ratio is also one of hosts and days.
+    what = "speed / fsdp2's" if of_run else f"speed / fsdp2's in {best['run']}"
+    return Reach(what, row["tokens_per_s"] / best["tokens_per_s"], 0.85)
 
 
 # Eight layers of the 8B shape: its widths and its vocabulary, at a quarter of the time.

@@ -93,6 +93,16 @@ def test_weak_efficiency_is_judged_by_strategy_and_a_first_gpu_is_not() -> None:
     assert not judged.met
 
 
+def test_zero3_is_judged_by_the_fsdp2_of_its_run_or_it_says_of_which() -> None:
+    rule, row = TABLES["zero3"].reach, _row(strategy="zero3", tokens_per_s=8.0)
+    failed = _row(strategy="fsdp2", status="oom", tokens_per_s=float("nan"))
+    other = _row(strategy="fsdp2", run="ours-1", tokens_per_s=16.0)
+    own = _row(strategy="fsdp2", tokens_per_s=10.0)
+    assert rule(row, [failed]) is None
+    assert rule(row, [failed, other]) == Reach("speed / fsdp2's in ours-1", 0.5, 0.85)
+    assert rule(row, [failed, other, own]) == Reach("speed / fsdp2's", 0.8, 0.85)
+
+
 def test_the_step_that_is_judged_is_the_one_in_the_column() -> None:
     row = _row(model="cs336-small", window_step_s=0.0101, step_time_s=0.0099)
     found = TABLES["cs336"].reach(row, [])
