@@ -35,6 +35,17 @@ asked = parser.parse_args()
 train = Train.model_validate(
     {key: json.loads(v) for key, _, v in (s.partition("=") for s in asked.sets)}
 )
+# What it is compared with shall do the same work.
+for key, followed in {
+    "grad_accum": [1],
+    "mode": ["train_step"],
+    "precision": ["fp32", "bf16"],
+    "optimizer": [Train().optimizer],
+    "compile": [False, True],
+    "attention_backend": ["auto"],
+}.items():
+    if getattr(train, key) not in followed:
+        raise ValueError(f"train.{key}: the loop does not follow {getattr(train, key)}")
 
 cuda, rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
 device = torch.device("cuda", rank) if cuda else torch.device("cpu")
@@ -61,7 +72,9 @@ if asked.strategy == "fsdp2":
 factory.materialise(module, device)
 if asked.strategy == "ddp":
     model = DistributedDataParallel(module, gradient_as_bucket_view=True)
-optimizer = torch.optim.AdamW(module.parameters(), 1e-3, weight_decay=0.1, fused=True)
+optimizer = torch.optim.AdamW(
+    module.parameters(), train.learning_rate, weight_decay=train.weight_decay, fused=True
+)
 autocast = torch.autocast(device.type, torch.bfloat16, enabled=low and asked.strategy != "fsdp2")
 order = [
     SDPBackend.CUDNN_ATTENTION,
@@ -83,7 +96,8 @@ def run(steps: int) -> float:
         with autocast, sdpa_kernel(order, set_priority=True):
             loss, count = model(tokens, labels)
         (loss / count).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        if train.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), train.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if cuda:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,10 +143,15 @@ def _run_peer(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, An
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     found = json.loads(lines[-1]) if lines else {}
-    errors = [line for line in done.stderr.splitlines() if "Error" in line]
-    cause = "" if found else (errors or ["it printed nothing"])[-1]
+    cause = "" if found else _cause(done.stderr)
     about = {"peer": name, "model": words[0], "world_size": world, "cause": cause, **train, **found}
     (kept / "peer.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _cause(stderr: str) -> str:
+    """The first error with a text: torchrun's own, which has none, come after a rank's."""
+    said = re.search(r"^(?:\[\w+\]:\s*)?([\w.]*Error: .*\S)\s*$", stderr, re.MULTILINE)
+    return said[1] if said else "it printed nothing"
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ parser.add_argument("--warmup", type=int, default=5)
 parser.add_argument("--steps", type=int, default=20)
 asked = parser.parse_args()
 train = {key: json.loads(value) for key, _, value in (s.partition("=") for s in asked.sets)}
+if train["precision"] != "bf16" or train.get("grad_accum", 1) != 1 or "mode" in train:
+    raise ValueError("train: torchtitan is timed at whole steps in bf16, a micro-batch each")
 last_step = asked.warmup + asked.steps
 found: dict[str, Any] = {}
 
