@@ -31,6 +31,7 @@ import andromeda_scale
 from andromeda_scale.analysis.results import FILES
 
 GIB = 1 << 30
+PEER_TIMEOUT_S = 420.0
 SETTINGS = ("run", "model", "strategy", "GPUs", "precision", "T", "B", "other")
 # Heading -> a row's value and how it is written; a column without a value is left out.
 MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
@@ -126,26 +127,40 @@ def _run_peer(table: Table, kept: Path, *, rehearse: bool, sets: Mapping[str, An
     train = suite["train"] | given
     name = kept.name.rpartition("-")[0]
     world, (script, model, *rest) = max(suite["world"]), table.peers[name]
-    words = [suite["model"] if rehearse else model, *rest]
+    of = suite["model"] if rehearse else model
+    words = [of, *rest]
     words += [f"--set={key}={json.dumps(value)}" for key, value in train.items()]
     if rehearse:
         words += ["--warmup=1", "--steps=2"]
     where = f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     threads = str(max(1, (os.cpu_count() or 1) // world))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(Path(__file__).with_name(script)), *words],
-        env={**os.environ, **suite["env"], "PYTHONPATH": where, "OMP_NUM_THREADS": threads},
-        capture_output=True,
-        text=True,
-        timeout=420,
-        check=False,
+    words = [sys.executable, *torchrun, str(Path(__file__).with_name(script)), *words]
+    said, errors = _ended(
+        words, {**os.environ, **suite["env"], "PYTHONPATH": where, "OMP_NUM_THREADS": threads}
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [line for line in said.splitlines() if line.startswith("{")]
     found = json.loads(lines[-1]) if lines else {}
-    cause = "" if found else _cause(done.stderr)
-    about = {"peer": name, "model": words[0], "world_size": world, "cause": cause, **train, **found}
+    cause = "" if found else _cause(errors)
+    about = {"peer": name, "model": of, "world_size": world, "cause": cause, **train, **found}
     (kept / "peer.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _ended(words: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str]:
+    """What a command said, on stdout and stderr; one that does not end is asked to, and then is."""
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            return process.communicate(timeout=PEER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its ranks, which a kill would leave
+            try:
+                said, _ = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+            return said, f"TimeoutError: not done in {PEER_TIMEOUT_S:g} s"
 
 
 def _cause(stderr: str) -> str:

@@ -158,3 +158,10 @@ def test_a_peer_failed_of_what_its_rank_said_and_not_of_what_torchrun_says() -> 
         "torch.OutOfMemoryError: CUDA out of memory"
     )
     assert gpu_results._cause("") == "it printed nothing"
+
+
+def test_a_peer_that_does_not_end_is_a_row_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_results, "PEER_TIMEOUT_S", 0.2)
+    said, errors = gpu_results._ended([sys.executable, "-c", "import time; time.sleep(60)"], {})
+    assert said == ""
+    assert gpu_results._cause(errors) == "TimeoutError: not done in 0.2 s"
