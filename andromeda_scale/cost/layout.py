@@ -55,7 +55,7 @@ def blocks_per_unit(asked: int | None, num_blocks: int, block_parameters: int) -
     """
     if asked is not None:
         return max(1, min(asked, num_blocks))
-    return max(1, min(math.ceil(UNIT_PARAMETERS / block_parameters), num_blocks // 8))
+    return max(1, min(math.ceil(UNIT_PARAMETERS / max(1, block_parameters)), num_blocks // 8))
 
 
 @dataclass(frozen=True)

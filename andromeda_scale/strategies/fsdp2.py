@@ -164,7 +164,7 @@ class Fsdp2(Native):
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         common.compile_model(module, self.train)
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
-        in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters()) or 1
+        in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters())
         asked = self.together(self.options, self.train)
         together = blocks_per_unit(asked, len(blocks), in_block)
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]

@@ -15,7 +15,7 @@ from andromeda_scale.cost.layout import UNIT_PARAMETERS, blocks_per_unit
         (None, 32, 3 * UNIT_PARAMETERS, 1),
         (None, 36, 1_000_000, 4),  # an eighth of them, rounded down
         (None, 7, 1_000, 1),
-        (None, 0, 1, 1),  # a model without blocks is one unit
+        (None, 0, 0, 1),  # a model without blocks is one unit
         (2, 36, 26_000_000, 2),
         (9, 4, 1_000, 4),
         (2, 0, 1, 1),
