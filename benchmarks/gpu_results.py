@@ -188,7 +188,8 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def _without_cut(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A case that one run was cut before, or in, stands once: as another run has it, if one has."""
-    cut, seen = ("pending", "interrupted"), set()
+    cut = ("pending", "interrupted")
+    seen: set[str] = set()
     ended = {row.get("case_id") for row in rows if row["status"] not in cut}
     for row in rows:
         if row["status"] not in cut:

@@ -93,6 +93,8 @@ def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:
         return None
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
+    if case.driver == "accelerate":
+        options = strategy.as_accelerated(options)
     return memory.estimate(
         shape,
         case.train,

@@ -82,12 +82,13 @@ class Accelerated(Strategy):
         return self.inner.layout(options, train, world)
 
     def traffic(self, options: Any, train: Train, world: World) -> Traffic:  # type: ignore[override]
-        return self.inner.traffic(options, train, world)
+        return self.inner.traffic(self.inner.as_accelerated(options), train, world)
 
     def working(  # type: ignore[override]
         self, options: Any, train: Train, world: World, sizes: Sizes, device: Device
     ) -> Working:
-        return self.inner.working(options, train, world, sizes, device)
+        given = self.inner.as_accelerated(options)
+        return self.inner.working(given, train, world, sizes, device)
 
     def hidden_bytes(self, s: TrainState) -> int:
         return self.inner.hidden_bytes(s)

@@ -159,6 +159,11 @@ class Strategy(ABC):
         """Steps inside communicate no gradients or parameters: the ablation of METRICS."""
         return Unavailable(f"{self.name} cannot compute without communication")
 
+    @classmethod
+    def as_accelerated(cls, options: Any) -> Any:
+        """The options that driver `accelerate` gives effect to, where it decides one by itself."""
+        return options
+
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """Arguments of `accelerate.Accelerator` that make it this strategy, for `accelerate_on`."""
         raise NotImplementedError(f"{self.name} is not driven by accelerate")

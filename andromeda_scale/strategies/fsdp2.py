@@ -181,6 +181,11 @@ class Fsdp2(Native):
         shards = mesh.get_group("shard")
         return self.state(module, module, rt.device, sharded_over=shards)
 
+    @classmethod
+    def as_accelerated(cls, options: Any) -> Any:
+        """Its plugin makes every block a unit."""
+        return options.model_copy(update={"blocks_per_unit": options.blocks_per_unit or 1})
+
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """The plugin of the same policies; accelerate itself keeps the root gathered."""
         from accelerate.utils import FullyShardedDataParallelPlugin

@@ -45,3 +45,10 @@ def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
 def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
     said = _run(table, tmp_path, "--rehearse")
     assert not any(word in said for word in ("failed:", "skipped:", "unavailable:", "diverged:"))
+
+
+def test_the_bare_loop_does_the_work_it_is_asked_for_or_says_that_it_does_not() -> None:
+    loop = str(SCRIPT.with_name("bare_loop.py"))
+    words = [sys.executable, loop, "llama-tiny", "--set=grad_accum=2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stderr.endswith("ValueError: train.grad_accum: the loop does not follow 2\n")

@@ -191,6 +191,25 @@ def test_the_estimate_is_within_1_percent_of_runs_on_gpus(strategy: str, world: 
     assert estimated.total / GIB == pytest.approx(ON_H200[strategy, world], rel=0.01)
 
 
+def test_under_accelerate_every_block_of_fsdp2_is_a_unit() -> None:
+    """Where units hold several blocks, more is gathered at once."""
+
+    def of(driver: str, **options: Any) -> float:
+        case = Case(
+            model_name="cs336-large",
+            model=shipped("cs336-large"),
+            strategy=StrategySpec(name="fsdp2", options=options),
+            driver=driver,
+            world=World(ranks_per_node=4),
+            train=Train(seq_len=64, precision="bf16"),
+        )
+        estimated = estimate_memory(case, "cuda")
+        assert estimated is not None
+        return estimated.total
+
+    assert of("accelerate") == of("native", blocks_per_unit=1) < of("native")
+
+
 def _of(strategy: str, world: int, device: Any = "cuda", **train: Any) -> MemoryEstimate:
     options = train.pop("options", {})
     found = estimate_memory(

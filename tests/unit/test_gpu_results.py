@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,19 +128,6 @@ def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
     assert "lasts 1.0000 of one of bare (theirs, ours, ours, theirs)" in said
     assert "titan" not in said  # it had one turn
     assert gpu_results._against_peers(rows[:3]) == ""
-
-
-def test_the_bare_loop_does_the_work_it_is_asked_for_or_says_that_it_does_not() -> None:
-    words = [
-        sys.executable,
-        gpu_results.__file__.replace("gpu_results", "bare_loop"),
-        "llama-tiny",
-        "--set=grad_accum=2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
-    assert gpu_results._cause(done.stderr) == (
-        "ValueError: train.grad_accum: the loop does not follow 2"
-    )
 
 
 def test_a_peer_failed_of_what_its_rank_said_and_not_of_what_torchrun_says() -> None:
