@@ -97,6 +97,7 @@ def sizes(rows: Rows) -> go.Figure:
     failed = 0
     ways = grouped(rows, lambda row: f"{row['precision']}, {compiled(row)}")
     for index, (name, of) in enumerate(ways.items()):
+        of = sorted(of, key=lambda row: SIZES.index(_size(row)))
         figure.add_scatter(
             x=[_size(row) for row in of],
             y=[value(row, "step ms") for row in of],
