@@ -358,6 +358,8 @@ class Case(Settings):
         resolved = self.model_dump(exclude_defaults=True, exclude=_NOT_IN_ID)
         if self.auto is not None:  # a guess is the machine's, and names no case
             resolved.get("train", {}).pop("micro_batch_size", None)
+            if self.limits.memory_gib is not None:  # what is found is the largest within it
+                resolved["limits"] = {"memory_gib": self.limits.memory_gib}
             if self.regime == "strong":
                 share = self.train.micro_batch_size * self.train.grad_accum
                 resolved.setdefault("train", {})["grad_accum"] = share

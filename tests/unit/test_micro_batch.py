@@ -79,6 +79,16 @@ def test_a_cases_name_knows_no_guess() -> None:
     assert at_size(small, 4).case_id == given.case_id  # a size that was found is one as any other
 
 
+def test_another_limit_of_memory_is_another_search() -> None:
+    def of(size: Any, limits: dict[str, Any]) -> set[str]:
+        train = {"seq_len": 256, "micro_batch_size": size}
+        return {c.case_id for c, _ in measured(plan(train=train, world=[1], limits=limits))}
+
+    assert of("auto", {"memory_gib": 1}) != of("auto", {"memory_gib": 2})
+    assert of("auto", {"timeout_s": 60}) == of("auto", {})
+    assert of(4, {"memory_gib": 1}) == of(4, {"memory_gib": 2})  # measured alike
+
+
 def test_strong_scaling_tries_what_shares_a_ranks_sequences_out_evenly() -> None:
     case = measured(plan(train=AUTO, scaling=STRONG, world=[2]))[0][0]
     assert sizes(case) == [1, 2, 3, 4, 6, 8, 12, 24]
@@ -298,6 +308,21 @@ def test_a_search_without_a_size_leaves_a_skipped_row(tmp_path: Path) -> None:
     (left, *_) = run.after_searches()
     assert left.skip == f"its search for a micro batch is oom: {cause}"
     assert run.todo(only_failed=True) == [item]  # asked again, it may be found
+
+
+def test_a_failed_search_that_is_asked_for_again_tries_again(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    (item,) = run.todo()
+    case = run.plan.cases[item.case_id]
+    tried(run, item, _1="crashed")
+    for word, left in (("interrupted", ["1"]), ("crashed", [])):
+        run.finish(item, run.begin(item, 0), {"status": word, "found": None})
+        searching.begin(run, item)
+        trials = [path.name for path in run.path.glob("searches/*/*") if path.name != "0"]
+        assert trials == left
+    trial = searching.next_trial(run, item, case)
+    assert trial is not None
+    searching.begin(run, item)  # nothing is there
 
 
 def test_a_damaged_word_on_a_search_harms_nothing(tmp_path: Path) -> None:
