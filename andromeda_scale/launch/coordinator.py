@@ -115,6 +115,7 @@ class Coordinator:
     def _search(self, item: PlannedRepeat, case: Case) -> Verdict:
         """The trials of one search, then what it found."""
         verdict, started_s, clock_s = None, time.time(), time.monotonic()
+        searching.begin(self._run_dir, item)
         while verdict is None:
             trial = searching.next_trial(self._run_dir, item, case)
             if trial is None:

@@ -287,6 +287,13 @@ class RunDir:
         attempt.rename(place)
         shutil.rmtree(old, ignore_errors=True)
 
+    def forget(self, item: PlannedRepeat) -> None:
+        """Remove all that lies beside an item, at once: what a kill leaves is cleared."""
+        gone = self.path / "running" / f"{item.case_id}-gone"
+        gone.parent.mkdir(exist_ok=True)
+        self.case_dir(item).parent.rename(gone)
+        shutil.rmtree(gone)
+
     def recover(self) -> None:
         """Clear what a killed driver left half done. Call it with the lock held."""
         shutil.rmtree(self.path / "running", ignore_errors=True)

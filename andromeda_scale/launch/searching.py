@@ -27,6 +27,13 @@ def next_trial(run_dir: RunDir, item: PlannedRepeat, case: Case) -> PlannedRepea
     return None if size is None else _trial(item, size)
 
 
+def begin(run_dir: RunDir, item: PlannedRepeat) -> None:
+    """Forget the trials of a search that failed and is asked for again; all others go on."""
+    status = run_dir.status(item)
+    if status is not None and status["status"] not in ("interrupted", "skipped"):
+        run_dir.forget(item)
+
+
 def ends(trial: Verdict) -> Verdict | None:
     """How a search ends by how one of its trials did; None: it goes on."""
     if trial.status not in _NOT_OF_THE_SIZE:
