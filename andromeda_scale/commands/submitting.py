@@ -108,6 +108,12 @@ def prepare(loaded: Loaded, run_dir: Path) -> Submission:
     machine = Machine(_ENOUGH, gpus, _ENOUGH, num_nodes(suite))
     plan = make_plan(suite, loaded.name, machine, where)
     require_runnable(plan, where)
+    if suite.slurm.array and any(case.auto == "auto_worlds" for case in plan.cases.values()):
+        raise UserError(
+            "train.micro_batch_size: auto_worlds, and slurm.array gives every world a job that "
+            f"knows nothing of the others ({place(where, 'train.micro_batch_size')}); use auto, a "
+            "number, or array: false"
+        )
     submission = Submission(loaded, plan, run_dir)
     submission.scripts()  # a template that cannot be filled in is found now
     return submission

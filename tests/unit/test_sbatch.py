@@ -99,6 +99,14 @@ def test_an_array_has_a_task_a_case_by_their_nodes_and_a_job_that_merges(tmp_pat
     assert "--gather" in found["merge.sbatch"]
 
 
+def test_worlds_of_an_array_cannot_share_the_size_that_they_find(tmp_path: Path) -> None:
+    sets = ("train.micro_batch_size=auto_worlds",)
+    with pytest.raises(UserError, match=r"auto_worlds, and slurm\.array gives every world a job"):
+        script(tmp_path, "slurm: {array: true}\n", *sets)
+    script(tmp_path, "", *sets)
+    assert scripts(tmp_path, "slurm: {array: true}\n", "train.micro_batch_size=auto")
+
+
 def test_gpus_must_be_asked_for_or_declined(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"slurm\.gres: says no GPUs, and device is auto"):
         script(tmp_path, "", "device=auto")
