@@ -8,7 +8,7 @@ Stated rules
     threads    cores / the most ranks any case puts on a node, equal at every size.
     memory     a case whose estimate exceeds a rank's capacity is skipped with both numbers.
     searches   a micro batch that is to be found is, before anything else is launched; the rest of
-               the plan is then made anew with the sizes found (plan_search.py).
+               the plan is then made anew with the sizes found (search.py).
     order      parity references first, then parity launches; then each repeat runs every case
                once, in an order shuffled by (seed, repeat): randomised blocks, so neither the
                position in the sweep nor the neighbour before is a confounder.

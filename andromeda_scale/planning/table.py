@@ -52,6 +52,7 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
     roles = Counter(item.role for item in launched)
     shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
     searches = f"; {roles['search']} micro batches to be found first" if roles["search"] else ""
+    trials = ", and limits.timeout_s for every trial of a search" if roles["search"] else ""
     launched = [item for item in launched if item.role != "search"]
     skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
     most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
@@ -61,7 +62,7 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
         f"{len(launched)} launches: {roles['measure']} of cases, {roles['reference']} parity "
         f"references{shallow}; {len(skipped)} cases skipped{searches}",
         f"time: {_time(launched, earlier)}; at most {duration(most_s)} "
-        "(launches x limits.timeout_s)",
+        f"(launches x limits.timeout_s){trials}",
         *(f"note: {note}" for note in plan.notes),
         *(f"problem: {problem}" for problem in plan.problems),
     ]
