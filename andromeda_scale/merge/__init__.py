@@ -64,7 +64,7 @@ def merge_run(run_dir: Path) -> Results:
         row, launches[case_id] = cases.case_row(
             plan.cases[case_id], items[case_id], rows, helpers[case_id], problems, _timed(of_case)
         )
-        row |= searched.of_case(run_dir, items[case_id][0], problems)
+        row |= searched.of_case(run_dir, plan, items[case_id][0], problems)
         pooled = [one.collectives for one in of_case if one.row["pooled"]]
         pooled_rows[case_id] = [one for one in rows if one["pooled"]]
         kinds = communication.case_kinds(plan.cases[case_id], row, pooled, ceilings)

@@ -96,6 +96,7 @@ _NOT_OTHER: Any = {
     "strategy": True,
     "world": True,
     "regime": True,
+    "auto": True,
     "driver": True,
     "limits": True,
     "collect": True,

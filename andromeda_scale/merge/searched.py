@@ -5,22 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.merge.repeats import read_status
 from andromeda_scale.merge.values import integer, number
 
 COLUMNS: dict[str, str] = {
-    # Every size that was tried, with how it ended; empty: the size was given.
+    "micro_batch_asked": "str",  # auto, auto_worlds; empty: the size was given
+    # Every size that was tried, with how it ended; empty: none was.
     "micro_batch_tried": "str",
     "micro_batch_found": "Int64",  # under auto_worlds the worlds of a row may have a smaller one
     "micro_batch_margin": "float64",  # share of memory that the largest had to leave free
 }
 
 
-def of_case(run_dir: Path, item: PlannedRepeat, problems: list[str]) -> dict[str, Any]:
-    """COLUMNS of a case whose micro batch was searched; empty where it was given."""
-    if item.search_id is None:
-        return {}
+def of_case(run_dir: Path, plan: Plan, item: PlannedRepeat, problems: list[str]) -> dict[str, Any]:
+    """COLUMNS of a case whose micro batch was to be found; empty where it was given."""
+    asked = plan.cases.get(item.search_id or item.case_id)
+    if item.search_id is None:  # it was given, or the case was skipped before a search
+        return {"micro_batch_asked": asked.auto if asked else None}
     search = PlannedRepeat(case_id=item.search_id, repeat=0, role="search")
     found: list[str] = []
     status = read_status(run_dir / search.folder / "status.json", found)
@@ -28,6 +30,7 @@ def of_case(run_dir: Path, item: PlannedRepeat, problems: list[str]) -> dict[str
     tried = status.get("tried")
     sizes = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
     return {
+        "micro_batch_asked": asked.auto if asked else "auto",
         "micro_batch_tried": ", ".join(f"{one.get('size')} {one.get('status')}" for one in sizes),
         "micro_batch_found": integer(status, "found"),
         "micro_batch_margin": number(status, "margin"),

@@ -76,7 +76,9 @@ def _compile(row: Row) -> str:
 
 
 def _micro_batch(row: Row) -> str:
-    """With a mark where it was found."""
+    """With a mark where it was found, and without a size where none was."""
+    if has(row, "micro_batch_asked") and not has(row, "micro_batch_found"):
+        return "auto"
     return f"{row['micro_batch_size']}{' auto' if has(row, 'micro_batch_tried') else ''}"
 
 
@@ -109,7 +111,13 @@ COMPILED = Column("compile s cold/warm", COMPILE, _compile)
 # Left out where every micro batch was given.
 SEARCHED = Column(
     "micro batch",
-    ("micro_batch_size", "micro_batch_found", "micro_batch_tried", "micro_batch_margin"),
+    (
+        "micro_batch_size",
+        "micro_batch_asked",
+        "micro_batch_found",
+        "micro_batch_tried",
+        "micro_batch_margin",
+    ),
     _micro_batch,
 )
 # Left out where no row has another of its strategy and settings at a smaller world.

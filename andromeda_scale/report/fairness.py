@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +79,11 @@ class Fairness:
             for case_id in case_ids.split():
                 found.setdefault(case_id, []).append(mark)
         return {case_id: " ".join(letters) for case_id, letters in found.items()}
+
+    def case_ids(self, but: Collection[str]) -> set[str]:
+        """The rows concerned by what is unfair, beside facts of `but`."""
+        lines = self.unfair[~self.unfair["fact"].isin(list(but))]
+        return {case_id for case_ids in lines["case_ids"] for case_id in case_ids.split()}
 
     def lines(self) -> list[Line]:
         """All that is unfair, the rest counted; one line where there is nothing."""

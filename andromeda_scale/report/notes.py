@@ -176,7 +176,8 @@ def _searched(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     text = (
         f"auto: the largest micro batch that left {margin:.0%} of every rank's memory free: {each}"
     )
-    if any(row["micro_batch_found"] != row["micro_batch_size"] for row in found):
+    sizes = [row for row in found if has(row, "micro_batch_found")]
+    if any(row["micro_batch_found"] != row["micro_batch_size"] for row in sizes):
         text += "; all worlds of a row have its smallest (auto_worlds)"
     return [text]
 

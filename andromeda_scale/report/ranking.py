@@ -55,6 +55,9 @@ def ranking(
     here = [row for row in fair if world_of(row) == world_of(fastest)]
     unfit = [row for row in planned if _did_not_fit(row) and world_of(row) == world_of(fastest)]
     title = "Fastest" if all_ else "Fastest of the rows ranked"
+    there = [row for row in planned if world_of(row) == world_of(fastest)]
+    if len({row["global_batch_size"] for row in there if has(row, "tokens_per_s")}) > 1:
+        title += f" with micro_batch_size {fastest['micro_batch_size']}"  # others found another
     yield _fastest(title, names, here, unfit, speeds)
     yield from _cheapest(results, names, fair)
     yield from _front(names, here)
@@ -74,27 +77,41 @@ def _fastest(
         text += f"; {second}, the next there{doubt(others[0].ratio)}"
     if has_failures(best):
         text += f"; launches of it failed ({best['statuses']}: {best['cause']})"
-    if unfit:
-        text += f"; does not fit there: {listed([label(row) for row in unfit])}"
     rows = (best, *(one.row for one in others[:1]), *unfit)
-    return Sentence("fastest", f"{text}.", case_ids(rows), numbers)
+    return Sentence("fastest", f"{text}{_left_out(unfit)}.", case_ids(rows), numbers)
 
 
-def own_batches(found: Sequence[Row], axes: Sequence[str], speeds: Samples) -> Iterator[Sentence]:
-    """The fastest at a world of rows that found a batch each, and so do not the same work."""
-    for alike in rivals.groups(found, frozenset({"micro_batch_size", "grad_accum"})):
-        for here in rivals.by_world(alike).values():
+def own_batches(rows: Sequence[Row], axes: Sequence[str], speeds: Samples) -> Iterator[Sentence]:
+    """The fastest at a world of rows that found a batch each, and so do not the same work.
+
+    `rows` are those to rank, and those that were not measured.
+    """
+    found = [row for row in rows if has(row, "tokens_per_s") and has(row, "micro_batch_tried")]
+    batch = frozenset({"micro_batch_size", "grad_accum"})
+    for alike in rivals.groups(found, batch):
+        names = Names(alike, [axis for axis in axes if axis not in batch])
+        for world, here in rivals.by_world(alike).items():
             if len({row["global_batch_size"] for row in here}) < 2:
                 continue
+            unfit = [
+                row
+                for row in rows
+                if _did_not_fit(row) and world_of(row) == world and names.shares(row)
+            ]
             best, (second, *_) = rivals.standings(here, speeds)
             text = (
                 "Fastest with the batch that each found, which is not the same work: "
                 f"{case_name(best, axes)} with micro_batch_size {best['micro_batch_size']}, "
                 f"{throughput(best)}; {times(second.ratio.interval)} {label(second.row)} with "
-                f"{second.row['micro_batch_size']}, the next there{doubt(second.ratio)}."
+                f"{second.row['micro_batch_size']}, the next there"
+                f"{doubt(second.ratio)}{_left_out(unfit)}."
             )
             numbers = {"tokens_per_s": float(best["tokens_per_s"])}
-            yield Sentence("fastest", text, case_ids([best, second.row]), numbers)
+            yield Sentence("fastest", text, case_ids([best, second.row, *unfit]), numbers)
+
+
+def _left_out(unfit: Sequence[Row]) -> str:
+    return f"; does not fit there: {listed([label(row) for row in unfit])}" if unfit else ""
 
 
 def _did_not_fit(row: Row) -> bool:

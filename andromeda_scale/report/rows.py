@@ -82,7 +82,8 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """
     rows = [settings.others(row) | row for row in rows_of(cases)]
     keys = dict.fromkeys((*_SETTINGS, *(key for row in rows for key in settings.others(row))))
-    axes = [key for key in keys if _tells_apart(rows, key)]
+    found = _found(rows)
+    axes = [key for key in keys if key not in found and _tells_apart(rows, key)]
     groups: dict[tuple[str, ...], int] = {}
     for row in rows:
         for axis in axes:
@@ -95,6 +96,14 @@ def arrange(cases: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         if row["cause"]:
             row["mark"] = marks.setdefault(failure(row), len(marks) + 1)
     return rows, axes
+
+
+def _found(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Keys that are results of these rows and no settings: of a micro batch that each found."""
+    if not all(has(row, "micro_batch_asked") for row in rows):
+        return ()
+    strong = all(row["regime"] == "strong" for row in rows)
+    return ("micro_batch_size", "grad_accum") if strong else ("micro_batch_size",)
 
 
 def _tells_apart(rows: list[dict[str, Any]], key: str) -> bool:

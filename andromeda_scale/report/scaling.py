@@ -32,7 +32,7 @@ def scaling_table(results: Results) -> Table:
     compiled = any(has(row, name) for row in rows for name in COMPILE)
     left_out = () if compared else AGAINST_BASE
     left_out = left_out if compiled else (*left_out, COMPILED)
-    if not any(has(row, "micro_batch_tried") for row in rows):
+    if not any(has(row, name) for row in rows for name in SEARCHED.names[1:]):
         left_out = (*left_out, SEARCHED)
     columns += [column for column in COLUMNS if column not in left_out]
     fairness = Fairness.of(results)

@@ -22,6 +22,8 @@ from andromeda_scale.report.sentence import Names, Sentence, case_ids, listed
 
 __all__ = ["verdict"]
 
+_OF_BATCHES = ("global_batch_size", "data.fingerprint")  # what rows with a batch each differ in
+
 
 def verdict(results: Results) -> list[Sentence]:
     """The sentences of a run: what each setting buys; a group of rows that do the same work after
@@ -45,8 +47,8 @@ def verdict(results: Results) -> list[Sentence]:
             alone = len(planned) == 1 and len(groups) > 1
             said += [one for one in best if one.kind == "loss" or not alone]
         said += scaling(names, group, speeds)
-    found = [row for row in measured if has(row, "micro_batch_tried")]
-    said += own_batches(found, axes, speeds)
+    unequal = unfair.case_ids(but=_OF_BATCHES)
+    said += own_batches([row for row in rows if row["case_id"] not in unequal], axes, speeds)
     return [*said, *_refused(measured, axes), *_unranked(unfair)]
 
 

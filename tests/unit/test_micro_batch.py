@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from andromeda_scale.planning.expand import expand
 from andromeda_scale.planning.search import Found, settle
 from andromeda_scale.planning.table import print_plan
 from andromeda_scale.registry import STRATEGIES
+from andromeda_scale.report.columns import SEARCHED
 from andromeda_scale.report.fairness import Fairness
+from andromeda_scale.report.rows import arrange
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.verdict import verdict
 from andromeda_scale.suite.micro_batch import at_size, largest, largest_that_ran, next_size, sizes
@@ -110,6 +113,7 @@ def test_a_plan_says_that_its_batches_are_guesses(capsys: pytest.CaptureFixture[
     assert "10 launches: 10 of cases, 0 parity references; 0 cases skipped; 2 micro batches" in text
     assert "the batches and bytes of these cases are a guess by closed forms" in text
     assert "auto_worlds gives the worlds of a row one" in text
+    assert "(launches x limits.timeout_s), and limits.timeout_s for every trial of a search" in text
 
 
 def settled(made: Plan, **by_strategy: int | None) -> Plan:
@@ -339,27 +343,92 @@ def test_a_damaged_word_on_a_search_harms_nothing(tmp_path: Path) -> None:
     assert run_of(tmp_path / "run").plan.machine is not None
 
 
+def run_that_found(path: Path, sizes: dict[str, tuple[int | None, float]], **settings: Any) -> Path:
+    """A run of strategies with (the size that each found, seconds a step) at two ranks."""
+    cases = [
+        (make_case(name, 2, train={"micro_batch_size": size or 1}, **settings), step_s)
+        for name, (size, step_s) in sizes.items()
+    ]
+    run = noisy_run(path, cases)
+    made, items = RunDir.open(run).plan, []
+    for item in made.repeats:
+        strategy = made.cases[item.case_id].strategy.name
+        found = sizes[strategy][0]
+        skip = None if found else "its search for a micro batch is oom: not enough memory for it"
+        items.append(item.model_copy(update={"search_id": strategy, "skip": skip}))
+        tried = [{"size": found or 1, "status": "ok" if found else "oom"}]
+        status = {"status": tried[0]["status"], "found": found, "margin": 0.1, "tried": tried}
+        place = run / "searches" / strategy / "0"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "status.json").write_text(json.dumps(status))
+        if skip:
+            shutil.rmtree(run / "cases" / item.case_id, ignore_errors=True)
+    (run / "plan.json").write_text(
+        made.model_copy(update={"repeats": tuple(items)}).model_dump_json()
+    )
+    return run
+
+
 def test_rows_that_found_a_batch_each_are_ranked_with_the_word_that_they_do_other_work(
     tmp_path: Path,
 ) -> None:
-    sizes_found = {"ddp": (2, 0.1), "fsdp2": (5, 0.2)}
-    cases = [
-        (make_case(name, 2, train={"micro_batch_size": size}), step_s)
-        for name, (size, step_s) in sizes_found.items()
-    ]
-    run = noisy_run(tmp_path / "run", cases)
-    made = RunDir.open(run).plan
-    items = tuple(item.model_copy(update={"search_id": "x"}) for item in made.repeats)
-    (run / "plan.json").write_text(made.model_copy(update={"repeats": items}).model_dump_json())
-    status = {"status": "ok", "found": 2, "margin": 0.1, "tried": [{"size": 2, "status": "ok"}]}
-    (run / "searches" / "x" / "0").mkdir(parents=True)
-    (run / "searches" / "x" / "0" / "status.json").write_text(json.dumps(status))
-    (said,) = [one for one in verdict(merge_run(run)) if "each found" in one.text]
+    sizes_found = {"ddp": (2, 0.1), "fsdp2": (5, 0.2), "hsdp": (None, 0.1)}
+    results = merge_run(run_that_found(tmp_path / "run", sizes_found))
+    (said,) = [one for one in verdict(results) if "each found" in one.text]
     assert said.text.startswith(
         "Fastest with the batch that each found, which is not the same work: fsdp2"
     )
     assert "at world 2 with micro_batch_size 5" in said.text
-    assert re.search(r"; 1\.2\d+x \[1\.\d+, 1\.\d+\] ddp with 2, the next there\.$", said.text)
+    assert re.search(r"; 1\.2\d+x \[1\.\d+, 1\.\d+\] ddp with 2, the next there", said.text)
+    assert said.text.endswith("; does not fit there: hsdp.")
+    (row,) = (row for row in scaling_table(results).rows if row["strategy"] == "hsdp")
+    assert SEARCHED.text(row) == "auto"  # and not the size that it did not find
+
+
+def test_a_size_that_a_search_lost_is_not_that_of_another_world(tmp_path: Path) -> None:
+    run = run_that_found(tmp_path / "run", {"ddp": (2, 0.1), "fsdp2": (2, 0.1)})
+    file = run / "searches" / "ddp" / "0" / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"found": None}))
+    assert "auto_worlds" not in scaling_table(merge_run(run)).to_markdown()
+
+
+def test_rows_that_found_one_batch_are_the_fastest_with_that_batch(tmp_path: Path) -> None:
+    sizes_found = {"ddp": (2, 0.1), "zero1": (2, 0.11), "fsdp2": (5, 0.2)}
+    said = [one.text for one in verdict(merge_run(run_that_found(tmp_path / "run", sizes_found)))]
+    assert said[0].startswith("Fastest with micro_batch_size 2: ddp at world 2")
+    (own,) = [text for text in said if "each found" in text]
+    assert "fsdp2 at world 2 with micro_batch_size 5" in own
+
+
+def test_rows_that_are_not_equal_are_not_ranked_by_their_own_batches_either(
+    tmp_path: Path,
+) -> None:
+    run = run_that_found(tmp_path / "run", {"ddp": (2, 0.1), "zero1": (2, 0.1), "fsdp2": (5, 0.2)})
+    for file in run.glob("cases/*fsdp2*/*/node-0.jsonl"):
+        text = file.read_text()
+        file.write_text(text.replace('"reduction": "float32"', '"reduction": "bfloat16"'))
+    said = [one.text for one in verdict(merge_run(run))]
+    assert [text for text in said if "Not ranked" in text and "reduction" in text]
+    assert not [text for text in said if "each found" in text]
+
+
+def test_that_a_size_is_to_be_found_is_no_setting_that_tells_rows_apart(tmp_path: Path) -> None:
+    axes = {"train.seq_len": [128, 256]}
+    made = plan(train={"micro_batch_size": "auto"}, axes=axes, world=[1], parity="off")
+    run = RunDir.create(tmp_path / "run", made, "", {"code": "x"})
+    (item, other) = run.todo()
+    run.finish(item, run.begin(item, 0), {"status": "ok", "found": 3, "tried": [], "margin": 0.1})
+    run.finish(other, run.begin(other, 0), {"status": "oom", "cause": "x", "found": None})
+    run.after_searches()
+    skipped = tuple(
+        i.model_copy(update={"search_id": None, "case_id": other.case_id}) if i.skip else i
+        for i in run.plan.repeats  # as a case of which the closed form says that it does not fit
+    )
+    file = run.path / "plan.json"
+    file.write_text(run.plan.model_copy(update={"repeats": skipped}).model_dump_json())
+    rows, axes_found = arrange(merge_run(run.path).cases)
+    assert axes_found == ["seq_len"]
+    assert [row["micro_batch_asked"] for row in rows] == ["auto", "auto"]
 
 
 def test_one_global_batch_in_other_pieces_is_fair(tmp_path: Path) -> None:
