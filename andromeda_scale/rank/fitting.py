@@ -22,8 +22,10 @@ from andromeda_scale.rank.failures import DoesNotFit
 from andromeda_scale.suite.micro_batch import MARGIN
 
 GIB = 2**30
-# Mapped and never touched: threads' stacks, malloc's arenas. The kernel limits what is mapped.
+# Mapped and never touched: malloc's arenas, and a stack a thread, which its arena at most doubles.
+# The kernel limits what is mapped.
 _UNTOUCHED = 256 * 2**20
+_STACK = 8 * 2**20  # Linux's default, where none is set
 _STATUS = Path("/proc/self/status")
 
 
@@ -77,7 +79,10 @@ def _limit_to(capacity: int) -> None:
     mapped, resident = _kilobytes("VmData"), _kilobytes("VmRSS")
     if mapped is None or resident is None:
         return  # no Linux: the criterion is left
-    most = mapped + max(0, capacity - resident) + _UNTOUCHED
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stack = _STACK if stack == resource.RLIM_INFINITY else max(_STACK, stack)
+    untouched = _UNTOUCHED + 2 * stack * torch.get_num_threads()
+    most = mapped + max(0, capacity - resident) + untouched
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,19 @@ def test_the_search_finds_what_a_scan_of_all_sizes_finds(tmp_path: Path) -> None
     assert {"2 ok", "3 oom"} <= set(row["micro_batch_tried"].split(", "))
     assert (row["parity"], row["num_launches"]) == ("ok", 2)  # with one size
     assert row["global_batch_size"] == 4
+
+
+def test_stacks_of_many_threads_are_no_memory_that_a_rank_uses() -> None:
+    code = """
+import psutil, torch
+from andromeda_scale.rank import fitting
+torch.set_num_threads(64)
+fitting._limit_to(psutil.Process().memory_info().rss + 400 * 2**20)
+torch.ones(1024, 1024) @ torch.ones(1024, 1024)  # starts the threads
+torch.ones(300, 2**18)  # 300 MiB
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.fixture
