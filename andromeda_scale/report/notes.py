@@ -173,9 +173,9 @@ def _searched(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         f"{_name(row, axes)}: {row['micro_batch_found']} (tried {row['micro_batch_tried']})"
         for row in found
     )
-    text = (
-        f"auto: the largest micro batch that left {margin:.0%} of every rank's memory free: {each}"
-    )
+    # A trial that crashed or was late does not run either.
+    left = f"left {margin:.0%} of every rank's memory free"
+    text = f"auto: the largest micro batch that ran and {left}: {each}"
     sizes = [row for row in found if has(row, "micro_batch_found")]
     if any(row["micro_batch_found"] != row["micro_batch_size"] for row in sizes):
         text += "; all worlds of a row have its smallest (auto_worlds)"
