@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ FILES = {
 _SINCE_LATER = ("communication", "steps")  # an earlier version wrote none
 _UNDONE = {"", "ok", "pending", "running", "skipped", "interrupted"}
 _KEY = b"andromeda_scale"  # in the metadata of each file
+_dtype: Any = cache(pd.api.types.pandas_dtype)  # by name it tries every kind of array each time
 
 
 @dataclass
@@ -88,10 +90,10 @@ def _typed(values: Any, kind: Any, length: int) -> Any:
     if kind == "str":
         texts = np.array(values, dtype=object)
         texts[pd.isna(texts)] = ""
-        return pd.array(texts, dtype="str")
+        return pd.array(texts, dtype=_dtype("str"))
     if kind == "bool":
         return np.array([value is True for value in values], dtype=bool)
-    return pd.array(values, dtype=kind)
+    return pd.array(values, dtype=_dtype(kind))
 
 
 def write(results: Results, directory: Path) -> None:
