@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from andromeda_scale.selftest.evidence import (
     UNAVAILABLE,
@@ -51,7 +51,7 @@ def next_at_most(values: Sequence[float]) -> float:
     if len(values) < 2:
         return max(values)
     spread = float(np.std(values, ddof=1)) * np.sqrt(1 + 1 / len(values))
-    bound = float(np.mean(values) + student_t.ppf(0.99, len(values) - 1) * spread)
+    bound = float(np.mean(values) + stdtrit(len(values) - 1, 0.99) * spread)
     return max(*values, bound)
 
 
