@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -116,51 +114,3 @@ def test_only_rank_worker_and_launch_import_torch_when_imported() -> None:
         if rooms_of(module)[0] not in ("rank", "worker", "launch"):
             heavy = {name.partition(".")[0] for name in imports(path, at_import_only=True)} & HEAVY
             assert not heavy, f"{module} imports {heavy}"
-
-
-# In a process of its own: this one has torch already.
-_PROBE = """
-import sys
-from andromeda_scale.cli import app
-from typer.testing import CliRunner
-for command in sys.argv[1:]:
-    done = CliRunner().invoke(app, command.split())
-    assert done.exit_code == 0 and done.stdout, (command, done.output, done.exception)
-    heavy = {"torch", "deepspeed", "accelerate", "transformers"} & set(sys.modules)
-    assert not heavy, (command, heavy)
-"""
-_LIGHT = [
-    "--help",
-    "run --help",
-    "plan quickstart",
-    *(f"list {kind}" for kind in ("strategies", "models", "suites", "collectors", "metrics")),
-    "schema",
-    "report tests/replay/run",
-    "report tests/replay/run --format md",
-]
-
-
-def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True, text=True, timeout=120, check=False, cwd=REPOSITORY,
-    )  # fmt: skip
-
-
-def test_importing_the_package_imports_no_torch() -> None:
-    done = python(
-        "import sys, andromeda_scale, andromeda_scale.launch.driver\n"
-        "import andromeda_scale.commands.sweep\n"
-        "assert 'torch' not in sys.modules"
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_command_that_trains_nothing_imports_no_torch() -> None:
-    done = python(_PROBE, *_LIGHT)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_probe_finds_torch_where_it_is() -> None:
-    planted = _PROBE.replace("for command", "sys.modules['torch'] = sys\nfor command")
-    assert "'--help', {'torch'}" in python(planted, "--help").stderr
