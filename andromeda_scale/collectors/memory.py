@@ -29,6 +29,7 @@ class Memory:
                  reserved_bytes, retries, ooms (in this phase), outside_allocator_bytes (used on
                  the device by this and other processes, less what this one reserved),
                  capacity_bytes; peak_allocated_bytes with what CUDA graphs keep to replay into
+                 (in `warmup` an upper bound: what is recorded is also allocated once)
     and of `inspect`, in one more step, of torch's allocator (on a CPU, which keeps no count of what
     it allocates, from a trace of it: `allocations`):
         peak_allocated_bytes   the most it held
