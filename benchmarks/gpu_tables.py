@@ -67,7 +67,16 @@ CS336_MS: dict[str, dict[str, float]] = {
 BUCKETS = {"name": "ddp", "bucket_cap_mb": 200}
 # What forward gathers stays until backward, as under FSDP2 without reshard_after_forward.
 REUSED = {"name": "zero3", "max_reuse_distance": 10**10, "max_live_parameters": 10**10}
-STRATEGIES: list[Any] = [BUCKETS, "fsdp2", "zero1", "zero2", REUSED]
+# Gradients cross the network beside backward, in buckets that leave something to hide them.
+OVERLAPPED = {"overlap_comm": True, "reduce_bucket_size": 10**8}
+STRATEGIES: list[Any] = [
+    BUCKETS,
+    "fsdp2",
+    {"name": "zero1"} | OVERLAPPED,
+    {"name": "zero2"} | OVERLAPPED,
+    REUSED,
+]
+ZERO_LEVERS: list[Suite] = [{"check_grad_overflow": True}, {}, OVERLAPPED]
 WEAK = {"ddp": 0.97, "fsdp2": 0.96, "zero1": 0.96, "zero2": 0.96, "zero3": 0.85}
 
 
@@ -175,12 +184,14 @@ TABLES: dict[str, Table] = {
         _weak,
     ),
     "weak-levers": Table(
-        "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP.",
+        "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP, ZeRO's settings.",
         [_on_two(BUCKETS | {"bucket_cap_mb": size}) for size in (25, 200, 1000)]
         + [_on_two(BUCKETS | {"compression": "bf16"})]
         + [_on_two(BUCKETS, NCCL_MAX_CTAS="8"), _on_two(BUCKETS, NCCL_MIN_CTAS="32")]
         + [_on_two({"name": "fsdp2", "blocks_per_unit": blocks}) for blocks in (1, 4)]
-        + [_on_two(KEPT | {"blocks_per_unit": blocks}) for blocks in (1, 4, 9)],
+        + [_on_two(KEPT | {"blocks_per_unit": blocks}) for blocks in (1, 4, 9)]
+        + [_on_two({"name": stage} | how) for stage in ("zero1", "zero2") for how in ZERO_LEVERS]
+        + [_on_two(REUSED | {"param_persistence_threshold": size}) for size in (0, 100_000)],
     ),
     "cs336": Table(
         "How long are forward and backward of the five CS336 sizes?",

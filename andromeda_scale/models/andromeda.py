@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.family import Family
+from andromeda_scale.models.xpos import distance
+from andromeda_scale.suite.precision import POLICIES
 from andromeda_scale.suite.schema import Layers, Width
 from andromeda_scale.suite.training import Train
 
@@ -71,6 +73,26 @@ class AndromedaConfig(Family):
             attention="sdpa_bias" if self.alibi_num_heads else "sdpa_causal",
         )
 
+    def refuses(self, train: Train) -> str | None:
+        """A length at which xPos leaves the numbers' range: losses would be NaN.
+
+        Keys grow over half of T. Above the diagonal, which is masked by adding -inf where the
+        kernel has a bias, queries grow as well: over all of T.
+        """
+        kernel, precision = train.attention or self.shape().attention, train.precision
+        longest = keys = 2 * distance(_largest(precision))
+        if kernel in ("naive", "sdpa_bias") or (kernel == "sdpa_causal" and self.alibi_num_heads):
+            # Fused kernels hold scores in float32.
+            longest = min(keys, distance(_largest(precision if kernel == "naive" else "fp32")))
+        if train.seq_len <= longest:
+            return None
+        other = "attention flex, " if train.seq_len <= keys else ""
+        return (
+            f"train.seq_len: {train.seq_len} is beyond what xPos can express with attention "
+            f"{kernel} in {precision}: its factors overflow; use at most {int(longest)}, {other}"
+            "or a model without xPos, such as llama-3.2-1b"
+        )
+
     def shallow(self, num_layers: int = 2) -> dict[str, Any]:
         """Options of a model of the same widths with at most `num_layers` layers."""
         options = self.model_dump(mode="json", exclude_defaults=True)
@@ -81,3 +103,8 @@ class AndromedaConfig(Family):
         from andromeda_scale.models.andromeda_net import Andromeda
 
         return Andromeda(self, train)
+
+
+def _largest(precision: str) -> float:
+    """What a factor may grow to: of unit length, keys and 10 times the scores stay finite."""
+    return (65504.0 if POLICIES[precision].compute == "float16" else 3.4e38) / 16

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from andromeda_scale.cost.model import Shape
+from andromeda_scale.models import xpos
 from andromeda_scale.suite.precision import POLICIES
 from andromeda_scale.suite.training import Train
 
 BLOCK = 128  # queries, and keys, of a block of FlexAttention's mask
-XPOS_SCALE_BASE = 512.0
 ROTARY_THETA = 1e4
 
 
@@ -84,8 +84,8 @@ class PositionTables(nn.Module):
         scale = torch.ones_like(angle)
         if self.xpos:
             # Only i - j enters q k^T; counting from the middle keeps the powers small.
-            power = (position - seq_len // 2) / XPOS_SCALE_BASE
-            scale = ((share + 0.4) / 1.4) ** power[:, None]
+            power = (position - seq_len // 2) / xpos.SCALE_BASE
+            scale = ((share + xpos.OFFSET) / (1 + xpos.OFFSET)) ** power[:, None]
         self.rotary_q, self.rotary_k = rotary * scale, rotary / scale
         self.slopes = torch.tensor(self._slopes, dtype=torch.float32, device=device)
         if self._flex:

@@ -187,7 +187,10 @@ def engine_config(
         "gradient_accumulation_steps": train.grad_accum,
         "gradient_clipping": train.grad_clip or 0.0,
         "communication_data_type": _NAMES[reduce_dtype(options, train)],
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {
+            "enabled": train.precision == "bf16",
+            "check_grad_overflow": getattr(options, "check_grad_overflow", False),
+        },
         "fp16": _fp16(train),
         "data_types": {"grad_accum_dtype": _NAMES[grad_accum_dtype(options, train)]},
         # The suite's optimizer, torch's, also where its state lies on the host.
@@ -203,7 +206,7 @@ def _zero_optimization(
 ) -> dict[str, Any]:
     section = dict((options.config or {}).get("zero_optimization", {}))
     ours = {"config", "reduce_dtype", "grad_accum_dtype", "offload_optimizer"}
-    ours |= {"offload_parameters", "leaf_blocks"}
+    ours |= {"offload_parameters", "leaf_blocks", "check_grad_overflow"}
     everywhere = {"reduce_bucket_size", "overlap_comm"}
     for key, value in options.model_dump(exclude=ours).items():
         section[key if stage < 3 or key in everywhere else f"stage3_{key}"] = value

@@ -103,7 +103,14 @@ _ZERO_ONLY_OFF = frozenset(
 )
 # Options under names that are not DeepSpeed's.
 _OURS = frozenset(
-    {"reduce_dtype", "grad_accum_dtype", "offload_parameters", "leaf_blocks", "config"}
+    {
+        "reduce_dtype",
+        "grad_accum_dtype",
+        "offload_parameters",
+        "leaf_blocks",
+        "check_grad_overflow",  # DeepSpeed has it below bf16
+        "config",
+    }
 )
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -113,7 +120,10 @@ def _or_a_name(schema: dict[str, Any]) -> None:
 
 
 class ZeroOptions(Schema):
-    """DeepSpeed's names and defaults; sizes count elements. `reduce_dtype` null: the policy's."""
+    """DeepSpeed's names, and its defaults where nothing else is said; sizes count elements.
+
+    `reduce_dtype` null: the policy's.
+    """
 
     reduce_bucket_size: PositiveInt = 500_000_000  # never more than the model's parameters
     overlap_comm: bool | None = None  # null: DeepSpeed's choice, true for stage 3 alone
@@ -158,15 +168,23 @@ class Zero12Options(ZeroOptions):
 
     use_multi_rank_bucket_allreduce: bool = True
     reduce_scatter: bool = True  # false: whole buckets are averaged on every rank
+    # bf16: look through every gradient for what is not finite, and leave such a step out. DeepSpeed
+    # does by default, for which the host waits twice a step; no other strategy does.
+    check_grad_overflow: bool = False
 
 
 class Zero3Options(ZeroOptions):
-    """Stage 3. Parameters used again within max_reuse stay whole; max_live bounds prefetching."""
+    """Stage 3. Parameters used again within max_reuse stay whole; max_live bounds prefetching.
+
+    param_persistence_threshold: smaller parameters stay whole, and each of them is gathered by
+    itself after every update. DeepSpeed's default is 100000; as parts of their blocks they come
+    along with these.
+    """
 
     prefetch_bucket_size: NonNegativeInt = 50_000_000
     max_live_parameters: NonNegativeInt = 1_000_000_000
     max_reuse_distance: NonNegativeInt = 1_000_000_000
-    param_persistence_threshold: NonNegativeInt = 100_000  # smaller parameters stay whole
+    param_persistence_threshold: NonNegativeInt = 0
     # A block is fetched and reduced as one; false: each layer of it by hooks of its own, which hold
     # the host up and cut compiled blocks.
     leaf_blocks: bool = True
@@ -198,6 +216,8 @@ def _read(
                     said[name] = (f"{key}.{name}: {dtype!r}", _DTYPES[dtype])
         elif key in OWNED or key in _HANDED_ON or key == "file":
             rest[key] = value
+            if key in ("bf16", "bfloat16") and "check_grad_overflow" in options.model_fields:
+                _read_overflow(value, f"{key}.check_grad_overflow", file, said)
         elif not (key in _ONLY_OFF and _is_off(value)):
             neutral = {"gradient_predivide_factor": 1.0, "gradient_allreduce_op": "mean"}
             if value != neutral.get(key):
@@ -235,6 +255,13 @@ def _read_zero(
                 if not key.startswith("stage3_") or options is Zero3Options:
                     _refuse(file, at, value)
     return rest
+
+
+def _read_overflow(section: Any, at: str, file: str, said: Said) -> None:
+    value = section.get("check_grad_overflow") if isinstance(section, Mapping) else None
+    if value not in ("auto", None):
+        wanted = bool(_size_or_switch(value, bool, at, file))
+        said["check_grad_overflow"] = (f"{at}: {value!r}", wanted)
 
 
 def _read_offload(

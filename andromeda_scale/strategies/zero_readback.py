@@ -59,6 +59,7 @@ def settings(engine: Any) -> dict[str, Any]:
         return found | {
             "use_multi_rank_bucket_allreduce": bool(optimizer.use_multi_rank_bucket_allreduce),
             "round_robin_gradients": bool(optimizer.round_robin_gradients),
+            "check_grad_overflow": bool(optimizer.check_grad_overflow),
             "allgather_bucket_size": int(optimizer.allgather_bucket_size),
         }
     return found | {

@@ -177,6 +177,7 @@ def test_the_rest_of_a_json_reaches_the_engine_and_is_read_back(
 
     said = {
         "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"check_grad_overflow": True},
         "zero_optimization": {
             "reduce_bucket_size": 5e3,
             "overlap_comm": True,
@@ -200,9 +201,11 @@ def test_the_rest_of_a_json_reaches_the_engine_and_is_read_back(
         "reduce_scatter": False,
         "use_multi_rank_bucket_allreduce": True,
         "round_robin_gradients": False,
+        "check_grad_overflow": True,
         "allgather_bucket_size": 4096,
     }
     assert read["dtypes"]["gradients"] == "float32"
+    assert not run("zero2", "bf16", 2, 2)[0]["after"]["engine"]["check_grad_overflow"]
     said = {"zero_optimization": {"sub_group_size": 1e4, "stage3_max_reuse_distance": 0}}
     options = Zero3Options.model_validate({"config": said}).model_dump(exclude_defaults=True)
     ranks = run("zero3", "fp32", 2, 1, options=Frozen(options))

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised
+from model_shapes import SMALL, SMALL_ANDROMEDA, SMALL_LLAMA, materialised, shape_of
 from torch.autograd.profiler import profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 
+from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.factory import ModelFactory
+from andromeda_scale.models.positions import PositionTables
 from andromeda_scale.rank.readback import _attention_op, attention_ops
 from andromeda_scale.suite.training import Train
 
@@ -254,3 +256,42 @@ def test_bf16_stays_near_fp32(model: dict[str, Any], kernel: str) -> None:
     losses.append(whole(tokens, tokens)[0].item() / 32)
     assert all(math.isfinite(x) for x in losses)
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "precision", "longest"),
+    [
+        ("flex", "bf16", 70_254),
+        ("flex", "fp16", 6_798),
+        ("sdpa_causal", "bf16", 35_127),  # ALiBi's heads have a bias
+        ("sdpa_bias", "fp16", 6_798),
+        ("naive", "fp16", 3_399),
+    ],
+)
+def test_lengths_at_which_xpos_overflows_are_refused(
+    kernel: str, precision: str, longest: int
+) -> None:
+    config = ModelFactory(SMALL_ANDROMEDA, Train(), 0).config
+    train = Train(attention=kernel, precision=precision, seq_len=longest)
+    assert config.refuses(train) is None
+    reason = str(config.refuses(train.model_copy(update={"seq_len": longest + 1})))
+    assert reason.startswith(f"train.seq_len: {longest + 1} is beyond what xPos")
+    assert f"use at most {longest}, " in reason
+    other = train.model_copy(update={"seq_len": 10 * longest})
+    assert "attention flex" not in str(config.refuses(other))
+
+
+def test_scores_and_keys_of_xpos_are_finite_up_to_the_refused_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AndromedaConfig, "refuses", lambda self, train: None)
+    for seq_len, finite in ((3_399, True), (8_192, False)):
+        how = {"attention": "naive", "precision": "fp16", "seq_len": seq_len}
+        model = materialised(SMALL_ANDROMEDA | {"num_layers": 1}, **how).half()
+        ids = torch.zeros(1, seq_len, dtype=torch.int64)
+        with torch.no_grad():
+            assert bool(model(ids, ids)[0].isfinite()) is finite
+    for seq_len, finite in ((70_254, True), (98_304, False)):
+        train = Train(attention="flex", seq_len=seq_len)
+        tables = PositionTables(shape_of(SMALL_ANDROMEDA), train, "flex", 1e4, xpos=True)
+        assert bool((16 * tables.rotary_k).isfinite().all()) is finite
