@@ -13,7 +13,6 @@ from torch.autograd.profiler import profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 
-from andromeda_scale.models.andromeda import AndromedaConfig
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.models.positions import PositionTables
 from andromeda_scale.rank.readback import _attention_op, attention_ops
@@ -271,27 +270,29 @@ def test_bf16_stays_near_fp32(model: dict[str, Any], kernel: str) -> None:
 def test_lengths_at_which_xpos_overflows_are_refused(
     kernel: str, precision: str, longest: int
 ) -> None:
-    config = ModelFactory(SMALL_ANDROMEDA, Train(), 0).config
-    train = Train(attention=kernel, precision=precision, seq_len=longest)
+    config = ModelFactory(SMALL_ANDROMEDA, Train(seq_len=16), 0).config
+    compiled = kernel == "flex"
+    train = Train(attention=kernel, precision=precision, seq_len=longest, compile=compiled)
     assert config.refuses(train) is None
     reason = str(config.refuses(train.model_copy(update={"seq_len": longest + 1})))
     assert reason.startswith(f"train.seq_len: {longest + 1} is beyond what xPos")
     assert f"use at most {longest}, " in reason
     other = train.model_copy(update={"seq_len": 10 * longest})
-    assert "attention flex" not in str(config.refuses(other))
+    assert "attention flex, or" not in str(config.refuses(other))
 
 
-def test_scores_and_keys_of_xpos_are_finite_up_to_the_refused_length(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("seq_len", "dtype", "finite"),
+    [
+        (70_254, torch.float32, True),
+        (98_304, torch.float32, False),  # as it was found out: by losses that are NaN
+        (6_798, torch.float16, True),
+        (12_288, torch.float16, False),
+    ],
+)
+def test_keys_of_xpos_are_finite_up_to_the_refused_length(
+    seq_len: int, dtype: torch.dtype, finite: bool
 ) -> None:
-    monkeypatch.setattr(AndromedaConfig, "refuses", lambda self, train: None)
-    for seq_len, finite in ((3_399, True), (8_192, False)):
-        how = {"attention": "naive", "precision": "fp16", "seq_len": seq_len}
-        model = materialised(SMALL_ANDROMEDA | {"num_layers": 1}, **how).half()
-        ids = torch.zeros(1, seq_len, dtype=torch.int64)
-        with torch.no_grad():
-            assert bool(model(ids, ids)[0].isfinite()) is finite
-    for seq_len, finite in ((70_254, True), (98_304, False)):
-        train = Train(attention="flex", seq_len=seq_len)
-        tables = PositionTables(shape_of(SMALL_ANDROMEDA), train, "flex", 1e4, xpos=True)
-        assert bool((16 * tables.rotary_k).isfinite().all()) is finite
+    train = Train(attention="flex", compile=True, seq_len=seq_len)
+    tables = PositionTables(shape_of(SMALL_ANDROMEDA), train, "flex", 1e4, xpos=True)
+    assert bool((10 * tables.rotary_k).to(dtype).isfinite().all()) is finite
