@@ -93,14 +93,16 @@ def _named(model: str | Mapping[str, Any]) -> str:
 
 
 def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
-    """Run what a table needs, into folders of `out`."""
-    names = [f"ours-{index}" for index in range(len(table.suites))]
+    """Run what a table needs, into folders of `out`, beside what other runs left there."""
+    first = len([*out.glob("ours-*")])
+    names = [f"ours-{first + index}" for index in range(len(table.suites))]
     runs = list(zip(names, table.suites, strict=True))
     order: list[tuple[str, Suite | None]] = [*runs]
     if table.peers:
-        first, turns = table.suites[0], [*table.peers]
-        order = [*((f"{peer}-0", None) for peer in turns), ("ours-0", first), ("ours-1", first)]
-        order += [*((f"{peer}-1", None) for peer in reversed(turns))]
+        ours, turns = table.suites[0], [*table.peers]
+        order = [*((f"{peer}-{first}", None) for peer in turns)]
+        order += [(f"ours-{first}", ours), (f"ours-{first + 1}", ours)]
+        order += [*((f"{peer}-{first + 1}", None) for peer in reversed(turns))]
     for name, suite in order:
         print(f"-- {name}", file=sys.stderr, flush=True)
         if suite is None:
@@ -302,17 +304,17 @@ def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:
 
 
 def _against_peers(rows: Sequence[Row]) -> str:
-    """Ours against each peer, where both were timed in turns."""
+    """Ours against each peer, once for every time that both took turns."""
     runs = {row["run"]: float(row["window_step_s"]) for row in rows if row["status"] == "ok"}
     said = []
-    for peer in (name[:-2] for name in runs if name.endswith("-0") and name != "ours-0"):
-        times = [runs.get(name) for name in (f"{peer}-0", "ours-0", "ours-1", f"{peer}-1")]
-        before, first, second, after = (time or float("nan") for time in times)
-        ratio = (first * second / (before * after)) ** 0.5
-        if ratio == ratio:
-            said += [
-                f"A step of ours lasts {ratio:.4f} of one of {peer} (theirs, ours, ours, theirs)."
-            ]
+    for before in (name for name in runs if not name.startswith("ours-")):
+        peer, _, number = before.rpartition("-")
+        first = int(number) if number.isdigit() else 1
+        turns = (before, f"ours-{first}", f"ours-{first + 1}", f"{peer}-{first + 1}")
+        if first % 2 == 0 and all(name in runs for name in turns):
+            their, our, our_again, their_again = (runs[name] for name in turns)
+            ratio = (our * our_again / (their * their_again)) ** 0.5
+            said += [f"A step of ours lasts {ratio:.4f} of one of {peer} ({', '.join(turns)})."]
     return "".join(f"\n{line}\n" for line in said)
 
 
@@ -323,14 +325,15 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", dest="sets")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on this CPU")
     parser.add_argument("--show", action="store_true", help="run nothing: print what is there")
+    parser.add_argument("--again", action="store_true", help="beside what is there already")
     asked = parser.parse_args()
     sets = {key: _value(text) for key, _, text in (word.partition("=") for word in asked.sets)}
     met = True
     for name in TABLES if asked.table == "all" else [asked.table]:
         out = asked.out / name
         if not asked.show:
-            if out.exists():
-                parser.error(f"{out} exists: give another --out, or --show")
+            if out.exists() and not asked.again:
+                parser.error(f"{out} exists: give another --out, --again, or --show")
             run_table(TABLES[name], out, rehearse=asked.rehearse, sets=sets)
         met &= show(name, out)
     return 0 if met or asked.rehearse else 1

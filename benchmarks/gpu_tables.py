@@ -6,7 +6,7 @@ A table is a list of suites, whose cases are its rows, and a rule that gives eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Table:
     # Name -> a script of this folder and its arguments, run by torchrun in turns with the first
     # suite: theirs, ours, ours, theirs.
     peers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __or__(self, other: Table) -> Table:
+        """This question asked of the other's suites too."""
+        return replace(self, suites=[*self.suites, *other.suites])
 
 
 ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0"}
@@ -161,6 +165,12 @@ def _shipped(name: str, axes: Suite, **changes: Any) -> Table:
     return Table(suite["question"], [suite | on_one | changes])
 
 
+def _context(model: str, lengths: Sequence[int]) -> Table:
+    few = SHORT | {"warmup": {"min_steps": 3, "max_steps": 4}, "steps": 8}
+    train = {"compile": True, "attention": "flex"}
+    return _shipped("context", {"train.seq_len": lengths}, model=model, train=train, measure=few)
+
+
 TABLES: dict[str, Table] = {
     "llama": Table(
         "How fast does Llama 3.1 8B train, beside torchtitan and a loop written by hand?",
@@ -197,7 +207,7 @@ TABLES: dict[str, Table] = {
         _weak,
     ),
     "weak-levers": Table(
-        "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP, ZeRO's settings.",
+        "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP and ZeRO.",
         [_on_two(BUCKETS | {"bucket_cap_mb": size}) for size in (25, 200, 1000)]
         + [_on_two(BUCKETS | {"compression": "bf16"})]
         + [_on_two(BUCKETS, NCCL_MAX_CTAS="8"), _on_two(BUCKETS, NCCL_MIN_CTAS="32")]
@@ -254,13 +264,9 @@ TABLES: dict[str, Table] = {
         ],
         _of_fsdp2,
     ),
-    "context": _shipped(
-        "context",
-        {"train.seq_len": [*(1024 * 2**doublings for doublings in range(7)), 98304, 131072]},
-        model="andromeda-1b",
-        train={"compile": True, "attention": "flex"},
-        measure=SHORT | {"warmup": {"min_steps": 3, "max_steps": 4}, "steps": 8},
-    ),
+    # The smaller as far as xPos goes, the larger as far as memory does.
+    "context": _context("andromeda-1b", [1024 * 2**doublings for doublings in range(7)])
+    | _context("andromeda-3b", [8192, 16384, 32768, 40960, 49152]),
     "batch": _shipped(
         "batch",
         {"train.micro_batch_size": [1, 4, 16, 64]},

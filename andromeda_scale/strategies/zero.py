@@ -110,8 +110,12 @@ class Zero(Strategy):
     def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
         """The seed's weights as DeepSpeed takes them, compiled."""
         import deepspeed
+        from deepspeed.utils import nvtx
 
         _check_accelerator(rt.device)
+        # Ranges for Nsight around every hook of stage 3, thousands a step: a sixth of its host's
+        # time, and nobody here reads them.
+        nvtx.enable_nvtx = False
         if rt.device.type == "cpu":
             # Which operators can be compiled is asked for one that only inference uses, and that
             # would then be compiled: seconds in every rank, for nothing.

@@ -31,7 +31,7 @@ def test_a_table_is_run_and_printed_again_from_its_files(tmp_path: Path) -> None
 @pytest.mark.thorough
 def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
     said = _run("llama", tmp_path, "--rehearse")
-    assert "of one of bare_loop (theirs, ours, ours, theirs)" in said
+    assert "of one of bare_loop (bare_loop-0, ours-0, ours-1, bare_loop-1)" in said
     for name in ("bare_loop-0", "bare_loop-1"):
         about = json.loads((tmp_path / "llama" / name / "peer.json").read_text())
         assert about["step_s"] > 0, about["cause"]

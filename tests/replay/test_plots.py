@@ -44,10 +44,16 @@ POINTS: dict[str, Callable[[dict[str, Any]], list[Point]]] = {
         (row["micro_batch_size"], 1e3 * row["joules_per_token"]),
     ],
     "attention": lambda row: [(f"T {row['seq_len']:,}", 1e3 * row["window_step_s"])],
-    "precision": lambda row: [(row["precision"], row["tokens_per_s_per_gpu"])],
+    "precision": lambda row: [(_and_compiled(row, row["precision"]), row["tokens_per_s_per_gpu"])],
     "compile": lambda row: [(gpu_plots.compiled(row), row["tokens_per_s_per_gpu"])],
-    "checkpointing": lambda row: [(_recomputed(row), row["tokens_per_s_per_gpu"])],
+    "checkpointing": lambda row: [
+        (_and_compiled(row, _recomputed(row)), row["tokens_per_s_per_gpu"])
+    ],
 }
+
+
+def _and_compiled(row: dict[str, Any], name: str) -> str:
+    return f"{name}, compiled" if json.loads(row["other"]).get("train.compile") else name
 
 
 def _recomputed(row: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ CASES = {
     "cs336": 15,
     "andromeda": 8,
     "zero3": 3,
-    "weak-levers": 22,
+    "weak-levers": 40,
 }
 CASES |= {
-    "context": 9,
+    "context": 12,
     "batch": 4,
     "precision": 8,
     "compile": 3,
@@ -125,9 +125,14 @@ def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
     times = {"titan-0": 2.0, "bare-0": 1.0, "ours-0": 1.1, "ours-1": 1.0, "bare-1": 1.1}
     rows = [_row(run=name, window_step_s=seconds) for name, seconds in times.items()]
     said = gpu_results._against_peers(rows)
-    assert "lasts 1.0000 of one of bare (theirs, ours, ours, theirs)" in said
+    assert "lasts 1.0000 of one of bare (bare-0, ours-0, ours-1, bare-1)" in said
     assert "titan" not in said  # it had one turn
     assert gpu_results._against_peers(rows[:3]) == ""
+    second = {"bare-2": 1.0, "ours-2": 1.0, "ours-3": 1.21, "bare-3": 1.0}
+    again = [_row(run=name, window_step_s=seconds) for name, seconds in second.items()]
+    assert "1.1000 of one of bare (bare-2, ours-2, ours-3, bare-3)" in (
+        gpu_results._against_peers(rows + again)
+    )
 
 
 def test_a_peer_failed_of_what_its_rank_said_and_not_of_what_torchrun_says() -> None:
