@@ -74,7 +74,7 @@ ON_A_LAPTOP: dict[str, tuple[list[str], list[str]]] = {
 NOT_ON_A_CPU = {
     "attention": "backward",
     "drivers": "accelerate on a CPU",
-    "precision": "tf32",
+    "precision": "train.precision: ",  # TF32, and float16 where the CPU has none
 }
 
 
