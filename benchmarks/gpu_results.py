@@ -3,9 +3,10 @@
     python benchmarks/gpu_results.py llama --out docs/results/h200 [--set train.micro_batch_size=2]
     python benchmarks/gpu_results.py all --rehearse --out /tmp/rehearsal    # tiny, on a CPU
 
-Tables: those of gpu_tables.py. OUT/TABLE/ then holds table.md
-and, a folder a run, its suite and its Parquet files: `--show` prints a table from them alone. A row
-whose case failed says why; one that misses its reach says by how much. Exit status 1 if any does.
+Tables: those of gpu_tables.py and gpu_instruments.py. OUT/TABLE/ then holds table.md and, a folder
+a run, its suite and its Parquet files, or an instrument's one: `--show` prints a table from them
+alone. A row whose case failed says why; one that misses its reach says by how much. Exit status 1
+if any does.
 Peers (bare_loop.py, and torchtitan where it is installed) take turns with ours: theirs, ours, ours,
 theirs.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from gpu_instruments import INSTRUMENTS
 from gpu_tables import ENVIRONMENT, SHORT, TABLES, Reach, Row, Suite, Table
 
 import andromeda_scale
@@ -275,6 +277,10 @@ def _written(row: Row, value: Callable[[Row], Any], form: str) -> str:
 
 def table_of(name: str, out: Path) -> tuple[str, bool]:
     """A table from its files, as Markdown; whether every reach is met."""
+    if name in INSTRUMENTS:
+        instrument = INSTRUMENTS[name]
+        text, met = instrument.printed(out / instrument.record)
+        return f"{instrument.question}\n\n{text}", met
     table, rows = TABLES[name], rows_of(out)
     frame = pd.DataFrame([cells(row, _reach(table, row, rows)) for row in rows])
     met = not frame[""].str.startswith("missed").any()
@@ -320,21 +326,26 @@ def _against_peers(rows: Sequence[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("table", choices=(*TABLES, "all"))
+    parser.add_argument("table", choices=(*TABLES, *INSTRUMENTS, "all"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", dest="sets")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on this CPU")
     parser.add_argument("--show", action="store_true", help="run nothing: print what is there")
-    parser.add_argument("--again", action="store_true", help="beside what is there already")
+    parser.add_argument(
+        "--again", action="store_true", help="beside what is there; an instrument: anew"
+    )
     asked = parser.parse_args()
     sets = {key: _value(text) for key, _, text in (word.partition("=") for word in asked.sets)}
     met = True
-    for name in TABLES if asked.table == "all" else [asked.table]:
+    for name in (*TABLES, *INSTRUMENTS) if asked.table == "all" else [asked.table]:
         out = asked.out / name
         if not asked.show:
             if out.exists() and not asked.again:
                 parser.error(f"{out} exists: give another --out, --again, or --show")
-            run_table(TABLES[name], out, rehearse=asked.rehearse, sets=sets)
+            if name in INSTRUMENTS:
+                INSTRUMENTS[name].run(out, rehearse=asked.rehearse, **ENVIRONMENT)
+            else:
+                run_table(TABLES[name], out, rehearse=asked.rehearse, sets=sets)
         met &= show(name, out)
     return 0 if met or asked.rehearse else 1
 

@@ -1,7 +1,7 @@
 """What the instrument costs: timed steps of the worker against a bare loop in the same process.
 
     python benchmarks/overhead.py [--strategy ddp zero1] [--world 1 2] [--seconds 60]
-                                  [--device cuda] [--model andromeda-tiny] [--run-dir D]
+                                  [--device cuda] [--model andromeda-tiny] [--records FILE]
 
 A is phase `measure` as the worker runs it, every collector configured, under its agent. B is the
 plain loop below, on the same model, optimizer and batches, while agent, forkserver and driver are
@@ -33,13 +33,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import binom
 
 from andromeda_scale.contracts.planned import Plan, RankSpec
@@ -56,6 +55,7 @@ CONFIDENCE = 0.95
 EMPTY_WINDOWS, EMPTY_STEPS = 20, 200
 STEPS = 5  # of a block: short, so that a busy neighbour slows A and B alike
 ORDER = "ABBABAAB"
+CASE = ["strategy", "world", "device"]
 
 
 # In a rank
@@ -286,35 +286,49 @@ def verdict(low: float, high: float, bound: float) -> str:
     return "exceeds" if low > bound else "not resolved"
 
 
-def judge(run: RunDir, plan: Plan, table: Table) -> None:
-    """A row for every case."""
+def records(run: RunDir, plan: Plan) -> pd.DataFrame:
+    """A row a rank of every case: its Blocks, or why there are none."""
+    rows: list[dict[str, Any]] = []
     for item in plan.repeats:
         case = plan.cases[item.case_id]
-        name = (case.strategy.name, str(case.world))
+        named = {"strategy": case.strategy.name, "world": str(case.world), "device": item.device}
         status = run.status(item) or {}
-        if status.get("status") != "ok":
+        if status.get("status") == "ok":
+            found = read_blocks(run.case_dir(item) / "node-0.jsonl")
+            rows += [{**named, "cause": None, **asdict(one)} for one in found]
+        else:
             cause = item.skip or status.get("cause") or status.get("status", "not run")
-            table.add_row(*name, "-", "-", str(cause), *["-"] * 5)
-            continue
-        ranks = read_blocks(run.case_dir(item) / "node-0.jsonl")
-        order = ranks[0].order
-        wall = interval_of(order, slowest(one.window_ns for one in ranks))
-        cpu = interval_of(order, slowest(one.cpu_ns for one in ranks))
-        step_ns = statistics.median(slowest(one.step_ns for one in ranks))
-        profiled_ns = statistics.median(slowest(one.profiled_ns for one in ranks))
-        hooks_ns = max(min(one.empty_ns) for one in ranks) / EMPTY_STEPS
-        bound = BOUNDS[item.device]
-        table.add_row(
-            *name,
-            f"{step_ns / 1e6:.2f}",
-            "{:.4f} [{:.4f}, {:.4f}]".format(*wall),
-            f"{verdict(wall[1], wall[2], bound)} (at most {bound})",
-            "{:.4f} [{:.4f}, {:.4f}]".format(*cpu),
-            f"{hooks_ns / 1e3:.1f} us ({hooks_ns / step_ns:.3%})",
-            f"{ranks[0].launchers:.1%}",
-            str(len(order) // 4),
-            f"{profiled_ns / step_ns:.2f}x",
-        )
+            rows.append({**named, "cause": str(cause), **asdict(Blocks())})
+    return pd.DataFrame(rows)
+
+
+def table_of(found: pd.DataFrame) -> pd.DataFrame:
+    """A row for every case, as text."""
+    return pd.DataFrame([_row(named, of) for named, of in found.groupby(CASE, sort=False)])
+
+
+def _row(named: tuple[str, str, str], ranks: pd.DataFrame) -> dict[str, str]:
+    strategy, world, device = named
+    head = {"strategy": strategy, "world": world}
+    if cause := ranks["cause"].iloc[0]:
+        return {**head, "step ms": "-", "ratio [low, high]": "-", "claim": str(cause)}
+    order, bound = ranks["order"].iloc[0], BOUNDS[device]
+    wall = interval_of(order, slowest(ranks["window_ns"]))
+    cpu = interval_of(order, slowest(ranks["cpu_ns"]))
+    step_ns = statistics.median(slowest(ranks["step_ns"]))
+    profiled_ns = statistics.median(slowest(ranks["profiled_ns"]))
+    hooks_ns = max(min(empty) for empty in ranks["empty_ns"]) / EMPTY_STEPS
+    return {
+        **head,
+        "step ms": f"{step_ns / 1e6:.2f}",
+        "ratio [low, high]": "{:.4f} [{:.4f}, {:.4f}]".format(*wall),
+        "claim": f"{verdict(wall[1], wall[2], bound)} (at most {bound})",
+        "cpu": "{:.4f} [{:.4f}, {:.4f}]".format(*cpu),
+        "hooks": f"{hooks_ns / 1e3:.1f} us ({hooks_ns / step_ns:.3%})",
+        "launchers": f"{ranks['launchers'].iloc[0]:.1%}",
+        "n": str(len(order) // 4),
+        "profile": f"{profiled_ns / step_ns:.2f}x",
+    }
 
 
 def slowest(ranks: Iterable[Sequence[int]]) -> list[int]:
@@ -336,22 +350,27 @@ def main() -> None:
     parser.add_argument("--model", default="andromeda-tiny")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--micro-batch-size", type=int, default=2)
-    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--records", type=Path, help="a Parquet file to write: a row a rank")
     asked = parser.parse_args()
     loaded = mapping_suite(suite_of(asked), [], [])
     plan = make_plan(loaded.suite, "overhead", detect_machine(), loaded.where)
     os.environ["OVERHEAD_SECONDS"] = str(asked.seconds)
     path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     os.environ["PYTHONPATH"] = path
-    heads = ("strategy", "world", "step ms", "ratio [low, high]", "claim", "cpu", "hooks")
-    table = Table(*heads, "launchers", "n", "profile")
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDir.create(asked.run_dir or Path(folder) / "run", plan, loaded.text, {})
+        run = RunDir.create(Path(folder) / "run", plan, loaded.text, {})
         outcome = driver.run(run, worker="overhead:rank_main")
         if outcome.error:
             sys.exit(outcome.error)
-        judge(run, plan, table)
-    Console(width=150).print(table)
+        found = records(run, plan)
+    if asked.records:
+        asked.records.parent.mkdir(parents=True, exist_ok=True)
+        found.to_parquet(asked.records, index=False)
+    print(to_markdown(found))
+
+
+def to_markdown(found: pd.DataFrame) -> str:
+    return str(table_of(found).fillna("-").to_markdown(index=False, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,9 @@ def schema() -> None:
 def selftest(
     device: Device = DeviceKind.auto,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer launches of each row.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="To make. Default: runs/selftest-DATE-TIME.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Plant known truths here and print them beside what the instruments found of them.
@@ -93,7 +96,7 @@ def selftest(
     """
     from andromeda_scale import selftest as made
 
-    raise typer.Exit(made.run(device.value, quick=quick, quiet=quiet))
+    raise typer.Exit(made.run(device.value, run_dir, quick=quick, quiet=quiet))
 
 
 def doctor() -> None:

@@ -10,11 +10,12 @@ import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import psutil
 import typer
 
@@ -44,6 +45,7 @@ MAX_RANKS_ON_CPU = 8
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 MAX_OTHERS = 0.05  # of the cores, beside which nothing fails
 TABLE = "selftest.md"
+RECORD = "selftest.parquet"  # a row a finding
 
 
 class Stopped(Exception):
@@ -54,10 +56,17 @@ class Stopped(Exception):
         self.code = code
 
 
-def run(device: Literal["auto", "cpu", "cuda"], *, quick: bool, quiet: bool) -> int:
-    """Plant, measure, print planted against found; 0 only if nothing failed."""
+def run(
+    device: Literal["auto", "cpu", "cuda"], path: Path | None = None, *, quick: bool, quiet: bool
+) -> int:
+    """Plant, measure, print planted against found; 0 only if nothing failed.
+
+    `path`: a directory to make; one of its name and "-null" holds what was found of nothing.
+    """
     place = choose(detect_machine(), device)
-    path = choosing.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = path or choosing.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
+    if path.exists():
+        raise UserError(f"--run-dir {path}: exists; a selftest starts afresh, give another name")
     others = Others()
     try:
         null = _nulls(place, path.with_name(f"{path.name}-null"), 3 if quick else 6, quiet)
@@ -71,6 +80,7 @@ def run(device: Literal["auto", "cpu", "cuda"], *, quick: bool, quiet: bool) -> 
     if share > MAX_OTHERS:
         table += f"other programs had {share:.0%} of the cores: the floors are of a busy machine\n"
     (path / TABLE).write_text(table, encoding="utf-8")
+    pd.DataFrame([asdict(one) for one in findings]).to_parquet(path / RECORD, index=False)
     typer.echo(table, nl=False)
     return FAILED if any(one.failed for one in findings) else DONE
 
@@ -201,6 +211,11 @@ def _changed(suite: Mapping[str, Any], changes: Mapping[str, Any], repeats: int)
     for key, value in {**changes, "measure.repeats": repeats}.items():
         set_key(raw, key, value)
     return raw
+
+
+def read_findings(file: Path) -> list[Finding]:
+    """What a selftest found, from its RECORD."""
+    return [Finding(**row) for row in pd.read_parquet(file).to_dict("records")]
 
 
 def to_table(findings: Sequence[Finding]) -> str:

@@ -47,6 +47,19 @@ def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
     assert not any(word in said for word in ("failed:", "skipped:", "unavailable:", "diverged:"))
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", ["probe", "overhead"])
+def test_a_table_of_an_instrument_is_printed_again_from_its_record(
+    tmp_path: Path, table: str
+) -> None:
+    _run(table, tmp_path, "--rehearse")
+    (record,) = (tmp_path / table).glob("*.parquet")
+    printed = (tmp_path / table / "table.md").read_text()
+    assert _run(table, tmp_path, "--show") == printed + "\n"
+    assert record.stem == table
+    assert "| ddp" in printed or table == "probe"
+
+
 def test_the_bare_loop_does_the_work_it_is_asked_for_or_says_that_it_does_not() -> None:
     loop = str(SCRIPT.with_name("bare_loop.py"))
     words = [sys.executable, loop, "llama-tiny", "--set=grad_accum=2"]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from andromeda_scale.hardware import calibration
+from andromeda_scale.selftest import read_findings, to_table
 
 
 @pytest.mark.thorough
@@ -28,6 +29,7 @@ def test_selftest_plants_every_row_prints_it_and_keeps_the_null_floors(
     run, null = sorted((tmp_path / "runs").glob("selftest-*"))
     assert null.name == f"{run.name}-null"
     assert (run / "selftest.md").read_text(encoding="utf-8") == done.stdout
+    assert to_table(read_findings(run / "selftest.parquet")) in done.stdout
     for words in ("computes", "sleeps", "of steps", "the batch", "MB/s", "read ahead", "MiB more"):
         assert words in done.stdout
     assert "a launch ended as" not in done.stdout
