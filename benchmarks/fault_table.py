@@ -23,7 +23,8 @@ import pandas as pd
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests" / "cluster"))
-from cluster import Cluster, install  # noqa: E402
+from cluster import Cluster  # noqa: E402
+from slurm_packages import install  # noqa: E402
 from submitted import Login, acting_template  # noqa: E402
 from test_faults import Held, preempt, requeue  # noqa: E402
 

@@ -26,7 +26,8 @@ import pandas as pd
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests" / "cluster"))
-from cluster import Cluster, install  # noqa: E402  tests are no package
+from cluster import Cluster  # noqa: E402  tests are no package
+from slurm_packages import install  # noqa: E402
 
 GOODPUT = 1448 / 1514
 SIZE = (720, 420)  # of the plot, pixels

@@ -14,96 +14,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "tc", "unshare", "nsenter")
-NETWORK = "10.77.0"  # exists only inside the namespaces
-PATIENCE_S = 60.0
-NODE_TIMEOUT_S = 6  # after which SLURM gives up a node whose daemon is silent
-
-CONFIGURATION = """\
-ClusterName=test
-SlurmctldHost={host}({network}.1)
-SlurmctldPort=16817
-SlurmdPort=16818
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={home}/munge/munge.sock,cred_expire=5
-CredType=cred/munge
-# No cgroups, no affinity; what is said below counts, not the hardware.
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SwitchType=switch/none
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-SlurmdParameters=config_overrides
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-ReturnToService=2
-StateSaveLocation={home}/state
-SlurmctldPidFile={home}/slurmctld.pid
-SlurmctldLogFile={home}/log/slurmctld.log
-SlurmdSpoolDir={home}/spool/%n
-SlurmdPidFile={home}/slurmd.%n.pid
-SlurmdLogFile={home}/log/slurmd.%n.log
-GresTypes=gpu
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,\
-bf_window=60,bf_min_age_reserve=0,requeue_delay=0
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-KillWait=10
-CompleteWait=0
-MinJobAge=600
-SlurmctldTimeout=30
-SlurmdTimeout={node_timeout_s}
-MessageTimeout=5
-JobCompType=jobcomp/none
-AccountingStorageType=accounting_storage/none
-{nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1
-PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=2
-"""
-
-
-class NoClusterError(Exception):
-    """Why no cluster can be started here."""
-
-
-def install() -> None:
-    """Install SLURM and munge where that is allowed. Raises NoClusterError where it is not."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if os.geteuid() != 0:
-        raise NoClusterError("needs root: network namespaces, and a munged of its own")
-    if missing and shutil.which("apt-get") is None:
-        raise NoClusterError(f"{', '.join(missing)} not found, and no apt-get to install them")
-    if missing:
-        _apt_install()
-
-
-def _apt_install() -> None:
-    policy = Path("/usr/sbin/policy-rc.d")  # keeps apt from starting daemons of its own
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run(
-                ["apt-get", "-qq", *command], env=environment, capture_output=True, text=True,
-                timeout=240, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise NoClusterError(f"apt-get {command[0]} failed: {done.stderr.strip()[-300:]}")
-    finally:
-        if ours:
-            policy.unlink()
+from processes import PATIENCE_S, alive, end, kill, wait_until
+from slurm_configuration import NETWORK, write_configuration
+from slurm_packages import NoClusterError, install
 
 
 class Cluster:
@@ -125,7 +42,7 @@ class Cluster:
     def _start(self) -> None:
         for name in ("log", "state", "munge/etc", *(f"spool/{node}" for node in self.nodes)):
             (self.home / name).mkdir(parents=True)
-        self._write_configuration()
+        write_configuration(self.home, {node: self.address(node) for node in self.nodes})
         self._make_network()
         self._start_munged()
         self._run(*self.command("slurmctld", "-c", "-i"))
@@ -133,23 +50,6 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         self.wait_idle()
-
-    def _write_configuration(self) -> None:
-        nodes = "\n".join(
-            f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} CPUs=2 "
-            "RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
-            for node in self.nodes
-        )
-        text = CONFIGURATION.format(
-            host=socket.gethostname().partition(".")[0], home=self.home, network=NETWORK,
-            nodes=nodes, node_timeout_s=NODE_TIMEOUT_S,
-        )  # fmt: skip
-        (self.home / "slurm.conf").write_text(text)
-        # Pretended GPUs: SLURM wants device files, and only sets variables.
-        gres = f"NodeName={','.join(self.nodes)} Name=gpu File=/dev/tty[0-1]\n"
-        (self.home / "gres.conf").write_text(gres)
-        # A namespace's own /sys has no cgroups: a named plugin keeps slurmd from looking for them.
-        (self.home / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
 
     def _start_munged(self) -> None:
         munge = self.home / "munge"
@@ -208,7 +108,7 @@ class Cluster:
     def crash_node(self, node: str) -> None:
         """Kill everything on a node at once, as a power cut does."""
         for pid in self.processes(node):
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
 
     def agent(self, node: str) -> psutil.Process:
         """The agent of a job on a node."""
@@ -239,8 +139,8 @@ class Cluster:
         wait_until(lambda: not self.ask("squeue", "--noheader"), "an empty queue")
         for node in self.nodes:
             if node in self._hidden:
-                _end([self._pids[f"slurmd.{node}"]])
-            if not _alive(self._pids[f"slurmd.{node}"]):
+                end([self._pids[f"slurmd.{node}"]])
+            if not alive(self._pids[f"slurmd.{node}"]):
                 self.start_node(node)
         self._hidden.clear()
         down = self.ask("sinfo", "-h", "-N", "-t", "down,drain,fail", "-o", "%N").split()
@@ -310,7 +210,7 @@ class Cluster:
             wait_until(lambda: not self.ask("squeue", "--noheader"), "an empty queue", strict=False)
         for wanted in ("slurmd.", "slurmctld", "munged"):
             pids = [pid for name, pid in self._pids.items() if name.startswith(wanted)]
-            _end(pids)
+            end(pids)
         self._pids.clear()
         for name in (*self.nodes, "ctl"):
             _remove_space(self.space(name))
@@ -343,51 +243,13 @@ class Cluster:
 
 def _remove_space(space: str) -> None:
     pids = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True)
-    _end([int(pid) for pid in pids.stdout.split()])
+    end([int(pid) for pid in pids.stdout.split()])
     subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
     shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
     try:
         Path("/etc/netns").rmdir()
     except OSError:
         pass  # others have theirs there
-
-
-def _end(pids: list[int]) -> None:
-    """End processes: SIGTERM, a moment, SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in pids:
-            _kill(pid, number)
-        wait_until(
-            lambda: not any(map(_alive, pids)), "the end of daemons", patience_s=5, strict=False
-        )
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _alive(pid: int) -> bool:
-    """A dead child of an idle init stays a zombie for seconds: that is no life."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S, *, strict: bool = True
-) -> None:
-    """Wait until it holds; AssertionError after `patience_s`, unless not `strict`."""
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > deadline:
-            if strict:
-                raise AssertionError(f"in vain waited for: {what}")
-            return
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":  # python tests/cluster/cluster.py DIR: until a line is typed

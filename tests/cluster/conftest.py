@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from cluster import Cluster, NoClusterError, install
+from cluster import Cluster
+from slurm_packages import NoClusterError, install
 
 
 @pytest.fixture(scope="session")

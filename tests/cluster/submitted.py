@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster, wait_until
+from cluster import Cluster
+from processes import wait_until
 
 from andromeda_scale.launch import jobs
 from andromeda_scale.launch.run_dir import RunDir

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from cluster import Cluster, wait_until
+from cluster import Cluster
+from processes import wait_until
 from submitted import Login, acting_template
 
 from andromeda_scale.launch.jobs import of_run

@@ -1,4 +1,4 @@
-"""What the profiler and the flight recorder say of real gloo ranks."""
+"""What the profiler and the flight recorder say of real gloo ranks: bytes, calls, seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import planted
 import pytest
 import several
-from group import Group, Line, end, of_kind, phase_values, read_lines, tiny_case
+from group import Group, Line, of_kind, read_lines, tiny_case
+from profiled_cases import CLASSES, PROFILED, communication
 
 from andromeda_scale import registry
-from andromeda_scale.analysis.blame import MIN_STEPS, blame, lateness
-from andromeda_scale.analysis.breakdown import SERIES
 from andromeda_scale.cost.comm import CommunicationBytes, bytes_per_step
 from andromeda_scale.suite.training import Train
 from andromeda_scale.suite.world import World
@@ -96,15 +94,12 @@ MORE = {
     "zero3-accelerate": Way("zero3", driver="accelerate"),
 }
 ALL = [*WAYS, *(pytest.param(name, marks=pytest.mark.thorough) for name in MORE)]
-CLASSES = ("compute_s", "exposed_wait_s", "exposed_transfer_s", "data_s", "host_s")
-PROFILED = {"collect": ("communication",), "measure": {"steps": 1, "profile_steps": 4}}
 # tests/dist/group.py, LLAMA: 2 blocks of q, k, v, o, three of the FFN, two norms; embedding,
 # final norm, head outside them.
 BLOCK = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
 ROOT = 2 * 256 * 32 + 32
 P = 2 * BLOCK + ROOT
 NUM_PARAMETER_TENSORS = 2 * 9 + 3
-LATE_S = 0.06
 LAUNCH_S = 300.0  # some twenty cases, on a machine that others use
 # Above the tensors: gloo's headers, and the worker's one barrier in the window.
 HEADER_BYTES = 1024
@@ -115,12 +110,6 @@ ON_FOUR = [
     Way("fsdp1", {"sharding": "hybrid_shard"}),
     Way("fsdp2", {"reshard_after_forward": 2}),
 ]
-
-
-def communication(lines: list[Line]) -> dict[str, Any]:
-    assert end(lines)["status"] == "ok", end(lines)
-    found: dict[str, Any] = phase_values(lines, "profile")["communication"]
-    return found
 
 
 def payload(found: dict[str, Any], key: str) -> dict[str, float]:
@@ -347,61 +336,6 @@ def test_one_rank_communicates_nothing(run_case: RunCase) -> None:
     assert found["comm_total_s"] == [0.0] * 4
 
 
-def run_slow(run_case: RunCase, kind: str) -> list[dict[str, Any]]:
-    """What two ranks of ddp found when rank 1 was late by LATE_S in every step."""
-    planted = [{"kind": kind, "rank": 1, "delay_s": LATE_S}]
-    settings = PROFILED | {"measure": {"steps": 1, "profile_steps": MIN_STEPS}}
-    return [
-        communication(lines) for lines in run_case(tiny_case("ddp", faults=planted, **settings), 2)
-    ]
-
-
-def blamed(*ranks: dict[str, Any]) -> tuple[int, str, str]:
-    """The one rank that the records of all ranks blame."""
-    series = {name: np.array([found[name] for found in ranks]) for name in (*SERIES, "charged_s")}
-    (one,) = blame(series, None).blamed
-    assert one.late_s == pytest.approx(np.median(lateness(series)[one.rank]))
-    return one.rank, one.kind, one.cause
-
-
-def test_planted_compute_is_compute_there_and_waiting_elsewhere(run_case: RunCase) -> None:
-    fast, slow = run_slow(run_case, "compute")
-    median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
-    assert 0.6 * LATE_S < median["compute_s"] < 1.6 * LATE_S
-    assert 0.6 * LATE_S < np.median(fast["exposed_wait_s"]) < 1.6 * LATE_S
-    assert np.median(slow["exposed_wait_s"]) < 0.3 * LATE_S
-    assert blamed(fast, slow) == (1, "persistent", "compute")
-
-
-def test_a_planted_sleep_is_host_time_there_and_waiting_elsewhere(run_case: RunCase) -> None:
-    fast, slow = run_slow(run_case, "host")
-    median = {k: np.median(slow[k]) - np.median(fast[k]) for k in CLASSES}
-    assert abs(median["compute_s"]) < 0.3 * LATE_S
-    assert 0.6 * LATE_S < median["host_s"] < 1.6 * LATE_S
-    assert 0.6 * LATE_S < np.median(fast["exposed_wait_s"]) < 1.6 * LATE_S
-    assert blamed(fast, slow) == (1, "persistent", "host")
-
-
-def test_ranks_that_never_communicate_are_an_error_not_a_zero(group: Group) -> None:
-    specs = group.specs(tiny_case("ddp", **PROFILED), 2)
-    group.run(planted.silent, [(spec,) for spec in specs])
-    for spec in specs:
-        assert "no collective" in communication(read_lines(Path(spec.record_path)))["error"]
-
-
-def test_a_rank_that_cannot_record_is_named_and_holds_up_no_other(group: Group) -> None:
-    specs = group.specs(tiny_case("ddp", **PROFILED), 2)
-    group.run(planted.blind, [(spec,) for spec in specs])
-    for spec in specs:
-        said = communication(read_lines(Path(spec.record_path)))["error"]
-        assert said == "rank 1: cannot record: PermissionError('/proc/net/tcp')"
-
-
 def test_forward_alone_of_replicas_needs_no_collective(run_case: RunCase) -> None:
     lines = run_case(tiny_case("ddp", **PROFILED, train={"mode": "forward"}), 2)
     assert communication(lines[0])["comm_total_s"] == [0.0] * 4
-
-
-def test_a_flight_recorder_that_is_too_small_is_named(run_case: RunCase) -> None:
-    lines = run_case(tiny_case("ddp", **PROFILED, env={"TORCH_FR_BUFFER_SIZE": "2"}), 2)
-    assert "TORCH_FR_BUFFER_SIZE" in communication(lines[0])["error"]

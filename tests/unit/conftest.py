@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 import typer.testing
@@ -36,3 +37,11 @@ def unprivileged() -> Iterator[None]:
         yield
     finally:
         libc.capset(header, before)
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with something in every figure, which tests only read (see `pages.py`)."""
+    from pages import rich_run  # not before OMP_NUM_THREADS is set
+
+    return rich_run(tmp_path_factory.mktemp("rich"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from run_files import make_case, rank_lines, write_plan, write_repeat
 
+from andromeda_scale.analysis.results import Results
 from andromeda_scale.contracts.probed import Ceiling, Probed
+from andromeda_scale.merge import merge_run
 
 REPEATS = 2
 HOSTILE = (
@@ -95,3 +98,8 @@ def hostile_run(directory: Path) -> Path:
         (place / "node-0.jsonl").write_text(text)
         (place / "status.json").write_text(json.dumps(status))
     return directory
+
+
+@cache
+def merged(directory: Path) -> Results:
+    return merge_run(directory)

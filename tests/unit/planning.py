@@ -14,6 +14,7 @@ GIB = 1 << 30
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 * GIB)
 EIGHT_GPUS = Machine(cpu_cores=64, gpus=[80 * GIB] * 8, memory_bytes=512 * GIB)
 ONE_GPU = Machine(cpu_cores=8, gpus=[80 * GIB], memory_bytes=64 * GIB)
+AUTO = {"seq_len": 256, "micro_batch_size": "auto"}  # as `train`: its size is searched for
 
 
 def suite(**keys: Any) -> Suite:
