@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "cluster"))
 from cluster import Cluster  # noqa: E402
 from slurm_packages import install  # noqa: E402
 from submitted import Login, acting_template  # noqa: E402
-from test_faults import Held, preempt, requeue  # noqa: E402
+from test_node_faults import Held, preempt, requeue  # noqa: E402
 
 from andromeda_scale.launch.disk import write_atomic  # noqa: E402
 

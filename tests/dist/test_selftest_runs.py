@@ -13,6 +13,7 @@ import pytest
 
 from andromeda_scale.hardware import calibration
 from andromeda_scale.selftest import read_findings, to_table
+from andromeda_scale.selftest.place import next_at_most
 
 
 @pytest.mark.thorough
@@ -40,7 +41,6 @@ def test_selftest_plants_every_row_prints_it_and_keeps_the_null_floors(
     assert set(repeats["status"]) == {"ok"}
     (kept,) = calibration.directory().glob("*.json")
     floors = json.loads(kept.read_text())["floors"]
-    assert floors["cpu/2"]["blame_s"] == pytest.approx(
-        pd.read_parquet(null / "repeats.parquet")["late_s"].max()
-    )
+    late = pd.read_parquet(null / "repeats.parquet")["late_s"]
+    assert floors["cpu/2"]["blame_s"] == pytest.approx(next_at_most(list(late)))
     assert json.loads((run / calibration.FILE).read_text())["floors"] == floors
