@@ -215,8 +215,7 @@ def _changed(suite: Mapping[str, Any], changes: Mapping[str, Any], repeats: int)
 
 def read_findings(file: Path) -> list[Finding]:
     """What a selftest found, from its RECORD."""
-    rows = pd.read_parquet(file).itertuples(index=False)
-    return [Finding(**row._asdict()) for row in rows]
+    return [Finding(*row) for row in pd.read_parquet(file).itertuples(index=False, name=None)]
 
 
 def to_table(findings: Sequence[Finding]) -> str:
