@@ -42,11 +42,11 @@ class Instrument:
     def run(self, folder: Path, *, rehearse: bool, **environment: str) -> None:
         """Measure; of what was written the record is kept, in `folder`."""
         words = (*self.command, *self.rehearsal) if rehearse else self.command
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             measured = Path(scratch) / self.record.partition(".")[0]
             command = [sys.executable, *(word.format(run=measured) for word in words)]
             subprocess.run(command, check=False, env={**os.environ, **environment})
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(measured / self.record, folder)
 
 

@@ -96,7 +96,8 @@ def _named(model: str | Mapping[str, Any]) -> str:
 
 def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
     """Run what a table needs, into folders of `out`, beside what other runs left there."""
-    first = len([*out.glob("ours-*")])
+    first = 1 + max((int(run.name[5:]) for run in out.glob("ours-*")), default=-1)
+    first += first % 2  # a time cut in its middle leaves one turn
     names = [f"ours-{first + index}" for index in range(len(table.suites))]
     runs = list(zip(names, table.suites, strict=True))
     order: list[tuple[str, Suite | None]] = [*runs]

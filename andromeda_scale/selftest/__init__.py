@@ -65,11 +65,14 @@ def run(
     """
     place = choose(detect_machine(), device)
     path = path or choosing.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
-        raise UserError(f"--run-dir {path}: exists; a selftest starts afresh, give another name")
+    nothing = path.with_name(f"{path.name}-null")
+    for made in (path, nothing):
+        if made.exists():
+            raise UserError(f"--run-dir {path}: {made} exists, and a selftest starts afresh; "
+                            "give another name")  # fmt: skip
     others = Others()
     try:
-        null = _nulls(place, path.with_name(f"{path.name}-null"), 3 if quick else 6, quiet)
+        null = _nulls(place, nothing, 3 if quick else 6, quiet)
         findings = _planted(place, rows(place, null, quick), path, quiet)
     except Stopped as stopped:
         typer.echo(f"andromeda-scale: {stopped}", err=True)

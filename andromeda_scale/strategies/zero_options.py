@@ -169,7 +169,8 @@ class Zero12Options(ZeroOptions):
     use_multi_rank_bucket_allreduce: bool = True
     reduce_scatter: bool = True  # false: whole buckets are averaged on every rank
     # bf16: look through every gradient for what is not finite, and leave such a step out. DeepSpeed
-    # does by default, for which the host waits twice a step; no other strategy does.
+    # does by default, for which the host waits twice a step; stage 3 looks at their norm alone, and
+    # torch's strategies at nothing.
     check_grad_overflow: bool = False
 
 

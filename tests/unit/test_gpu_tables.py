@@ -156,3 +156,15 @@ def test_a_peer_that_does_not_end_is_a_row_that_failed(monkeypatch: pytest.Monke
     said, errors = gpu_results._ended([sys.executable, "-c", "import time; time.sleep(60)"], {})
     assert said == ""
     assert gpu_results._cause(errors) == "TimeoutError: not done in 0.2 s"
+
+
+def test_another_time_is_numbered_beside_a_time_that_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours-2").mkdir()
+    made: list[str] = []
+    monkeypatch.setattr(gpu_results, "_run_ours", lambda suite, run, sets: made.append(run.name))
+    monkeypatch.setattr(gpu_results, "_run_peer", lambda *_, **__: None)
+    gpu_results.run_table(TABLES["llama"], tmp_path, rehearse=True, sets={})
+    assert made == ["ours-4", "ours-5"]
+    assert (tmp_path / "torchtitan-4").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -216,3 +217,13 @@ def test_the_floor_is_what_one_more_launch_would_hardly_exceed() -> None:
     assert next_at_most([1.0, 2.0, 3.0]) == pytest.approx(2 + 6.9646 * (4 / 3) ** 0.5, rel=1e-4)
     assert next_at_most([0.5, 0.5]) == 0.5
     assert next_at_most([0.25]) == 0.25
+
+
+@pytest.mark.parametrize("there", ["mine", "mine-null"])
+def test_a_directory_that_exists_is_named_before_anything_starts(
+    tmp_path: Path, there: str
+) -> None:
+    (tmp_path / there).mkdir()
+    with pytest.raises(UserError, match=rf"--run-dir \S+/mine: \S+/{there} exists"):
+        selftest.run("cpu", tmp_path / "mine", quick=True, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == [there]
