@@ -43,6 +43,7 @@ class HuggingFace(Adopted):
     @property
     def ends(self) -> list[list[nn.Module]]:
         """What looks tokens up and what projects to logits, where no parameter is in both."""
+        # To mypy what a module has may be a Tensor, which cannot be called.
         first, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
         return [] if first.weight is last.weight else [[first], [last]]
 
