@@ -30,6 +30,7 @@ gallery: $(VENV)/.installed
 	    file://$(CURDIR)/build/gallery/report.html || exit 1; done
 
 test: test-fast lint
+	$(BIN)/pytest tests/unit tests/replay -m 'slow and not thorough' $(ARGS)
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/replay $(ARGS)
 
 # Every combination too: what is marked thorough is left out of `make test`, which has 15 minutes.
@@ -37,9 +38,11 @@ test-thorough: $(VENV)/.installed-test
 	$(BIN)/pytest tests -m '' $(ARGS)
 
 # No process group, no sub-minute waits: run it after every edit. A file's tests share what they
-# merged, so they go to one process.
+# merged, so they go to one process; two processes, so one thread each; and pytest's capture of log
+# records visits torch's 80 loggers three times a test.
 test-fast: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/replay $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -p no:logging \
+	  -m 'not slow and not thorough' tests/unit tests/replay $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

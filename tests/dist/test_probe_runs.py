@@ -65,8 +65,6 @@ def test_every_collective_has_every_size_in_order_with_its_bandwidths(points: pd
         assert (rows["algbw_gbps"] - algbw).abs().max() < 1e-12
         busbw = algbw * bus_factor(str(op), 2)
         assert (rows["busbw_gbps"] - busbw).abs().max() < 1e-12
-        # 4096 times as many bytes: hardly ever as fast, even on a machine that is busy.
-        assert rows["time_s"].iloc[-1] > rows["time_s"].iloc[0], op
 
 
 def test_a_rank_alone_has_matrix_products_in_every_dtype_and_memory(points: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ import torch
 from andromeda_scale.collectors.allocations import Allocated, CpuAllocations
 from andromeda_scale.rank.train_step import marked
 
+pytestmark = pytest.mark.slow  # each looks through all that lives
 MIB = 1 << 20
 
 

@@ -66,6 +66,7 @@ def _own_compilations() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kernel"),
     [(SMALL_ANDROMEDA, "naive"), (SMALL_LLAMA, "sdpa_causal")],

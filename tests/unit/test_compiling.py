@@ -56,6 +56,7 @@ def _step(model: dict[str, Any], train: Train) -> tuple[float, list[torch.Tensor
     return loss.item(), [p.grad for p in module.parameters() if p.grad is not None], seen()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "chunks"),
     [

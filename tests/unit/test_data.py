@@ -47,6 +47,7 @@ def _global_batch(data: Data, step: int, ranks: int, micro: int, accum: int) -> 
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [STDLIB, RANDOM], ids=lambda d: d.source)
 @pytest.mark.parametrize("step", [0, 7])
 def test_a_global_batch_is_the_same_however_it_is_split(data: Data, step: int) -> None:

@@ -109,6 +109,7 @@ def test_a_module_imports_only_what_its_room_may(module: str) -> None:
             assert other_room in re.split(r",\s*", allowed), f"{module} ({room}) imports {other}"
 
 
+@pytest.mark.slow
 def test_only_rank_worker_and_launch_import_torch_when_imported() -> None:
     for module, path in modules().items():
         if rooms_of(module)[0] not in ("rank", "worker", "launch"):

@@ -95,6 +95,7 @@ def test_without_gradients_nothing_but_a_sum_is_left_of_the_parts() -> None:
     assert found.grad_fn is None
 
 
+@pytest.mark.slow
 def test_logits_are_never_whole_in_memory() -> None:
     x, weight = torch.randn(1, 1024, 8, requires_grad=True), torch.randn(4000, 8)
     labels = torch.randint(4000, (1, 1024))

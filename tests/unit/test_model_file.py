@@ -225,6 +225,7 @@ def test_a_shallow_model_of_others_can_be_planned() -> None:
     assert "cannot be had with fewer layers" in refused("parity=shallow", "model=own_models:Model")
 
 
+@pytest.mark.slow
 def test_planning_imports_neither_torch_nor_transformers() -> None:
     program = (
         "import sys\n"

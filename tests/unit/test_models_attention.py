@@ -95,6 +95,7 @@ def _turned(x: torch.Tensor, scale: torch.Tensor, table: torch.Tensor) -> torch.
     return turned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "llama without groups", "alibi on half", "no groups"])
 @torch.no_grad()
 def test_flex_agrees_with_naive(name: str) -> None:
@@ -154,6 +155,7 @@ def test_the_mask_of_flex_is_the_one_torch_finds_from_all_elements(seq_len: int)
             assert (whole.dtype, whole.stride()) == (found.dtype, found.stride())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_mask_of_flex_survives_copies_casts_and_the_meta_device() -> None:
     tokens = torch.randint(257, (2, 16))

@@ -245,6 +245,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [pytest.param("records", marks=pytest.mark.thorough), "parquet"])
 def test_a_copied_run_has_its_page_where_there_is_no_torch(
     rich: Path, tmp_path: Path, copied: str

@@ -165,6 +165,7 @@ _JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(lines=st.lists(st.binary(max_size=40) | _JSON, max_size=8))
 def test_whatever_a_file_holds_the_reader_does_not_raise(
