@@ -1,14 +1,15 @@
 """Two runs of the same cases: what changed around them, and which case took longer. No torch.
 
 Cases are matched by their configuration, which their id is a hash of; code, libraries and hardware
-are what may have changed, and are named. The time of a case in B over that in A is its ratio of
+are what may have changed, and are named. Where each run searched for a micro batch and found
+another, the two are one case as it was asked, and the sizes are among what changed. The time of a case in B over that in A is its ratio of
 throughputs; launches are paired by number where both saw the same batches.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ Word = Literal[
 SAME = 0.02  # where the whole interval is within this, there is no difference to speak of
 
 _BATCHES = "data.fingerprint"
+_SETTINGS = ("threads_per_rank", "micro_batch_size", "grad_accum", "global_batch_size")
 # Facts that say no more than the fingerprints do, or are of the result and not of its making.
 _NOT_CHANGES = ("hardware.", "software.", "loss_scale.skipped_steps")
 
@@ -79,15 +81,18 @@ def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
     `tolerance` or SAME, the larger (equivalence); otherwise not resolved. One that is not slower is
     failing where launches of B failed and none of A did.
     """
-    old, new = _rows(before), _rows(after)
-    shared = [case_id for case_id in old if case_id in new]
-    prints = [_prints(results.repeats, shared) for results in (before, after)]
+    old, new = rows_of(before.cases), rows_of(after.cases)
+    pairs = _pairs(old, new)
+    shared = [{row["case_id"] for row in rows} for rows in zip(*pairs, strict=True)] or [set()] * 2
+    prints = [
+        _prints(results.repeats, ids) for results, ids in zip((before, after), shared, strict=True)
+    ]
     return Changes(
         _system(*prints),
-        _facts({case_id: (old[case_id], new[case_id]) for case_id in shared}),
-        _matched(before, after, [(old[case_id], new[case_id]) for case_id in shared], tolerance),
-        [row for case_id, row in old.items() if case_id not in new],
-        [row for case_id, row in new.items() if case_id not in old],
+        _facts(pairs),
+        _matched(before, after, pairs, tolerance),
+        [row for row in old if row["case_id"] not in shared[0]],
+        [row for row in new if row["case_id"] not in shared[1]],
         tuple(name for name, found in zip("AB", prints, strict=True) if not found),
     )
 
@@ -102,8 +107,17 @@ def improvements(found: Changes) -> list[Matched]:
     return [one for one in found.matched if one.word in ("faster", "mended")]
 
 
-def _rows(results: Results) -> dict[str, Row]:
-    return {row["case_id"]: row for row in rows_of(results.cases)}
+def _pairs(old: Sequence[Row], new: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows of one configuration, and then of one search for a micro batch."""
+    same = {row["case_id"]: row for row in new}
+    taken = {row["case_id"] for row in old if row["case_id"] in same}
+    searched = {row.get("search_id"): row for row in new if row["case_id"] not in taken}
+    found = ((row, same.get(row["case_id"]) or _asked_alike(row, searched)) for row in old)
+    return [(mine, theirs) for mine, theirs in found if theirs is not None]
+
+
+def _asked_alike(row: Row, searched: Mapping[Any, Row]) -> Row | None:
+    return searched.get(row["search_id"]) if row.get("search_id") else None
 
 
 def _system(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> list[Change]:
@@ -115,7 +129,7 @@ def _system(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> list[
     ]
 
 
-def _prints(repeats: pd.DataFrame, case_ids: Sequence[str]) -> dict[str, list[str]]:
+def _prints(repeats: pd.DataFrame, case_ids: Collection[str]) -> dict[str, list[str]]:
     """Every value of every key of the fingerprints of the nodes of a case's pooled launches; of all
     its launches where none was ok, for what changed may be what broke it."""
     of = repeats[repeats["case_id"].isin(case_ids)]
@@ -130,20 +144,19 @@ def _prints(repeats: pd.DataFrame, case_ids: Sequence[str]) -> dict[str, list[st
     return found
 
 
-def _facts(pairs: Mapping[str, tuple[Row, Row]]) -> list[Change]:
+def _facts(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
     """What ranks read back otherwise than before; what changes the arithmetic or work first."""
     found: dict[tuple[str, str, str], list[str]] = {}
-    for case_id, (before, after) in pairs.items():
+    for before, after in pairs:
         old, new = (json.loads(row.get("facts") or "{}") for row in (before, after))
         if not old or not new:  # a case that was not measured read nothing back
             continue
-        old["threads_per_rank"], new["threads_per_rank"] = (
-            int(row["threads_per_rank"]) for row in (before, after)
-        )
+        for name in _SETTINGS:
+            old[name], new[name] = (int(row[name]) for row in (before, after))
         for fact in dict.fromkeys((*old, *new)):
             values = tuple(settings.text(one.get(fact)) for one in (old, new))
             if values[0] != values[1] and not fact.startswith(_NOT_CHANGES):
-                found.setdefault((fact, *values), []).append(case_id)
+                found.setdefault((fact, *values), []).append(after["case_id"])
     made = [
         Change(fact, old, new, tuple(case_ids), rule_of(fact).effect)
         for (fact, old, new), case_ids in found.items()
@@ -158,8 +171,7 @@ def _matched(
     old, new = samples_of(before), samples_of(after)
     ratios: list[Ratio | None] = []
     for mine, theirs in pairs:
-        case_id = mine["case_id"]
-        both = old.get(case_id, nothing), new.get(case_id, nothing)
+        both = old.get(mine["case_id"], nothing), new.get(theirs["case_id"], nothing)
         compare = compare_launches if _same_batches(mine, theirs) else compare_samples
         ratios.append(compare(*both) if all(map(len, both)) else None)
     known = [index for index, ratio in enumerate(ratios) if ratio is not None and ratio.known]

@@ -10,6 +10,7 @@ from andromeda_scale.merge.repeats import read_status
 from andromeda_scale.merge.values import integer, number
 
 COLUMNS: dict[str, str] = {
+    "search_id": "str",  # of the case as it was asked; empty: the size was given
     "micro_batch_asked": "str",  # auto, auto_worlds; empty: the size was given
     # Every size that was tried, with how it ended; empty: none was.
     "micro_batch_tried": "str",
@@ -29,7 +30,14 @@ def of_case(run_dir: Path, plan: Plan, item: PlannedRepeat, problems: list[str])
     problems += [f"{search.folder}/{problem}" for problem in found]
     tried = status.get("tried")
     sizes = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
+    problems += [
+        f"{search.folder}: micro_batch_size {one.get('size')} was taken not to run: "
+        f"{one.get('status')} ({one.get('cause')}), which says nothing of memory"
+        for one in sizes
+        if one.get("status") not in ("ok", "oom", "interrupted")
+    ]
     return {
+        "search_id": item.search_id,
         "micro_batch_asked": asked.auto if asked else "auto",
         "micro_batch_tried": ", ".join(f"{one.get('size')} {one.get('status')}" for one in sizes),
         "micro_batch_found": integer(status, "found"),

@@ -1,4 +1,4 @@
-"""Ranks that run the worker with something planted in every forward of DDP."""
+"""Ranks that run the worker with something planted in a library."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def blind(spec: RankSpec) -> None:
 
     if spec.rank == 1:
         Witness.start = refused
+    worker.main(spec, no_beat)
+
+
+def unprofiled(spec: RankSpec) -> None:
+    """The worker; a range that DeepSpeed announces to Nsight ends it."""
+    from deepspeed.accelerator import get_accelerator
+
+    def announced(name: str) -> None:
+        raise AssertionError(f"a range named {name}")
+
+    get_accelerator().range_push = announced
     worker.main(spec, no_beat)
 
 

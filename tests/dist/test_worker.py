@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import planted
 import pytest
 from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_lines, tiny_case
 
@@ -308,3 +309,8 @@ def test_blocks_are_captured_whole_under_compile(group: Group, strategy: str) ->
         assert values["dtypes"]["compute"] == "bfloat16"
         assert values["compile"]["break_reasons"] == []
         assert values["attention"]["ops"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+
+
+def test_deepspeed_announces_no_ranges_to_a_profiler_nobody_started(group: Group) -> None:
+    for lines in last_lines(group, planted.unprofiled, tiny_case("zero3"), 2):
+        assert end(lines)["status"] == "ok", end(lines)

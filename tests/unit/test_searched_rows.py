@@ -12,6 +12,7 @@ from noisy_runs import noisy_run
 from planning import plan
 from run_files import make_case
 
+from andromeda_scale.analysis.changes import changes
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.columns import SEARCHED
@@ -121,3 +122,29 @@ def test_one_global_batch_in_other_pieces_is_fair(tmp_path: Path) -> None:
         "micro_batch_size": "differs",
         "grad_accum": "differs",
     }
+
+
+def test_runs_that_found_other_sizes_are_compared_as_the_cases_that_were_asked(
+    tmp_path: Path,
+) -> None:
+    before = merge_run(run_that_found(tmp_path / "a", {"ddp": (4, 0.1), "fsdp2": (5, 0.2)}))
+    after = merge_run(run_that_found(tmp_path / "b", {"ddp": (2, 0.1), "fsdp2": (5, 0.2)}))
+    found = changes(before, after)
+    assert [(one.after["strategy"], one.word) for one in found.matched] == [
+        ("ddp", "slower"),  # half of the tokens in the same time
+        ("fsdp2", "same"),
+    ]
+    assert not found.only_before
+    assert not found.only_after
+    told = [(one.what, one.before, one.after) for one in found.facts]
+    assert ("micro_batch_size", "4", "2") in told
+
+
+def test_a_size_whose_trial_crashed_is_named_with_its_cause(tmp_path: Path) -> None:
+    run = run_that_found(tmp_path / "run", {"ddp": (2, 0.1), "fsdp2": (2, 0.1)})
+    file = run / "searches" / "ddp" / "0" / "status.json"
+    status = json.loads(file.read_text())
+    status["tried"].append({"size": 3, "status": "crashed", "cause": "rank 1: killed by SIGSEGV"})
+    file.write_text(json.dumps(status))
+    (problem,) = (one for one in merge_run(run).problems if "micro_batch_size 3" in one)
+    assert "crashed (rank 1: killed by SIGSEGV), which says nothing of memory" in problem
