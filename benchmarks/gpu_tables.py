@@ -90,7 +90,9 @@ STRATEGIES: list[Any] = [
 ]
 ZERO_LEVERS: list[Suite] = [{"check_grad_overflow": True}, {}, OVERLAPPED]
 ZERO3_LEVERS: list[Suite] = [
+    {"blocks_per_unit": 1},
     {},
+    {"reduce_bucket_size": 10**8},
     {"prefetch_bucket_size": 5 * 10**7},
     {"prefetch_bucket_size": 5 * 10**7, "param_persistence_threshold": 100_000},
 ]

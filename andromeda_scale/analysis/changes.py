@@ -2,8 +2,9 @@
 
 Cases are matched by their configuration, which their id is a hash of; code, libraries and hardware
 are what may have changed, and are named. Where each run searched for a micro batch and found
-another, the two are one case as it was asked, and the sizes are among what changed. The time of a case in B over that in A is its ratio of
-throughputs; launches are paired by number where both saw the same batches.
+another, the two are one case as it was asked, and the sizes are among what changed. The time of a
+case in B over that in A is its ratio of throughputs; launches are paired by number where both saw
+the same batches.
 """
 
 from __future__ import annotations

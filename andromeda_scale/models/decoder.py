@@ -5,7 +5,7 @@ Legend: B sequences, T tokens, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -35,6 +35,19 @@ class PreNormBlock(nn.Module):
         return x
 
 
+class Unit(nn.Module):
+    """Several blocks as one module."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, head, next-token loss."""
 
@@ -50,6 +63,7 @@ class Decoder(nn.Module):
         self.embedding = Embedding(shape.vocab_size, shape.d_model)
         self.tables = tables
         self.blocks = nn.ModuleList(blocks)
+        self.units: nn.ModuleList | None = None
         self.norm = norm
         by_itself = train.compiling is not None and not train.compiling.whole
         self.loss = NextTokenLoss(loss_chunks(train, shape.vocab_size), compiled=by_itself)
@@ -60,6 +74,16 @@ class Decoder(nn.Module):
     def ends(self) -> list[list[nn.Module]]:
         """What is before the blocks and what is after them, where no parameter is in both."""
         return [] if self.head is None else [[self.embedding], [self.norm, self.head]]
+
+    def call_in_units(self, together: int) -> None:
+        """From now on forward calls `units`, modules of so many blocks, for what hooks modules.
+
+        The names of parameters stay those within `blocks`, and no block is to run again from
+        outside.
+        """
+        blocks = list(self.blocks)
+        starts = range(0, len(blocks), together)
+        self.units = nn.ModuleList(Unit(blocks[first : first + together]) for first in starts)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """(summed cross entropy in fp32, number of tokens); tokens, labels are (B, T) int64."""
@@ -77,8 +101,9 @@ class Decoder(nn.Module):
 
     def _final(self, tokens: Tensor) -> Tensor:
         """What the head projects, (B, T) to (B, T, d)."""
+        called = self.blocks if self.units is None else self.units
         # A ModuleList has no type of its items.
-        x: Tensor = self.norm(self._recomputation(self.blocks, self.embedding(tokens)))  # type: ignore[arg-type]
+        x: Tensor = self.norm(self._recomputation(called, self.embedding(tokens)))  # type: ignore[arg-type]
         return x
 
     def describe_attention(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from andromeda_scale.cost.layout import Collective, Part, Traffic
+from andromeda_scale.cost.layout import Collective, Part, Traffic, blocks_per_unit
 from andromeda_scale.cost.working import Device, Sizes, Working
+from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common, zero_config, zero_memory
 from andromeda_scale.strategies.base import TrainState
 from andromeda_scale.strategies.zero import Zero
@@ -62,16 +63,48 @@ class Zero3(Zero):
 
     def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
         from deepspeed.runtime.zero import linear
-        from deepspeed.utils import set_z3_leaf_module
 
         # DeepSpeed's linear function tells its parameters by their ds_id, on the value of which
         # torch 2.11 guards: a graph for each block. By their ds_status, which it reads next and
         # which is the same in every block, they are told as well, and all blocks share a graph.
         linear.is_zero_param = lambda tensor: hasattr(tensor, "ds_status")
         module = super().prepare(factory, rt)
-        for block in module.blocks if self.options.leaf_blocks else ():  # type: ignore[union-attr]
-            set_z3_leaf_module(block, True)
+        if self.options.blocks_per_unit != 0:
+            self._make_units(module)
         return module
+
+    def _make_units(self, module: nn.Module) -> None:
+        """Leaf modules: blocks, or several as one where the model can be called so."""
+        from deepspeed.utils import set_z3_leaf_module
+
+        together, blocks = self._together(module), module.blocks
+        if together > 1:
+            module.call_in_units(together)  # type: ignore[operator]  # no Tensor
+            # Else DeepSpeed would find each block here as well, and hook it. Nobody calls the list.
+            set_z3_leaf_module(blocks, True)
+            blocks = module.units
+        for unit in blocks:  # type: ignore[union-attr]
+            set_z3_leaf_module(unit, True)
+
+    def _together(self, module: nn.Module) -> int:
+        if not hasattr(module, "call_in_units"):  # a model of others, which calls its blocks itself
+            if self.options.blocks_per_unit not in (None, 1):
+                raise UnavailableHere(
+                    f"strategy.blocks_per_unit: {self.options.blocks_per_unit}: this model calls "
+                    "its blocks one by one; use 1"
+                )
+            return 1
+        blocks: Any = module.blocks
+        in_block = sum(p.ds_numel for block in blocks[:1] for p in block.parameters())
+        asked = zero_config.together(self.options, self.train)
+        return blocks_per_unit(asked, len(blocks), in_block)
+
+    def prepared(self, factory: ModelFactory, module: nn.Module) -> None:
+        from deepspeed.utils import set_z3_leaf_module
+
+        if getattr(module, "units", None) is not None:
+            set_z3_leaf_module(module.blocks, False)
+        super().prepared(factory, module)
 
     def _materialise(self, factory: ModelFactory, module: nn.Module, rt: Runtime) -> None:
         from andromeda_scale.strategies import zero_weights

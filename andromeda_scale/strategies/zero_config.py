@@ -52,13 +52,30 @@ def refusal(options: ZeroOptions, stage: int, train: Train, world: World) -> str
             "run another optimizer than ZeRO's or keep gradients twice; use zero2 without offload "
             "or zero3, or leave it out"
         )
-    cut = isinstance(options, Zero3Options) and not options.leaf_blocks
-    if cut and train.compile and train.activation_checkpointing == "selective":
-        return (
-            "strategy.leaf_blocks: false puts DeepSpeed's hooks into compiled blocks, which "
-            "selective checkpointing needs whole in one graph; use leaf_blocks: true"
-        )
+    if isinstance(options, Zero3Options) and (reason := _refused_units(options, train)):
+        return reason
     return contradiction(options, stage, train, world)
+
+
+def together(options: Zero3Options, train: Train) -> int | None:
+    """blocks_per_unit; by default 1 where blocks run again one by one."""
+    recomputed = train.activation_checkpointing not in ("none", "selective")
+    return 1 if options.blocks_per_unit is None and recomputed else options.blocks_per_unit
+
+
+def _refused_units(options: Zero3Options, train: Train) -> str | None:
+    together, recomputed = options.blocks_per_unit, train.activation_checkpointing
+    if together == 0 and train.compile and recomputed == "selective":
+        return (
+            "strategy.blocks_per_unit: 0 puts DeepSpeed's hooks into compiled blocks, which "
+            "selective checkpointing needs whole in one graph; use 1 or more"
+        )
+    if together and together > 1 and recomputed not in ("none", "selective"):
+        return (
+            f"strategy.blocks_per_unit: {together} blocks fetched as one, and "
+            "train.activation_checkpointing runs blocks again one by one; use 1, or selective"
+        )
+    return None
 
 
 def contradiction(options: ZeroOptions, stage: int, train: Train, world: World) -> str | None:
@@ -206,7 +223,7 @@ def _zero_optimization(
 ) -> dict[str, Any]:
     section = dict((options.config or {}).get("zero_optimization", {}))
     ours = {"config", "reduce_dtype", "grad_accum_dtype", "offload_optimizer"}
-    ours |= {"offload_parameters", "leaf_blocks", "check_grad_overflow"}
+    ours |= {"offload_parameters", "blocks_per_unit", "check_grad_overflow"}
     everywhere = {"reduce_bucket_size", "overlap_comm"}
     for key, value in options.model_dump(exclude=ours).items():
         section[key if stage < 3 or key in everywhere else f"stage3_{key}"] = value

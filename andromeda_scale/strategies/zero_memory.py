@@ -6,6 +6,7 @@ element, r bytes of one on its way, k bytes of an accumulated gradient.
 
 from __future__ import annotations
 
+from andromeda_scale.cost.layout import blocks_per_unit
 from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.strategies import zero_config
 from andromeda_scale.strategies.zero_options import Zero3Options, Zero12Options
@@ -75,7 +76,9 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
     if shards > 1 or options.offload_parameters:
         live = min(options.max_live_parameters, s.parameters) if options.prefetch_bucket_size else 0
         small = w * s.in_small_tensors(options.param_persistence_threshold)
-        gathered = w * max(live, min(options.max_reuse_distance / 2, s.parameters), s.table)
+        unit = blocks_per_unit(zero_config.together(options, train), s.num_blocks, s.block)
+        kept = min(options.max_reuse_distance / 2, s.parameters)
+        gathered = w * max(live, kept, s.table, unit * s.block)
     # The bucket is cut into parts, one a rank (also for one rank), this rank's are cast to what is
     # accumulated, and gloo all-reduces a copy.
     cut: float = bucket * (2 if device == "cpu" and shards > 1 else 1)

@@ -8,7 +8,7 @@ becomes that option, what says nothing about bytes or arithmetic is handed to De
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -107,7 +107,7 @@ _OURS = frozenset(
         "reduce_dtype",
         "grad_accum_dtype",
         "offload_parameters",
-        "leaf_blocks",
+        "blocks_per_unit",
         "check_grad_overflow",  # DeepSpeed has it below bf16
         "config",
     }
@@ -186,9 +186,10 @@ class Zero3Options(ZeroOptions):
     max_live_parameters: NonNegativeInt = 1_000_000_000
     max_reuse_distance: NonNegativeInt = 1_000_000_000
     param_persistence_threshold: NonNegativeInt = 0
-    # A block is fetched and reduced as one; false: each layer of it by hooks of its own, which hold
-    # the host up and cut compiled blocks.
-    leaf_blocks: bool = True
+    # Blocks that are fetched and reduced as one (DeepSpeed's leaf module); null: by their size
+    # (cost.layout), as what the host does for a unit takes longer than a small block computes.
+    # 0: each layer by hooks of its own, which hold the host up and cut compiled blocks.
+    blocks_per_unit: Annotated[int, Field(ge=0, le=10**4)] | None = None
     offload_parameters: bool = False  # each rank's parameters in host memory until they are used
 
 

@@ -79,6 +79,9 @@ WAYS = {
     "zero2-accumulated": Way("zero2", grad_accum=2),
     "zero2-accelerate": Way("zero2", driver="accelerate"),
     "zero3": Way("zero3"),
+    "zero3-pairs": Way(
+        "zero3", {"blocks_per_unit": 2, "max_reuse_distance": 0, "prefetch_bucket_size": 0}
+    ),
     "zero3-persistent": Way("zero3", {"param_persistence_threshold": 100_000}),
 }
 # One more combination of what is tried above.
@@ -238,6 +241,8 @@ def test_blocks_kept_in_two_shards_are_gathered_again_between_neighbours(
         ("zero2", {"all_reduce": 1, "all_gather": 1}),
         # All blocks of so small a model are prefetched with the first.
         ("zero3", {"all_gather": 1, "reduce_scatter": 1}),
+        # Embedding, a unit of both blocks, final norm, head: there and back.
+        ("zero3-pairs", {"all_gather": 8, "reduce_scatter": 1}),
         # Small parameters stay whole: each is gathered once, after the update.
         ("zero3-persistent", {"all_gather": NUM_PARAMETER_TENSORS, "reduce_scatter": 1}),
     ],

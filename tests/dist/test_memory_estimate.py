@@ -91,6 +91,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "zero2, offloaded": ("zero2", {"offload_optimizer": True}, SHORT | BF16),
     "zero3": ("zero3", {}, LONG),
     "zero3, short": ("zero3", {}, SHORT),
+    "zero3, units let go": (
+        "zero3",
+        {"blocks_per_unit": 4, "max_reuse_distance": 0, "prefetch_bucket_size": 0},
+        SHORT,
+    ),
     "zero3, bf16": ("zero3", {}, LONG | BF16),
     "zero3, accumulating": ("zero3", BUCKET, LONG | TWICE),
     "zero3, all offloaded": (

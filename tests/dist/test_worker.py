@@ -297,8 +297,11 @@ def test_compile_that_captured_nothing_is_invalid(group: Group) -> None:
     assert "captured no graph" in end(lines)["cause"]
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "zero2", "zero3"])
-def test_blocks_are_captured_whole_under_compile(group: Group, strategy: str) -> None:
+PAIRS = {"name": "zero3", "options": {"blocks_per_unit": 2}}
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "zero2", "zero3", PAIRS], ids=str)
+def test_blocks_are_captured_whole_under_compile(group: Group, strategy: Any) -> None:
     case = tiny_case(strategy, train={"compile": True, "precision": "bf16"})
     for lines in last_lines(group, captured, case, 1 if strategy == "single" else 2):
         assert end(lines)["status"] == "ok", end(lines)

@@ -51,10 +51,20 @@ def test_flex_is_refused_for_narrow_heads() -> None:
     assert not _refusal("single", "cuda", WIDE, **FLEX)
 
 
-@pytest.mark.parametrize("leaf_blocks", [False, True])
-def test_selective_in_compiled_blocks_is_refused_where_hooks_cut_them(leaf_blocks: bool) -> None:
+@pytest.mark.parametrize("together", [0, 1, 4])
+def test_selective_in_compiled_blocks_is_refused_where_hooks_cut_them(together: int) -> None:
     for compiled in (False, True):
         train = {"activation_checkpointing": "selective", "compile": compiled}
-        reason = _refusal("zero3", "cpu", options={"leaf_blocks": leaf_blocks}, **train)
-        assert reason.startswith("strategy.leaf_blocks: false") == (compiled and not leaf_blocks)
+        reason = _refusal("zero3", "cpu", options={"blocks_per_unit": together}, **train)
+        cut = compiled and together == 0
+        assert reason.startswith("strategy.blocks_per_unit: 0 puts DeepSpeed's hooks") == cut
         assert not _refusal("zero2", "cpu", **train)
+
+
+@pytest.mark.parametrize("recomputed", ["block", {"every": 2}, {"segment": 2}])
+def test_blocks_that_run_again_one_by_one_are_not_fetched_several_at_once(recomputed: Any) -> None:
+    train = {"activation_checkpointing": recomputed}
+    reason = _refusal("zero3", "cpu", options={"blocks_per_unit": 2}, **train)
+    assert reason.startswith("strategy.blocks_per_unit: 2 blocks fetched as one")
+    for alone in ({}, {"blocks_per_unit": 1}, {"blocks_per_unit": 0}):
+        assert not _refusal("zero3", "cpu", options=alone, **train)
