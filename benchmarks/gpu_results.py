@@ -6,7 +6,7 @@
 Tables: those of gpu_tables.py and gpu_instruments.py. OUT/TABLE/ then holds table.md and, a folder
 a run, its suite and its Parquet files, or an instrument's one: `--show` prints a table from them
 alone. A row whose case failed says why; one that misses its reach says by how much. Exit status 1
-if any does.
+if any does. `--only N` runs the N-th suite of a table, counted from 0.
 Peers (bare_loop.py, and torchtitan where it is installed) take turns with ours: theirs, ours, ours,
 theirs.
 """
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def _tiny(suite: Suite) -> Suite:
 
 def _named(model: str | Mapping[str, Any]) -> str:
     return model if isinstance(model, str) else str(model["base"])
+
+
+def part(table: Table, only: Sequence[int]) -> Table:
+    """A table of some of its suites; of all without a number."""
+    return replace(table, suites=[table.suites[index] for index in only] or table.suites)
 
 
 def run_table(table: Table, out: Path, *, rehearse: bool, sets: Mapping[str, Any]) -> None:
@@ -335,6 +341,7 @@ def main() -> int:
     parser.add_argument(
         "--again", action="store_true", help="beside what is there; an instrument: anew"
     )
+    parser.add_argument("--only", type=int, action="append", default=[], metavar="N")
     asked = parser.parse_args()
     sets = {key: _value(text) for key, _, text in (word.partition("=") for word in asked.sets)}
     met = True
@@ -346,7 +353,7 @@ def main() -> int:
             if name in INSTRUMENTS:
                 INSTRUMENTS[name].run(out, rehearse=asked.rehearse, **ENVIRONMENT)
             else:
-                run_table(TABLES[name], out, rehearse=asked.rehearse, sets=sets)
+                run_table(part(TABLES[name], asked.only), out, rehearse=asked.rehearse, sets=sets)
         met &= show(name, out)
     return 0 if met or asked.rehearse else 1
 

@@ -96,6 +96,13 @@ ZERO3_LEVERS: list[Suite] = [
     {"prefetch_bucket_size": 5 * 10**7},
     {"prefetch_bucket_size": 5 * 10**7, "param_persistence_threshold": 100_000},
 ]
+# Thread blocks of NCCL; buffers it may send from without a copy; copies by the GPU's copy engines.
+WIRES = [
+    {"NCCL_MAX_CTAS": "8"},
+    {"NCCL_MIN_CTAS": "32"},
+    {"TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK": "1"},
+    {"NCCL_P2P_USE_CUDA_MEMCPY": "1"},
+]
 WEAK = {"ddp": 0.97, "fsdp2": 0.96, "zero1": 0.96, "zero2": 0.96, "zero3": 0.85}
 
 
@@ -184,6 +191,7 @@ TABLES: dict[str, Table] = {
         "What does each lever of a training step buy? First all of them, then each one undone.",
         [
             _lever(),
+            _lever({"compile": {"mode": "max-autotune-no-cudagraphs"}}),
             _lever({"loss_chunks": 1}),
             _lever({"loss_chunks": 16}),
             _lever({"compile": False}),
@@ -212,7 +220,7 @@ TABLES: dict[str, Table] = {
         "What brings two GPUs closer to twice one? Units of FSDP2, buckets of DDP and ZeRO.",
         [_on_two(BUCKETS | {"bucket_cap_mb": size}) for size in (25, 200, 1000)]
         + [_on_two(BUCKETS | {"compression": "bf16"})]
-        + [_on_two(BUCKETS, NCCL_MAX_CTAS="8"), _on_two(BUCKETS, NCCL_MIN_CTAS="32")]
+        + [_on_two(BUCKETS, **wire) for wire in WIRES]
         + [_on_two({"name": "fsdp2", "blocks_per_unit": blocks}) for blocks in (1, 4)]
         + [_on_two(KEPT | {"blocks_per_unit": blocks}) for blocks in (1, 4, 9)]
         + [_on_two({"name": stage} | how) for stage in ("zero1", "zero2") for how in ZERO_LEVERS]

@@ -21,12 +21,12 @@ from gpu_tables import TABLES, Reach
 TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
 CASES = {
     "llama": 1,
-    "levers": 9,
+    "levers": 10,
     "weak": 30,
     "cs336": 15,
     "andromeda": 8,
     "zero3": 3,
-    "weak-levers": 40,
+    "weak-levers": 48,
 }
 CASES |= {
     "context": 12,
