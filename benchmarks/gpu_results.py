@@ -47,6 +47,7 @@ MEASURED: dict[str, tuple[Callable[[Row], Any], str]] = {
     "exposed ms": (lambda row: 1e3 * row["comm_exposed_s"], ".2f"),
     "mJ/token": (lambda row: 1e3 * row["joules_per_token"], ".2f"),
     "GiB": (lambda row: row["peak_allocated_bytes"] / GIB, ".1f"),
+    "micro batches tried": (lambda row: row["micro_batch_tried"] or None, ""),
 }
 # What a rehearsal has in the place of a model.
 TINY = {"llama": "llama-tiny", "cs336": "llama-tiny", "andromeda": "andromeda-tiny"}
@@ -231,7 +232,9 @@ def cells(row: Row, reach: Reach | None) -> dict[str, str]:
     if row["status"] != "ok":
         dashes = dict.fromkeys(MEASURED, "-")
         said = textwrap.shorten(f"{row['status']}: {row['cause']}", 80, placeholder=" ...")
-        return settings | dashes | {"reach": said, "": "missed"}
+        # What auto leaves out, as it does not fit, misses nothing.
+        missed = "" if row["status"] == "skipped" else "missed"
+        return settings | dashes | {"reach": said, "": missed}
     found = {head: _written(row, *how) for head, how in MEASURED.items()}
     if reach is None:
         return settings | found | {"reach": "", "": ""}

@@ -274,6 +274,18 @@ TABLES: dict[str, Table] = {
         ],
         _of_fsdp2,
     ),
+    "auto": Table(
+        "Which micro batch fits one GPU, and which strategy is the fastest that fits on two?",
+        [
+            {
+                "model": "andromeda-1b",
+                "world": [1],
+                "strategy": "single",
+                "train": LLAMA | {"seq_len": 2048, "micro_batch_size": "auto", "attention": "flex"},
+            },
+            {"model": "llama-3.1-8b", "world": [2], "strategy": "auto", "train": WHOLE_LOSS},
+        ],
+    ),
     # The smaller as far as xPos goes, the larger as far as memory does.
     "context": _context("andromeda-1b", [1024 * 2**doublings for doublings in range(7)])
     | _context("andromeda-3b", [8192, 16384, 32768, 40960, 49152]),

@@ -40,7 +40,17 @@ def test_ours_takes_turns_with_the_bare_loop(tmp_path: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "table",
-    ["levers", "weak", "andromeda", "zero3", "context", "batch", "checkpointing", "attention"],
+    [
+        "levers",
+        "weak",
+        "andromeda",
+        "zero3",
+        "auto",
+        "context",
+        "batch",
+        "checkpointing",
+        "attention",
+    ],
 )
 def test_every_table_can_be_rehearsed(tmp_path: Path, table: str) -> None:
     said = _run(table, tmp_path, "--rehearse")

@@ -126,7 +126,7 @@ def test_another_thread_measures_and_takes_no_signal(kernel: Kernel) -> None:
         "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
         "found[0].status"
     )
-    assert cell.shown == {"text/plain": "{'ok': 3}"}, cell.traceback
+    assert cell.shown == {"text/plain": "{'ok': 5}"}, cell.traceback
 
 
 def test_an_interrupt_ends_the_cell_and_the_same_call_goes_on(kernel: Kernel, folder: Path) -> None:

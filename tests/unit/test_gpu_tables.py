@@ -26,6 +26,7 @@ CASES = {
     "cs336": 15,
     "andromeda": 8,
     "zero3": 3,
+    "auto": 9,
     "weak-levers": 48,
 }
 CASES |= {
@@ -45,7 +46,10 @@ def test_every_row_of_a_table_fits_two_h200s_and_none_is_refused(name: str) -> N
         loaded = mapping_suite(gpu_results.complete(TABLES[name], suite, rehearse=False), [], [])
         plan = make_plan(loaded.suite, name, TWO_H200, loaded.where)
         items = [item for item in plan.repeats if item.role == "measure"]
-        assert [item.skip for item in items] == [None] * len(items)
+        if suite.get("strategy") == "auto":
+            assert sum(item.skip is None for item in items) == 5
+        else:
+            assert [item.skip for item in items] == [None] * len(items)
         found += len(items)
     assert found == CASES[name]
 
