@@ -344,9 +344,14 @@ def main() -> int:
     parser.add_argument(
         "--again", action="store_true", help="beside what is there; an instrument: anew"
     )
-    parser.add_argument("--only", type=int, action="append", default=[], metavar="N")
+    parser.add_argument(
+        "--only", type=int, action="append", default=[], metavar="N", help="its suite N, from 0"
+    )
     asked = parser.parse_args()
     sets = {key: _value(text) for key, _, text in (word.partition("=") for word in asked.sets)}
+    suites = len(TABLES[asked.table].suites) if asked.table in TABLES else 0
+    if not all(0 <= index < suites for index in asked.only):
+        parser.error(f"--only: {asked.table} has {suites} suites, counted from 0")
     met = True
     for name in (*TABLES, *INSTRUMENTS) if asked.table == "all" else [asked.table]:
         out = asked.out / name

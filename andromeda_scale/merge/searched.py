@@ -23,7 +23,9 @@ def of_case(run_dir: Path, plan: Plan, item: PlannedRepeat, problems: list[str])
     """COLUMNS of a case whose micro batch was to be found; empty where it was given."""
     asked = plan.cases.get(item.search_id or item.case_id)
     if item.search_id is None:  # it was given, or the case was skipped before a search
-        return {"micro_batch_asked": asked.auto if asked else None}
+        if asked is None or asked.auto is None:
+            return {}
+        return {"search_id": item.case_id, "micro_batch_asked": asked.auto}
     search = PlannedRepeat(case_id=item.search_id, repeat=0, role="search")
     found: list[str] = []
     status = read_status(run_dir / search.folder / "status.json", found)

@@ -80,7 +80,8 @@ class Zero3(Zero):
         together, blocks = self._together(module), module.blocks
         if together > 1:
             module.call_in_units(together)  # type: ignore[operator]  # no Tensor
-            # Else DeepSpeed would find each block here as well, and hook it. Nobody calls the list.
+            # Else DeepSpeed would find each block here as well, and hook it. Nobody calls the
+            # list, and units, registered after it, have the last word on whose blocks these are.
             set_z3_leaf_module(blocks, True)
             blocks = module.units
         for unit in blocks:  # type: ignore[union-attr]
@@ -102,7 +103,7 @@ class Zero3(Zero):
     def prepared(self, factory: ModelFactory, module: nn.Module) -> None:
         from deepspeed.utils import set_z3_leaf_module
 
-        if getattr(module, "units", None) is not None:
+        if getattr(module, "units", None) is not None:  # read back, it would count as a leaf
             set_z3_leaf_module(module.blocks, False)
         super().prepared(factory, module)
 

@@ -64,15 +64,15 @@ def together(options: Zero3Options, train: Train) -> int | None:
 
 
 def _refused_units(options: Zero3Options, train: Train) -> str | None:
-    together, recomputed = options.blocks_per_unit, train.activation_checkpointing
-    if together == 0 and train.compile and recomputed == "selective":
+    asked, recomputed = options.blocks_per_unit, train.activation_checkpointing
+    if asked == 0 and train.compile and recomputed == "selective":
         return (
             "strategy.blocks_per_unit: 0 puts DeepSpeed's hooks into compiled blocks, which "
             "selective checkpointing needs whole in one graph; use 1 or more"
         )
-    if together and together > 1 and recomputed not in ("none", "selective"):
+    if asked and asked > 1 and recomputed not in ("none", "selective"):
         return (
-            f"strategy.blocks_per_unit: {together} blocks fetched as one, and "
+            f"strategy.blocks_per_unit: {asked} blocks fetched as one, and "
             "train.activation_checkpointing runs blocks again one by one; use 1, or selective"
         )
     return None

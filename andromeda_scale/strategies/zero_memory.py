@@ -72,13 +72,15 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
     owned = k * s.parameters / shards
     host = owned + _FP32 * s.parameters / shards if options.offload_optimizer else 0.0
     resting = bucket + (0.0 if options.offload_optimizer else owned)
+    # Of a leaf module all weights, and in backward all gradients, are there at once.
+    together = zero_config.together(options, train)
+    unit = w * blocks_per_unit(together, s.num_blocks, s.block) * s.block if together != 0 else 0.0
     gathered = small = 0.0
     if shards > 1 or options.offload_parameters:
         live = min(options.max_live_parameters, s.parameters) if options.prefetch_bucket_size else 0
         small = w * s.in_small_tensors(options.param_persistence_threshold)
-        unit = blocks_per_unit(zero_config.together(options, train), s.num_blocks, s.block)
         kept = min(options.max_reuse_distance / 2, s.parameters)
-        gathered = w * max(live, kept, s.table, unit * s.block)
+        gathered = max(w * max(live, kept, s.table), unit)
     # The bucket is cut into parts, one a rank (also for one rank), this rank's are cast to what is
     # accumulated, and gloo all-reduces a copy.
     cut: float = bucket * (2 if device == "cpu" and shards > 1 else 1)
@@ -90,7 +92,7 @@ def stage_3(options: Zero3Options, train: Train, shards: int, device: Device, s:
     return Working(
         loss=resting + gathered,
         head=resting + gathered + table,
-        block=resting + gathered + table,
+        block=resting + gathered + max(table, unit),
         end=resting + small + cut + table,
         update=resting
         + small

@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from noisy_runs import noisy_run
 from planning import plan
 from run_files import make_case
 
 from andromeda_scale.analysis.changes import changes
+from andromeda_scale.analysis.results import rows_of
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.columns import SEARCHED
@@ -148,3 +150,29 @@ def test_a_size_whose_trial_crashed_is_named_with_its_cause(tmp_path: Path) -> N
     file.write_text(json.dumps(status))
     (problem,) = (one for one in merge_run(run).problems if "micro_batch_size 3" in one)
     assert "crashed (rank 1: killed by SIGSEGV), which says nothing of memory" in problem
+
+
+def test_a_case_that_was_searched_once_and_skipped_before_a_search_later_is_broken(
+    tmp_path: Path,
+) -> None:
+    before = merge_run(run_that_found(tmp_path / "a", {"ddp": (4, 0.1), "fsdp2": (5, 0.2)}))
+    after = merge_run(run_that_found(tmp_path / "b", {"fsdp2": (5, 0.2)}))
+    (row,) = rows_of(before.cases[before.cases["strategy"].eq("ddp")])
+    lost = row | {"case_id": "ddp", "status": "skipped", "tokens_per_s": float("nan")}
+    cases = [*rows_of(after.cases), lost]
+    after.cases = pd.DataFrame(cases)
+    found = changes(before, after)
+    assert [(one.after["strategy"], one.word) for one in found.matched] == [
+        ("ddp", "broken"),
+        ("fsdp2", "same"),
+    ]
+
+
+def test_a_case_skipped_before_its_search_is_named_as_it_was_asked(tmp_path: Path) -> None:
+    made = plan(strategy="ddp", world=[64], train={"micro_batch_size": "auto"})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "plan.json").write_text(made.model_dump_json())
+    (row,) = rows_of(merge_run(run).cases)
+    assert row["status"] == "skipped"
+    assert row["search_id"] == row["case_id"]
