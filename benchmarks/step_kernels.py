@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from andromeda_scale.collectors.intervals import length_within, minus, union
-from andromeda_scale.collectors.trace import Events, Recording, Timeline, read_timeline
+from andromeda_scale.collectors.trace import STEP, Events, Recording, Timeline, read_timeline
 from andromeda_scale.contracts.planned import PlannedRepeat, RankSpec
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.planning.model_file import resolve_model
@@ -51,8 +51,10 @@ KINDS = {
     ),
     "update": ("adam", "multi_tensor", "foreach"),
     "compiled": ("triton", "compiledfxgraph"),
-    "copies": ("memcpy", "memset", "copy", "_to_copy", "cat"),
+    "copies": ("memcpy", "memset", "copy", "aten::cat", "catarray"),
 }
+# Of the host: what runs within them is Python, or an operator of its own.
+RANGES = ("andromeda::", "autograd::", "FSDP::")
 LONGEST = 15
 SHOWN = 90  # characters of a kernel's name
 
@@ -63,7 +65,7 @@ def kind_of(name: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(w in lower for w in words)), "other")
 
 
-def kernels(events: Events, timeline: Timeline) -> dict[str, Any]:
+def kernels(events: Events) -> dict[str, Any]:
     """Spans by name: of device kernels, or of the training thread's operators without a device."""
     found = events.find(lambda name: True, device=True)
     if len(found):
@@ -71,15 +73,15 @@ def kernels(events: Events, timeline: Timeline) -> dict[str, Any]:
         for i in found.tolist():
             spans[events.name(i)].append(events.spans[i])
         return {name: np.array(of) for name, of in spans.items()}
-    return own_time(events, timeline)
+    return own_time(events)
 
 
-def own_time(events: Events, timeline: Timeline) -> dict[str, Any]:
+def own_time(events: Events) -> dict[str, Any]:
     """Spans of every operator on the training thread, without those of operators within it."""
-    steps = events.find(lambda name: name == "andromeda::step")
+    steps = events.find(lambda name: name == STEP)
     thread = events.thread(int(steps[0]))
     at = [i for i in events.find(lambda n: "::" in n).tolist() if events.thread(i) == thread]
-    at = [i for i in at if not events.name(i).startswith(("andromeda::", "autograd::"))]
+    at = [i for i in at if not events.name(i).startswith(RANGES)]
     spans: dict[str, list[Any]] = defaultdict(list)
     open_: list[tuple[str, int, int]] = []  # name, from when it has run by itself, its end
 
@@ -210,7 +212,7 @@ def main() -> None:
     step = TrainStep(strategy, state, batches, spec.case.train, rt)
     events, timeline = profiled(step, asked, rt.device)
     if rt.rank == 0:
-        print("\n".join(table(kernels(events, timeline), timeline)), flush=True)
+        print("\n".join(table(kernels(events), timeline)), flush=True)
     dist.barrier()
     os._exit(0)  # as ranks do: what engines leave behind may wait for one another
 

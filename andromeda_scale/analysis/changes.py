@@ -84,16 +84,14 @@ def changes(before: Results, after: Results, tolerance: float = 0.0) -> Changes:
     """
     old, new = rows_of(before.cases), rows_of(after.cases)
     pairs = _pairs(old, new)
-    shared = [{row["case_id"] for row in rows} for rows in zip(*pairs, strict=True)] or [set()] * 2
-    prints = [
-        _prints(results.repeats, ids) for results, ids in zip((before, after), shared, strict=True)
-    ]
+    in_old, in_new = ({pair[side]["case_id"] for pair in pairs} for side in (0, 1))
+    prints = [_prints(before.repeats, in_old), _prints(after.repeats, in_new)]
     return Changes(
         _system(*prints),
         _facts(pairs),
         _matched(before, after, pairs, tolerance),
-        [row for row in old if row["case_id"] not in shared[0]],
-        [row for row in new if row["case_id"] not in shared[1]],
+        [row for row in old if row["case_id"] not in in_old],
+        [row for row in new if row["case_id"] not in in_new],
         tuple(name for name, found in zip("AB", prints, strict=True) if not found),
     )
 
