@@ -11,7 +11,7 @@ import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -36,6 +36,7 @@ class CustomConfig(Family):
     sharding, compilation and checkpointing take one by one; without it the model is one unit.
     """
 
+    in_a_row: ClassVar[bool] = False
     callable: str
     vocab_size: Width = BYTES  # ids that data may hold
     kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -24,6 +24,7 @@ class Family(Schema):
     requires: ClassVar[tuple[str, ...]] = ()  # packages; a missing one: the case is `unavailable`
     preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported before ranks are forked
     extra: ClassVar[str] = ""  # of this package, which installs them
+    in_a_row: ClassVar[bool] = True  # several blocks can be called as one module
 
     @property
     def label(self) -> str:

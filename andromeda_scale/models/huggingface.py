@@ -48,6 +48,7 @@ class HuggingFaceConfig(Family):
         "transformers.models.auto.modeling_auto",
     )
     extra: ClassVar[str] = "transformers"
+    in_a_row: ClassVar[bool] = False
 
     config: dict[str, Any]
 

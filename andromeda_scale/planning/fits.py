@@ -108,9 +108,12 @@ def refusal(case: Case, device: Device) -> str | None:
     """Why the case's model, strategy or driver cannot do what it asks on this kind of device."""
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
-    reason: str | None = model_config(case).refuses(case.train)
+    model = model_config(case)
+    reason: str | None = model.refuses(case.train)
     if reason is None:
         reason = strategy.refuses(options, case.train, case.world, device)
+    if reason is None and not model.in_a_row:
+        reason = strategy.refuses_apart(options)
     if reason is None and case.driver != "native":
         reason = load("driver", case.driver).refuses(strategy, case.train, case.world, device)
     return reason or faults.refusal(case.faults, device)

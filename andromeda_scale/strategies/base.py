@@ -78,6 +78,11 @@ class Strategy(ABC):
         return precision.refusal(train.precision, device) or kernels.refusal(train, device)
 
     @classmethod
+    def refuses_apart(cls, options: Any) -> str | None:
+        """Why a model that calls its blocks one by one cannot be had; None if it can."""
+        return None
+
+    @classmethod
     @abstractmethod
     def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """Bytes of parameters, gradients, optimizer state per parameter and how each is sharded."""

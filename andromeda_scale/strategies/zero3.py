@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from andromeda_scale.cost.layout import Collective, Part, Traffic, blocks_per_unit
 from andromeda_scale.cost.working import Device, Sizes, Working
-from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common, zero_config, zero_memory
 from andromeda_scale.strategies.base import TrainState
 from andromeda_scale.strategies.zero import Zero
@@ -29,6 +28,15 @@ class Zero3(Zero):
     name: ClassVar[str] = "zero3"
     Options: ClassVar[type[Schema]] = Zero3Options
     stage: ClassVar[int] = 3
+
+    @classmethod
+    def refuses_apart(cls, options: Any) -> str | None:
+        if options.blocks_per_unit in (None, 0, 1):
+            return None
+        return (
+            f"strategy.blocks_per_unit: {options.blocks_per_unit}: this model is of others and "
+            "calls its blocks one by one; use 1 or 0"
+        )
 
     @classmethod
     def _parameters(cls, options: Any, width: int, shards: int) -> Part:
@@ -89,11 +97,6 @@ class Zero3(Zero):
 
     def _together(self, module: nn.Module) -> int:
         if not hasattr(module, "call_in_units"):  # a model of others, which calls its blocks itself
-            if self.options.blocks_per_unit not in (None, 1):
-                raise UnavailableHere(
-                    f"strategy.blocks_per_unit: {self.options.blocks_per_unit}: this model calls "
-                    "its blocks one by one; use 1"
-                )
             return 1
         blocks: Any = module.blocks
         in_block = sum(p.ds_numel for block in blocks[:1] for p in block.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from adopted_models import GPT2
 from model_shapes import SMALL_LLAMA
 
 from andromeda_scale.planning.fits import refusal
@@ -68,3 +69,12 @@ def test_blocks_that_run_again_one_by_one_are_not_fetched_several_at_once(recomp
     assert reason.startswith("strategy.blocks_per_unit: 2 blocks fetched as one")
     for alone in ({}, {"blocks_per_unit": 1}, {"blocks_per_unit": 0}):
         assert not _refusal("zero3", "cpu", options=alone, **train)
+
+
+def test_blocks_that_others_call_one_by_one_are_not_fetched_several_at_once() -> None:
+    theirs = {"family": "huggingface", "config": GPT2}
+    reason = _refusal("zero3", "cpu", theirs, options={"blocks_per_unit": 2})
+    assert reason.startswith("strategy.blocks_per_unit: 2: this model is of others")
+    for alone in ({}, {"blocks_per_unit": 1}, {"blocks_per_unit": 0}):
+        assert not _refusal("zero3", "cpu", theirs, options=alone)
+    assert not _refusal("fsdp2", "cpu", theirs, options={"blocks_per_unit": 2})
