@@ -199,6 +199,8 @@ TABLES: dict[str, Table] = {
             _lever({"activation_checkpointing": "selective"}),
             _lever(strategy={"reduce_dtype": "float32"}),
             _lever(strategy={"prefetch": 0}),
+            _lever(strategy={"early_gather": False}),
+            _lever(strategy={"early_norm": False}),
             _lever(strategy={"reshard_after_forward": True}),
         ],
     ),

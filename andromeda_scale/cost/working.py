@@ -121,13 +121,15 @@ def sharded_units(
     device: Device,
     offloaded: bool = False,
     ahead: int = 0,
+    early: bool = False,
     together: int | None = 1,
     reduced: str = "float32",
 ) -> Working:
     """FSDP: a unit at a time and the root are gathered, and reduced when their backward ends.
 
     `kept`: forward leaves the blocks gathered; `flat`: a unit is one parameter (FSDP1), whose
-    gradient is put together beside its parts; `ahead`: units gathered before they are used;
+    gradient is put together beside its parts; `ahead`: units gathered before they are used, and
+    `early` those that forward begins with, during the update;
     `together`: blocks of a unit (blocks_per_unit); `reduced`: the dtype of reduced gradients.
     """
     gathered = element_bytes(POLICIES[train.precision].compute)
@@ -171,7 +173,7 @@ def sharded_units(
         head=root + (blocks or unit) + earlier + of_head,
         block=root + held + under_way + earlier + reducing * in_unit,
         end=max(ends),
-        update=shard * s.parameters,
+        update=shard * s.parameters + (gathered * last + unit if early else 0),
         on_host=_FP32 * s.parameters / shards if offloaded else 0.0,
     )
 

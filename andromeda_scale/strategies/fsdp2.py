@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -45,6 +46,10 @@ class Fsdp2Options(Schema):
     # Units that are gathered ahead of the one that computes, in forward and in backward; 0: torch's
     # own choice, which is made on the host as it arrives.
     prefetch: Annotated[int, Field(ge=0, le=64)] = 1
+    # What forward begins with is updated first, and gathered while the rest is updated.
+    early_gather: StrictBool = True
+    # The norm to clip by is taken of each unit's gradient as it arrives, beside backward.
+    early_norm: StrictBool = True
     # What gradients cross the network in, the compute dtype or float32; null: the policy's.
     reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     cpu_offload: bool = False  # shards, their gradients and the optimizer live on the host
@@ -104,6 +109,12 @@ class Fsdp2(Native):
         return asked or (1 if isinstance(train.activation_checkpointing, Segment) else None)
 
     @classmethod
+    def gathers_early(cls, options: Any, train: Train, world: World) -> bool:
+        """Whether an update is in two parts. Under fp16 its scaler skips all of it or nothing."""
+        shards = cls.num_shards(options, world)
+        return options.early_gather and shards > 1 and train.precision != "fp16"
+
+    @classmethod
     def layout(cls, options: Any, train: Train, world: World) -> StateLayout:
         """16 / N bytes per parameter with Adam, before padding to ceil(dim0 / N) rows."""
         shards = cls.num_shards(options, world)
@@ -149,6 +160,7 @@ class Fsdp2(Native):
             shards=cls.num_shards(options, world),
             kept=options.reshard_after_forward is False,
             ahead=options.prefetch,
+            early=cls.gathers_early(options, train, world),
             together=cls.together(options, train),
             reduced=precision.reduction(options.reduce_dtype, train.precision),
             flat=False,
@@ -178,13 +190,48 @@ class Fsdp2(Native):
         _prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
-        shards = mesh.get_group("shard")
-        return self.state(module, module, rt.device, sharded_over=shards)
+        s = self.state(module, module, rt.device, sharded_over=mesh.get_group("shard"))
+        if self.gathers_early(self.options, self.train, rt.world):
+            begins = [*(first or [module]), units[0][0]]
+            theirs = {id(p) for unit in begins for p in _shards(_groups(unit))}
+            pairs = zip(s.extra["parameters"], s.extra["updated"], strict=True)
+            if common.update_first(s.optimizer, [part for p, part in pairs if id(p) in theirs]):
+                s.extra["begins"] = begins
+        if self.options.early_norm and self.train.precision != "fp16":
+            wrapped = [unit[0] for unit in (*units, *ends, [module])]
+            s.extra["unit_norms"] = _norms_when_reduced(wrapped, rt.device)
+        return s
+
+    def step(self, s: TrainState) -> None:
+        if not (begins := s.extra.get("begins")):
+            return super().step(s)
+        groups = s.optimizer.param_groups
+        for group, units in zip(groups, (begins, []), strict=True):
+            s.optimizer.param_groups = [group]
+            super().step(s)
+            for unit in units:
+                unit.unshard(async_op=True)  # its next forward waits for it
+        s.optimizer.param_groups = groups
+        for group in (group for unit in begins for group in _groups(unit)):
+            # A step's gathers end with it: torch 2.13's profiler, stopped while a thread of gloo's
+            # is at work, may take the process with it.
+            group._all_gather_result.all_gather_work.wait()
+
+    def norm(self, s: TrainState) -> Tensor:
+        if (norms := s.extra.get("unit_norms")) is None:
+            return super().norm(s)
+        return common.total_norm([norms], s.extra["device"], s.extra["sharded_over"])
+
+    def discard(self, s: TrainState) -> None:
+        super().discard(s)
+        if "unit_norms" in s.extra:
+            s.extra["unit_norms"].zero_()
 
     @classmethod
     def as_accelerated(cls, options: Any) -> Any:
-        """Its plugin makes every block a unit."""
-        return options.model_copy(update={"blocks_per_unit": options.blocks_per_unit or 1})
+        """Its plugin makes every block a unit, and it updates and clips by itself."""
+        given = {"blocks_per_unit": options.blocks_per_unit or 1}
+        return options.model_copy(update=given | {"early_gather": False, "early_norm": False})
 
     def accelerator(self, rt: Runtime, num_parameters: int) -> dict[str, Any]:
         """The plugin of the same policies; accelerate itself keeps the root gathered."""
@@ -247,9 +294,7 @@ class Fsdp2(Native):
 
     def parameters(self, s: TrainState) -> list[Any]:
         # Not module.parameters(): after a forward alone the root's are the gathered ones.
-        return [
-            p.sharded_param for _, group in _parameter_groups(s.module) for p in group.fsdp_params
-        ]
+        return _shards(group for _, group in _parameter_groups(s.module))
 
     def communication_buffers(self, s: TrainState) -> dict[str, int]:
         """Units gathered now, and what gathers and reduce-scatters under way hold."""
@@ -357,6 +402,36 @@ def _reduction(groups: list[Any]) -> str | None:
     return "+".join(sorted(names))
 
 
+def _norms_when_reduced(units: list[Any], device: torch.device) -> Tensor:
+    """One norm of each unit, (units,) in float32: written when backward has reduced its gradient.
+
+    A unit's gradient is one flat buffer then, on the device and on the stream of its reduction.
+    """
+    import torch
+
+    norms = torch.zeros(len(units), device=device)
+    for unit, norm in zip(units, norms, strict=True):
+
+        def take(reduced: Tensor, norm: Tensor = norm) -> None:
+            norm.copy_(common.local_norm([reduced]))
+
+        unit.set_all_reduce_hook(take)
+    return norms
+
+
+def _groups(unit: Any) -> list[Any]:
+    """The parameter groups of one unit, without those of units within it."""
+    state = unit._get_fsdp_state()
+    # torch before 2.13 has one group per unit, and no plural.
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    return [group for group in groups if group is not None]
+
+
+def _shards(groups: Iterable[Any]) -> list[Any]:
+    """The parameters of groups as the optimizer has them, also while they are gathered."""
+    return [p.sharded_param for group in groups for p in group.fsdp_params]
+
+
 def _parameter_groups(module: nn.Module) -> list[tuple[str, Any]]:
     """(name of the unit's module, its parameter group) of every FSDP unit."""
     from torch.distributed.fsdp import FSDPModule
@@ -364,12 +439,8 @@ def _parameter_groups(module: nn.Module) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     seen: set[int] = set()  # a unit of several modules is met in each
     for name, child in module.named_modules():
-        if isinstance(child, FSDPModule):
-            state = child._get_fsdp_state()
-            # torch before 2.13 has one group per unit, and no plural.
-            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-            for group in groups:
-                if group is not None and id(group) not in seen:
-                    seen.add(id(group))
-                    found.append((name or "root", group))
+        for group in _groups(child) if isinstance(child, FSDPModule) else ():
+            if id(group) not in seen:
+                seen.add(id(group))
+                found.append((name or "root", group))
     return found

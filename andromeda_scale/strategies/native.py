@@ -85,11 +85,17 @@ class Native(Strategy):
         scaler.unscale_(s.optimizer)
         if self.train.grad_clip is not None:
             self.clip(s, self.train.grad_clip)
-        # Under fp16 alone this may wait for the device: torch's scaler asks whether to skip the
-        # step, unless the optimizer's kernel can be told on the device.
-        scaler.step(s.optimizer)
+        self.step(s)
         scaler.update()
         self.discard(s)
+
+    def step(self, s: TrainState) -> None:
+        """The optimizer's step, with gradients clipped or about to be.
+
+        Under fp16 alone this may wait for the device: torch's scaler asks whether to skip the
+        step, unless the optimizer's kernel can be told on the device.
+        """
+        s.extra["scaler"].step(s.optimizer)
 
     def discard(self, s: TrainState) -> None:
         s.optimizer.grad_scale = None

@@ -1,4 +1,4 @@
-"""Clipping is torch's, whichever kernel does it."""
+"""Clipping is torch's, whichever kernel does it; norms are right however many squares they sum."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.rank.runtime import Runtime
+from andromeda_scale.strategies.common import local_norm
 from andromeda_scale.strategies.single import Single
 from andromeda_scale.suite.training import Train
 from andromeda_scale.suite.world import World
@@ -41,3 +42,15 @@ def test_an_update_moves_weights_as_after_torchs_clipping(kernel: str, max_norm:
         reference.step()
     for copy, parameter in zip(copies, state.module.parameters(), strict=True):
         torch.testing.assert_close(parameter, copy, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 3 * 10**6 + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_loses_nothing_beside_what_is_summed_already(size: int, dtype: torch.dtype) -> None:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    values[::3] *= 30  # torch's own norm of three million of these is 4e-4 too small
+    values = values.to(dtype)
+    found = local_norm([values, torch.zeros(0), torch.ones(3, 2).t()])
+    expected = (values.double().square().sum() + 6).sqrt()
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)

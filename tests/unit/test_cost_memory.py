@@ -191,7 +191,7 @@ def test_the_estimate_is_within_1_percent_of_runs_on_gpus(strategy: str, world: 
     assert estimated.total / GIB == pytest.approx(ON_H200[strategy, world], rel=0.01)
 
 
-def test_under_accelerate_every_block_of_fsdp2_is_a_unit() -> None:
+def test_under_accelerate_every_block_of_fsdp2_is_a_unit_and_none_is_gathered_early() -> None:
     """Where units hold several blocks, more is gathered at once."""
 
     def of(driver: str, **options: Any) -> float:
@@ -207,7 +207,8 @@ def test_under_accelerate_every_block_of_fsdp2_is_a_unit() -> None:
         assert estimated is not None
         return estimated.total
 
-    assert of("accelerate") == of("native", blocks_per_unit=1) < of("native")
+    late = of("native", blocks_per_unit=1, early_gather=False)
+    assert of("accelerate") == late < of("native", blocks_per_unit=1) < of("native")
 
 
 def _of(strategy: str, world: int, device: Any = "cuda", **train: Any) -> MemoryEstimate:

@@ -21,7 +21,7 @@ from gpu_tables import TABLES, Reach
 TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
 CASES = {
     "llama": 1,
-    "levers": 10,
+    "levers": 12,
     "weak": 30,
     "cs336": 15,
     "andromeda": 8,

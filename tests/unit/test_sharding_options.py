@@ -99,3 +99,21 @@ def test_reshard_after_forward_is_true_false_or_a_number_above_one(value: Any) -
     options = registry.load("strategy", "fsdp2").Options
     with pytest.raises(ValueError, match="reshard_after_forward"):
         options.model_validate({"reshard_after_forward": value})
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "precision", "early"),
+    [
+        ({}, 2, "bf16", True),
+        ({}, 1, "bf16", False),
+        ({"early_gather": False}, 2, "bf16", False),
+        ({}, 2, "fp16", False),  # its scaler skips all of an update or nothing
+    ],
+)
+def test_an_update_is_in_two_parts_where_there_is_something_to_gather_between(
+    options: dict[str, Any], ranks: int, precision: str, early: bool
+) -> None:
+    kind = registry.load("strategy", "fsdp2")
+    train = Train.model_validate({"precision": precision})
+    world = World(ranks_per_node=ranks)
+    assert kind.gathers_early(kind.Options.model_validate(options), train, world) == early
