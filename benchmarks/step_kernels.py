@@ -156,10 +156,12 @@ def spec_of(asked: argparse.Namespace) -> RankSpec:
     train = {key: json.loads(v) for key, _, v in (s.partition("=") for s in asked.sets)}
     world = int(os.environ["WORLD_SIZE"])
     options = json.loads(asked.strategy) if "{" in asked.strategy else {"name": asked.strategy}
+    model = json.loads(asked.model) if "{" in asked.model else asked.model
+    name, resolved = resolve_model(model, "command line")
     case = Case.model_validate(
         {
-            "model_name": asked.model,
-            "model": resolve_model(asked.model, "command line")[1],
+            "model_name": name,
+            "model": resolved,
             "train": train,
             "strategy": {"name": options.pop("name"), "options": options},
             "world": World(ranks_per_node=world),
@@ -196,7 +198,7 @@ def profiled(step: Callable[..., Any], asked: argparse.Namespace, device: torch.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
+    parser.add_argument("model", help="a name, or JSON as in a suite")
     parser.add_argument("--strategy", default="fsdp2", help="a name, or JSON as in a suite")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", dest="sets")
     parser.add_argument("--warmup", type=int, default=8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import read_repeat
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.launch.verdict import Verdict
 from andromeda_scale.suite import micro_batch
@@ -21,9 +22,10 @@ _NOT_OF_THE_SIZE = ("interrupted", "unavailable", "invalid", "skipped")
 
 def next_trial(run_dir: RunDir, item: PlannedRepeat, case: Case) -> PlannedRepeat | None:
     """The launch to make next; None when the search is over."""
-    size = micro_batch.next_size(
-        micro_batch.sizes(case), case.train.micro_batch_size, _ran(run_dir, item)
-    )
+    ran = _ran(run_dir, item)
+    used = {size: _used(run_dir, _trial(item, size), case) for size in ran}
+    told = {size: share for size, share in used.items() if share is not None}
+    size = micro_batch.next_size(micro_batch.sizes(case), case.train.micro_batch_size, ran, told)
     return None if size is None else _trial(item, size)
 
 
@@ -94,3 +96,18 @@ def _ran(run_dir: RunDir, item: PlannedRepeat) -> dict[int, bool]:
         for size, status in _statuses(run_dir, item).items()
         if status["status"] not in _NOT_OF_THE_SIZE
     }
+
+
+def _used(run_dir: RunDir, trial: PlannedRepeat, case: Case) -> float | None:
+    """The share of its memory that the fullest rank of a trial used; None: some rank cannot tell.
+
+    One that was refused memory, or ended by another's failure, does not know what it needed.
+    """
+    record = read_repeat(run_dir.case_dir(trial), trial.case_id, trial.repeat, case.world.size)
+    shares = []
+    for rank in record.ranks.values():
+        room = rank.values("warmup", "room") or (rank.end or {}).get("detail") or {}
+        used, capacity = room.get("used_bytes"), room.get("capacity_bytes")
+        if isinstance(used, int) and isinstance(capacity, int) and capacity > 0:
+            shares.append(used / capacity)
+    return max(shares) if shares and len(shares) == case.world.size else None

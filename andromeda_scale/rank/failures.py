@@ -39,6 +39,10 @@ class DoesNotFit(RepeatEnd):
 
     status = "oom"
 
+    def __init__(self, message: str, used_bytes: int, capacity_bytes: int) -> None:
+        super().__init__(message)
+        self.room = {"used_bytes": used_bytes, "capacity_bytes": capacity_bytes}
+
 
 class UnavailableHere(RepeatEnd):
     """Something this case needs is missing on this machine."""
@@ -63,13 +67,16 @@ def end_of(error: BaseException) -> dict[str, Any]:
     """`status`, `cause` (one line) and `detail` of an end line.
 
     detail: {"traceback": its last lines}, for oom also requested_bytes and free_bytes (null where
-    the error does not tell), for diverged also odd_ranks.
+    the error does not tell) or, of what ran in too much memory, used_bytes and capacity_bytes; for
+    diverged also odd_ranks.
     """
     tail = "".join(traceback.format_exception(error)).splitlines()[-_DETAIL_LINES:]
     if isinstance(error, RepeatEnd):
         detail: dict[str, Any] = {"traceback": [] if error.__cause__ is None else tail}
         if isinstance(error, Diverged):
             detail["odd_ranks"] = error.odd_ranks
+        if isinstance(error, DoesNotFit):
+            detail |= error.room
         return {"status": error.status, "cause": _first_line(error), "detail": detail}
     for link in _chain(error):
         if _is_out_of_memory(link):

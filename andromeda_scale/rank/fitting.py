@@ -52,7 +52,9 @@ class Room:
         used = _used(self._device)
         if used > (1 - MARGIN) * self.capacity:
             raise DoesNotFit(
-                f"used {binary(used)} of {binary(self.capacity)}, and {MARGIN:.0%} shall be free"
+                f"used {binary(used)} of {binary(self.capacity)}, and {MARGIN:.0%} shall be free",
+                used,
+                self.capacity,
             )
         return {"capacity_bytes": self.capacity, "used_bytes": used, "margin": MARGIN}
 

@@ -13,6 +13,7 @@ from andromeda_scale.suite.config import Case
 from andromeda_scale.suite.schema import MAX_BATCH
 
 MARGIN = 0.1  # of a rank's memory: fragments, a profiler, later steps that hold more
+MOST_LINES = 4  # after so many trials memory is no straight line of the size, or too noisy for one
 TRIAL_STEPS = 3  # the first has no optimizer state yet, and DDP makes its buckets anew after it
 
 
@@ -38,24 +39,45 @@ def largest(of: Sequence[int], fits: Callable[[int], bool]) -> int:
     return of[max(0, bisect.bisect_left(of, True, key=lambda size: not fits(size)) - 1)]
 
 
-def next_size(of: Sequence[int], first: int, ran: Mapping[int, bool]) -> int | None:
+def next_size(
+    of: Sequence[int], first: int, ran: Mapping[int, bool], used: Mapping[int, float] | None = None
+) -> int | None:
     """The size to try next, after those of `ran`; None when the largest that runs is known.
 
-    From `first` up or down in steps that double, the first of them an eighth of the way to it;
-    then by bisection.
+    From `first` to where memory would end by a straight line through what trials `used`, shares of
+    a rank's memory, while such lines are few; then, or where trials ended before they could tell,
+    up or down in steps that double, the first of them an eighth of the way to `first`, and by
+    bisection.
     """
     low, high = _between(of, ran)
     if high - low == 1:
         return None
     start = bisect.bisect_left(of, first)
-    stride = max(1, start // 8) << max(0, len(ran) - 1)
     if not ran:
         return of[start]
+    if len(ran) <= MOST_LINES and (size := _where_memory_ends(used or {})) is not None:
+        place = bisect.bisect_right(of, size) - 1
+        return of[max(low + 1, min(high - 1, place))]
+    stride = max(1, start // 8) << (len(ran) - 1)
     if high == len(of):
         return of[min(high - 1, low + stride)]
     if low == -1:
         return of[max(0, high - stride)]
     return of[(low + high) // 2]
+
+
+def _where_memory_ends(used: Mapping[int, float]) -> float | None:
+    """The size that leaves MARGIN free if memory grows as between the two trials nearest to it.
+
+    After one trial as if nothing was held without sequences. None: no trial told, or none grew.
+    """
+    limit, points = 1 - MARGIN, {0: 0.0, **used}
+    nearest = sorted(used, key=lambda size: abs(used[size] - limit))[:2]
+    if not nearest:
+        return None
+    one, other = sorted([0, *nearest][-2:])
+    growth = (points[other] - points[one]) / (other - one)
+    return other + (limit - points[other]) / growth if growth > 0 else None
 
 
 def largest_that_ran(of: Sequence[int], ran: Mapping[int, bool]) -> int | None:

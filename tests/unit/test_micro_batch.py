@@ -45,6 +45,36 @@ def test_a_good_guess_needs_few_trials() -> None:
     assert list(search(range(1, 10**6), 1, 5)[1]) == [1, 2, 4, 8, 6, 5]  # no closed form
 
 
+@pytest.mark.parametrize("fixed", [0.0, 0.05, 0.3, 0.85])
+@pytest.mark.parametrize("most", [1, 2, 57, 400])
+@pytest.mark.parametrize("error", [0.5, 0.9, 1.0, 1.04, 2.0])
+def test_what_trials_used_leads_to_the_largest_that_runs(
+    fixed: float, most: int, error: float
+) -> None:
+    of, first = range(1, 10**6), max(1, round(most * error))
+    growth = (0.9 - fixed) / (most + 0.5)
+    ran: dict[int, bool] = {}
+    used: dict[int, float] = {}
+    while (size := next_size(of, first, ran, used)) is not None:
+        assert size not in ran
+        ran[size] = size <= most
+        if (share := fixed + growth * size) <= 1:  # else it was refused memory
+            used[size] = share
+    assert largest_that_ran(of, ran) == most
+    assert len(ran) <= len(search(of, first, most)[1]) + 1
+    if used and fixed <= 0.3 and abs(error - 1) < 0.1:
+        assert len(ran) <= 4
+
+
+def test_what_the_noise_of_memory_says_is_left_after_a_few_trials() -> None:
+    ran: dict[int, bool] = {}
+    used: dict[int, float] = {}
+    while (size := next_size(range(1, 10**6), 100, ran, used)) is not None:
+        ran[size], used[size] = size <= 333, 0.9 + (0.01 if size > 333 else -0.001) / (1 + len(ran))
+    assert largest_that_ran(range(1, 10**6), ran) == 333
+    assert len(ran) < 20
+
+
 def test_a_size_above_one_that_does_not_run_does_not_run_either() -> None:
     assert largest_that_ran(range(1, 9), {2: True, 3: False, 5: True}) == 2
 
