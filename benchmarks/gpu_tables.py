@@ -196,6 +196,7 @@ TABLES: dict[str, Table] = {
             _lever({"loss_chunks": 16}),
             _lever({"compile": False}),
             _lever({"attention_backend": "flash"}),
+            _lever({"update_streams": 1}),
             _lever({"activation_checkpointing": "selective"}),
             _lever(strategy={"reduce_dtype": "float32"}),
             _lever(strategy={"prefetch": 0}),
@@ -263,6 +264,19 @@ TABLES: dict[str, Table] = {
             for seq_len, sequences in ((2048, 8), (8192, 2))
         ],
         _andromeda,
+    ),
+    "update": Table(
+        "What does an update in two halves, side by side, save?",
+        [
+            {
+                "model": "cs336-2.7b",
+                "world": [1],
+                "strategy": "single",
+                "train": LARGE,
+                "axes": {"train.update_streams": [1, 2]},
+                "measure": SHORT | {"repeats": 2},
+            }
+        ],
     ),
     "zero3": Table(
         "Does the 2.7B shape train under ZeRO-3, and how fast beside FSDP2?",

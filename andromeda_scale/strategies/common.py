@@ -41,15 +41,46 @@ def optimizer(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.O
     return made
 
 
-def update_first(made: torch.optim.Optimizer, first: list[nn.Parameter]) -> bool:
-    """Put these parameters into a group before that of the others, if there are others."""
+def update_in_parts(
+    made: torch.optim.Optimizer, first: list[nn.Parameter], *, halves: bool
+) -> None:
+    """Make groups of an optimizer's one: `first`, if any, then the others or two halves of them."""
     (group,) = made.param_groups
     ahead = {id(p) for p in first}
     others = [p for p in group["params"] if id(p) not in ahead]
-    if not others:
-        return False
-    made.param_groups = [{**group, "params": list(first)}, {**group, "params": others}]
-    return True
+    parts = [first] if first else []
+    parts += _halves(others) if halves and len(others) > 1 else [others]
+    made.param_groups = [{**group, "params": part} for part in parts]
+
+
+def _halves(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Two parts of about as many elements."""
+    parts: list[list[nn.Parameter]] = [[], []]
+    sizes = [0, 0]
+    for parameter in sorted(parameters, key=lambda p: -p.numel()):
+        smaller = sizes.index(min(sizes))
+        parts[smaller].append(parameter)
+        sizes[smaller] += parameter.numel()
+    return parts
+
+
+def step_groups(
+    made: torch.optim.Optimizer, groups: list[dict[str, Any]], beside: torch.cuda.Stream | None
+) -> None:
+    """A step of one group of an optimizer, or of two of them, the second on a stream beside."""
+    import torch
+
+    every, (first, *second) = made.param_groups, groups
+    if second and beside is not None:
+        beside.wait_stream(torch.cuda.current_stream())
+        made.param_groups = second
+        with torch.cuda.stream(beside):
+            made.step()
+    made.param_groups = [first]
+    made.step()
+    made.param_groups = every
+    if second and beside is not None:
+        torch.cuda.current_stream().wait_stream(beside)
 
 
 def optimizer_facts(made: torch.optim.Optimizer) -> dict[str, Any]:
@@ -116,11 +147,14 @@ def local_norm(tensors: Iterable[Tensor]) -> Tensor:
 def _summands(tensor: Tensor) -> Iterator[Tensor]:
     """Float32 tensors of the same norm, none of them long on a CPU.
 
-    There torch adds squares up one by one, and loses what is small beside their sum: the norm of
+    On a CPU torch adds squares up one by one, and loses what is small beside their sum: the norm of
     1e7 elements was 4e-4 too small, of 1e8 elements 1 %.
     """
     import torch
 
+    if tensor.dtype != torch.float32 and tensor.device.type != "cpu":
+        yield torch.linalg.vector_norm(tensor, dtype=torch.float32)[None]  # without a wide copy
+        return
     if tensor.device.type != "cpu" or tensor.numel() <= _ROW:
         yield tensor.float()
         return

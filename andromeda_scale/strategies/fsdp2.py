@@ -190,28 +190,29 @@ class Fsdp2(Native):
         _prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
-        s = self.state(module, module, rt.device, sharded_over=mesh.get_group("shard"))
-        if self.gathers_early(self.options, self.train, rt.world):
-            begins = [*(first or [module]), units[0][0]]
-            theirs = {id(p) for unit in begins for p in _shards(_groups(unit))}
-            pairs = zip(s.extra["parameters"], s.extra["updated"], strict=True)
-            if common.update_first(s.optimizer, [part for p, part in pairs if id(p) in theirs]):
-                s.extra["begins"] = begins
+        begins = [*(first or [module]), units[0][0]]
+        theirs = _shards(group for unit in begins for group in _groups(unit))
+        if not (
+            self.gathers_early(self.options, self.train, rt.world)
+            and len(theirs) < len(list(module.parameters()))
+        ):
+            begins, theirs = [], []
+        shards = mesh.get_group("shard")
+        s = self.state(module, module, rt.device, sharded_over=shards, first=theirs)
+        s.extra["begins"] = begins
         if self.options.early_norm and self.train.precision != "fp16":
             wrapped = [unit[0] for unit in (*units, *ends, [module])]
             s.extra["unit_norms"] = _norms_when_reduced(wrapped, rt.device)
         return s
 
     def step(self, s: TrainState) -> None:
-        if not (begins := s.extra.get("begins")):
+        if not (begins := s.extra["begins"]):
             return super().step(s)
-        groups = s.optimizer.param_groups
-        for group, units in zip(groups, (begins, []), strict=True):
-            s.optimizer.param_groups = [group]
-            super().step(s)
-            for unit in units:
-                unit.unshard(async_op=True)  # its next forward waits for it
-        s.optimizer.param_groups = groups
+        first, *rest = s.optimizer.param_groups
+        common.step_groups(s.optimizer, [first], None)
+        for unit in begins:
+            unit.unshard(async_op=True)
+        common.step_groups(s.optimizer, rest, s.extra["beside"])
         for group in (group for unit in begins for group in _groups(unit)):
             # A step's gathers end with it: torch 2.13's profiler, stopped while a thread of gloo's
             # is at work, may take the process with it.

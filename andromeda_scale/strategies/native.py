@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,16 +29,29 @@ class Native(Strategy):
         device: torch.device,
         *,
         sharded_over: ProcessGroup | None = None,
+        first: Collection[nn.Parameter] = (),
     ) -> TrainState:
-        """Add optimizer and scaler; `sharded_over`: the ranks whose shards make the gradient."""
+        """Add optimizer and scaler; `sharded_over`: the ranks whose shards make the gradient.
+
+        The parameters `first`, which are not all, are a group of their own, updated before the
+        others.
+        """
+        import torch
+
         from andromeda_scale.strategies import scaling
 
         parameters = list(module.parameters())  # no walk in every step
         updated = common.local_parameters(parameters)
         optimizer = common.optimizer(updated, self.train)
         scaler = scaling.LossScaler(self.train.precision, device, sharded_over)
+        on_gpu = all(p.is_cuda for p in updated) and optimizer.defaults.get("fused")
+        halves = bool(on_gpu and self.train.update_streams == 2 and not scaler.is_enabled())
+        early = {id(p) for p in first}
+        pairs = zip(parameters, updated, strict=True)
+        common.update_in_parts(optimizer, [u for p, u in pairs if id(p) in early], halves=halves)
         extra = {"device": device, "scaler": scaler, "sharded_over": sharded_over}
         extra |= {"parameters": parameters, "updated": updated}
+        extra["beside"] = torch.cuda.Stream(device) if halves else None
         return TrainState(wrapped, module, optimizer, extra)
 
     def accumulating(self, s: TrainState, *, last_micro_batch: bool) -> AbstractContextManager[Any]:
@@ -90,12 +104,16 @@ class Native(Strategy):
         self.discard(s)
 
     def step(self, s: TrainState) -> None:
-        """The optimizer's step, with gradients clipped or about to be.
+        """The optimizer's step, of gradients that are clipped or about to be.
 
-        Under fp16 alone this may wait for the device: torch's scaler asks whether to skip the
-        step, unless the optimizer's kernel can be told on the device.
+        On a GPU in two halves, side by side: each launch of torch's fused kernel ends with a part
+        of the GPU idle. Under fp16 it is one, and alone may wait for the device: torch's scaler
+        asks whether to skip it, unless the optimizer's kernel can be told on the device.
         """
-        s.extra["scaler"].step(s.optimizer)
+        if (scaler := s.extra["scaler"]).is_enabled():
+            scaler.step(s.optimizer)
+        else:
+            common.step_groups(s.optimizer, s.optimizer.param_groups, s.extra["beside"])
 
     def discard(self, s: TrainState) -> None:
         s.optimizer.grad_scale = None

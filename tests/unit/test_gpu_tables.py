@@ -21,11 +21,12 @@ from gpu_tables import TABLES, Reach
 TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
 CASES = {
     "llama": 1,
-    "levers": 12,
+    "levers": 13,
     "weak": 30,
     "cs336": 15,
     "andromeda": 8,
     "zero3": 3,
+    "update": 4,
     "auto": 9,
     "weak-levers": 48,
 }
