@@ -67,19 +67,20 @@ def _halves(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
 def step_groups(
     made: torch.optim.Optimizer, groups: list[dict[str, Any]], beside: torch.cuda.Stream | None
 ) -> None:
-    """A step of one group of an optimizer, or of two of them, the second on a stream beside."""
+    """A step of these groups of an optimizer; all but the first on a stream beside, if there is."""
     import torch
 
-    every, (first, *second) = made.param_groups, groups
-    if second and beside is not None:
+    every, here = made.param_groups, groups
+    if beside is not None:
+        here = groups[:1]
         beside.wait_stream(torch.cuda.current_stream())
-        made.param_groups = second
+        made.param_groups = groups[1:]
         with torch.cuda.stream(beside):
             made.step()
-    made.param_groups = [first]
+    made.param_groups = here
     made.step()
     made.param_groups = every
-    if second and beside is not None:
+    if beside is not None:
         torch.cuda.current_stream().wait_stream(beside)
 
 
@@ -152,9 +153,6 @@ def _summands(tensor: Tensor) -> Iterator[Tensor]:
     """
     import torch
 
-    if tensor.dtype != torch.float32 and tensor.device.type != "cpu":
-        yield torch.linalg.vector_norm(tensor, dtype=torch.float32)[None]  # without a wide copy
-        return
     if tensor.device.type != "cpu" or tensor.numel() <= _ROW:
         yield tensor.float()
         return

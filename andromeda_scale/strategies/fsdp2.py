@@ -48,7 +48,7 @@ class Fsdp2Options(Schema):
     prefetch: Annotated[int, Field(ge=0, le=64)] = 1
     # What forward begins with is updated first, and gathered while the rest is updated.
     early_gather: StrictBool = True
-    # The norm to clip by is taken of each unit's gradient as it arrives, beside backward.
+    # The norm to clip by is taken of each unit's gradient when it has been reduced, in backward.
     early_norm: StrictBool = True
     # What gradients cross the network in, the compute dtype or float32; null: the policy's.
     reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -190,7 +190,7 @@ class Fsdp2(Native):
         _prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
-        begins = [*(first or [module]), units[0][0]]
+        begins = [*(first or [module]), *(unit[0] for unit in units[:1])]
         theirs = _shards(group for unit in begins for group in _groups(unit))
         if not (
             self.gathers_early(self.options, self.train, rt.world)
@@ -200,10 +200,15 @@ class Fsdp2(Native):
         shards = mesh.get_group("shard")
         s = self.state(module, module, rt.device, sharded_over=shards, first=theirs)
         s.extra["begins"] = begins
-        if self.options.early_norm and self.train.precision != "fp16":
-            wrapped = [unit[0] for unit in (*units, *ends, [module])]
-            s.extra["unit_norms"] = _norms_when_reduced(wrapped, rt.device)
+        clips = self.train.mode == "train_step" and self.train.grad_clip is not None
+        if clips and self.options.early_norm and self.train.precision != "fp16":
+            s.extra["to_watch"] = [unit[0] for unit in (*units, *ends, [module])]
         return s
+
+    def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
+        if watched := s.extra.pop("to_watch", None):  # forward has made FSDP2's streams
+            s.extra["unit_norms"] = _norms_when_reduced(watched, s.extra["device"])
+        super().backward(s, loss, last_micro_batch=last_micro_batch)
 
     def step(self, s: TrainState) -> None:
         if not (begins := s.extra["begins"]):
@@ -406,7 +411,8 @@ def _reduction(groups: list[Any]) -> str | None:
 def _norms_when_reduced(units: list[Any], device: torch.device) -> Tensor:
     """One norm of each unit, (units,) in float32: written when backward has reduced its gradient.
 
-    A unit's gradient is one flat buffer then, on the device and on the stream of its reduction.
+    A unit's gradient is one flat buffer then. Taken on the stream of its last reduction: on
+    another, the buffer might be given to the next unit while it is read.
     """
     import torch
 
@@ -414,9 +420,14 @@ def _norms_when_reduced(units: list[Any], device: torch.device) -> Tensor:
     for unit, norm in zip(units, norms, strict=True):
 
         def take(reduced: Tensor, norm: Tensor = norm) -> None:
-            norm.copy_(common.local_norm([reduced]))
+            if reduced.is_cuda:
+                torch.linalg.vector_norm(reduced, dtype=torch.float32, out=norm)
+            else:
+                norm.copy_(common.local_norm([reduced]))
 
-        unit.set_all_reduce_hook(take)
+        # HSDP's last reduction has a stream of its own.
+        scatters = [g.comm_ctx.reduce_scatter_stream for g in _groups(unit) if not g._is_hsdp]
+        unit.set_all_reduce_hook(take, stream=scatters[0] if scatters else None)
     return norms
 
 

@@ -55,10 +55,12 @@ def next_size(
     start = bisect.bisect_left(of, first)
     if not ran:
         return of[start]
-    if len(ran) <= MOST_LINES and (size := _where_memory_ends(used or {})) is not None:
+    told = _that_agree(ran, used or {})
+    if told and len(ran) <= MOST_LINES and (size := _where_memory_ends(told)) is not None:
         place = bisect.bisect_right(of, size) - 1
         return of[max(low + 1, min(high - 1, place))]
-    stride = max(1, start // 8) << (len(ran) - 1)
+    strides = len(ran) - (1 if told else 0)  # the first trial that told gave a line
+    stride = max(1, start // 8) << max(0, strides - 1)
     if high == len(of):
         return of[min(high - 1, low + stride)]
     if low == -1:
@@ -66,18 +68,27 @@ def next_size(
     return of[(low + high) // 2]
 
 
-def _where_memory_ends(used: Mapping[int, float]) -> float | None:
-    """The size that leaves MARGIN free if memory grows as between the two trials nearest to it.
+def _that_agree(ran: Mapping[int, bool], used: Mapping[int, float]) -> dict[int, float]:
+    """What trials used that ended as their memory says: others ended by something else."""
+    return {size: share for size, share in used.items() if ran[size] == (share <= 1 - MARGIN)}
 
-    After one trial as if nothing was held without sequences. None: no trial told, or none grew.
+
+def _where_memory_ends(used: Mapping[int, float]) -> float | None:
+    """The size that leaves MARGIN free, by a straight line; None: there is none to be trusted.
+
+    Through the largest that ran and what is next above it, or the two nearest of a kind; after one
+    trial through the origin. An allocator that frees its cache in need makes the line of two that
+    are too large flat: it counts where it rises half as fast as one through the origin.
     """
-    limit, points = 1 - MARGIN, {0: 0.0, **used}
-    nearest = sorted(used, key=lambda size: abs(used[size] - limit))[:2]
-    if not nearest:
-        return None
-    one, other = sorted([0, *nearest][-2:])
+    limit = 1 - MARGIN
+    fit = sorted(size for size, share in used.items() if share <= limit)
+    above = sorted(size for size, share in used.items() if share > limit)
+    points = {0: 0.0, **used}
+    one, other = [0, *fit, *above[: 1 if fit else 2]][-2:]
     growth = (points[other] - points[one]) / (other - one)
-    return other + (limit - points[other]) / growth if growth > 0 else None
+    if growth <= (0 if fit else points[other] / other / 2):
+        return None
+    return other + (limit - points[other]) / growth
 
 
 def largest_that_ran(of: Sequence[int], ran: Mapping[int, bool]) -> int | None:

@@ -166,7 +166,7 @@ class Train(Schema):
     learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.1
     grad_clip: Rate | None = 1.0  # max norm of the global gradient; null = no clipping
-    # Streams of a GPU on which parts of a fused update run; DeepSpeed's, and fp16's, is one part.
+    # Streams of a GPU on which parts of a fused update run. One: under DeepSpeed, accelerate, fp16.
     update_streams: Annotated[int, Field(ge=1, le=2)] = 2
     compile: Compile = False  # torch.compile; true: block by block, in its default mode
     activation_checkpointing: Checkpointing = "none"

@@ -68,20 +68,20 @@ def run(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
+    ("name", "settings", "options"),
     [
-        ("fsdp2", ()),
-        ("fsdp2", (("grad_accum", 2),)),
-        ("hsdp", ()),
-        ("fsdp2", (("optimizer", "sgd"),)),
+        ("fsdp2", (), {}),
+        ("fsdp2", (("grad_accum", 2),), {"reshard_after_forward": False}),
+        ("hsdp", (), {"shard_size": 2}),
+        ("fsdp2", (("optimizer", "sgd"),), {"cpu_offload": True}),
+        ("fsdp2", (("precision", "bf16"),), {"reduce_dtype": "bfloat16"}),
     ],
-    ids=["fsdp2", "accumulating", "hsdp", "foreach"],
+    ids=["fsdp2", "accumulating", "hsdp", "offloaded", "bf16"],
 )
 def test_early_gathers_and_norms_change_nothing_but_when(
-    run: Run, name: str, settings: Settings
+    run: Run, name: str, settings: Settings, options: dict[str, Any]
 ) -> None:
-    shards = {"shard_size": 2} if name == "hsdp" else {}
-    early, late = run(name, settings, **shards), run(name, settings, **shards, **LATE)
+    early, late = run(name, settings, **options), run(name, settings, **options, **LATE)
     assert early["norms"] == pytest.approx(late["norms"], rel=1e-6)
     assert early["losses"] == pytest.approx(late["losses"], rel=1e-6)
     for key, weight in late["weights"].items():

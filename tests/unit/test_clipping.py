@@ -9,7 +9,7 @@ import torch
 
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.rank.runtime import Runtime
-from andromeda_scale.strategies.common import local_norm
+from andromeda_scale.strategies.common import local_norm, step_groups, update_in_parts
 from andromeda_scale.strategies.single import Single
 from andromeda_scale.suite.training import Train
 from andromeda_scale.suite.world import World
@@ -54,3 +54,25 @@ def test_a_norm_loses_nothing_beside_what_is_summed_already(size: int, dtype: to
     expected = (values.double().square().sum() + 6).sqrt()
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_an_update_in_parts_moves_every_weight_as_in_one() -> None:
+    sizes = (7, 3, 100, 40, 1)
+
+    def weights() -> list[torch.nn.Parameter]:
+        made = [torch.nn.Parameter(torch.arange(float(size))) for size in sizes]
+        for weight in made:
+            weight.grad = torch.full_like(weight, 0.5)
+        return made
+
+    whole, parts = weights(), weights()
+    torch.optim.AdamW(whole, lr=0.1).step()
+    made = torch.optim.AdamW(parts, lr=0.1)
+    update_in_parts(made, [parts[1]], halves=True)
+    groups = made.param_groups
+    assert [sum(p.numel() for p in group["params"]) for group in groups] == [3, 100, 48]
+    step_groups(made, groups[:1], None)
+    step_groups(made, groups[1:], None)
+    assert made.param_groups is groups
+    for part, one in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, one)

@@ -66,13 +66,25 @@ def test_what_trials_used_leads_to_the_largest_that_runs(
         assert len(ran) <= 4
 
 
-def test_what_the_noise_of_memory_says_is_left_after_a_few_trials() -> None:
+@pytest.mark.parametrize(("most", "first"), [(10, 13), (100, 130), (7, 100), (333, 100)])
+def test_an_allocator_that_frees_its_cache_in_need_misleads_little(most: int, first: int) -> None:
     ran: dict[int, bool] = {}
     used: dict[int, float] = {}
-    while (size := next_size(range(1, 10**6), 100, ran, used)) is not None:
-        ran[size], used[size] = size <= 333, 0.9 + (0.01 if size > 333 else -0.001) / (1 + len(ran))
-    assert largest_that_ran(range(1, 10**6), ran) == 333
-    assert len(ran) < 20
+    while (size := next_size(range(1, 10**6), first, ran, used)) is not None:
+        ran[size] = size <= most
+        used[size] = min(0.97, 0.9 * size / (most + 0.5))
+    assert largest_that_ran(range(1, 10**6), ran) == most
+    assert len(ran) <= len(search(range(1, 10**6), first, most)[1]) + 1
+
+
+def test_trials_that_ended_by_something_else_than_memory_draw_no_line() -> None:
+    ran: dict[int, bool] = {}
+    used: dict[int, float] = {}
+    while (size := next_size(range(1, 10**6), 400, ran, used)) is not None:
+        ran[size], used[size] = size < 300, size / 1000  # there is room for 900
+    assert largest_that_ran(range(1, 10**6), ran) == 299
+    assert len(ran) <= 12
+    assert min(ran) > 100
 
 
 def test_a_size_above_one_that_does_not_run_does_not_run_either() -> None:

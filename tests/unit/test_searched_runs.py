@@ -8,6 +8,7 @@ from typing import Any
 from planning import AUTO, plan
 
 from andromeda_scale.contracts.planned import PlannedRepeat
+from andromeda_scale.contracts.records import RecordWriter
 from andromeda_scale.launch import searching
 from andromeda_scale.launch.lost import close_lost
 from andromeda_scale.launch.run_dir import RunDir
@@ -123,3 +124,40 @@ def test_an_agent_killed_in_a_trial_costs_that_size(tmp_path: Path) -> None:
     assert close_lost(run, item, "the agent was killed by SIGKILL") is None
     assert (run.status(trial) or {})["status"] == "node_failed"
     assert run.status(item) is None
+
+
+def test_the_next_size_is_read_off_the_memory_that_all_ranks_of_a_trial_told(
+    tmp_path: Path,
+) -> None:
+    run = run_of(tmp_path / "run")
+    (item,) = run.todo()
+    case = run.plan.cases[item.case_id]
+    case = case.model_copy(update={"train": case.train.model_copy(update={"micro_batch_size": 40})})
+
+    def trial(size: int, *shares: float | None) -> None:
+        one = item.model_copy(update={"role": "trial", "repeat": size})
+        attempt = run.begin(one, 0)
+        for rank, share in enumerate(shares):
+            record = RecordWriter(attempt / f"node-{rank}.jsonl", one.case_id, size, rank)
+            room = {} if share is None else {"used_bytes": round(1000 * share)}
+            room |= {"capacity_bytes": 1000}
+            fits = share is None or share <= 0.9
+            if fits:
+                record.write("phase", phase="warmup", start_s=0.0, end_s=1.0, values={"room": room})
+                record.write("end", status="ok")
+            else:
+                record.write("end", status="oom", cause="used", detail=room)
+            record.close()
+        word = "ok" if all(share is None or share <= 0.9 for share in shares) else "oom"
+        run.finish(one, attempt, {"status": word, "cause": None})
+
+    def at() -> int | None:
+        found = searching.next_trial(run, item, case)
+        return None if found is None else found.repeat
+
+    trial(40, 0.4, 0.5)
+    assert at() == 72  # by the fuller rank
+    trial(72, 0.7, 0.95)
+    assert at() == 68  # between 40 and 72
+    trial(68, 0.7, None)  # one of its ranks tells nothing
+    assert at() == 69  # 0.9 is below 72 by the same line, and 68 ran
