@@ -11,7 +11,7 @@ from gpu_tables import Row
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
-from andromeda_scale.report.html.source import COLOURS
+from andromeda_scale.report.html.source import COLOURS, MARKERS
 
 Rows = Sequence[Row]
 WIDTH = 700  # pixels, as all sizes
@@ -116,42 +116,61 @@ def bars(
 
 
 def panels(rows: Rows, x: str, name: str, columns: Sequence[str]) -> go.Figure:
-    """A panel a column, one above the other, over what is doubled from row to row."""
+    """A panel a column, one above the other, over an axis of doublings; a line a model."""
     rows = sorted(rows, key=lambda row: int(row[x]))
+    models = grouped(rows, lambda row: str(row["model"]))
     figure = figure_of(
         60 + 210 * len(columns), rows=len(columns), shared_xaxes=True, vertical_spacing=0.07
     )
     for line, column in enumerate(columns, start=1):
-        place = {"row": line, "col": 1, "showlegend": False}
-        measured = [row for row in rows if value(row, column) is not None]
-        figure.add_scatter(
-            x=[int(row[x]) for row in measured],
-            y=[value(row, column) for row in measured],
-            name=AXES[column],
-            mode="lines+markers",
-            line={"color": COLOURS[0]},
-            marker={"size": 8},
-            error_y=_error(measured, column),
-            **place,
-        )
-        if failed := [row for row in rows if row not in measured]:
+        place = {"row": line, "col": 1}
+        for index, (model, of) in enumerate(models.items()):
+            measured = [row for row in of if value(row, column) is not None]
+            if not measured:
+                continue
+            figure.add_scatter(
+                x=[int(row[x]) for row in measured],
+                y=[value(row, column) for row in measured],
+                name=f"{AXES[column]}, {model}" if line > 1 else model,
+                mode="lines+markers",
+                line={"color": COLOURS[index]},
+                marker={"size": 8, "symbol": MARKERS[index]},
+                error_y=_error(measured, column),
+                showlegend=line == 1 and len(models) > 1,
+                **place,
+            )
+        if failed := [row for row in rows if value(row, column) is None]:
             figure.add_scatter(
                 x=[int(row[x]) for row in failed],
                 y=[0.0] * len(failed),
-                text=[failure(row) for row in failed],
+                text=[
+                    failure(row) if int(row[x]) in _apart([int(one[x]) for one in failed]) else ""
+                    for row in failed
+                ],
                 name=f"{AXES[column]}, failed",
                 mode="text",
                 textposition="top center",
                 textfont={"color": BAD, "size": 11},
                 cliponaxis=False,
+                showlegend=False,
                 **place,
             )
         form = {"rangemode": "tozero", "tickformat": ",~r"}
         figure.update_yaxes(title_text=AXES[column], **form, row=line, col=1)
     ticks = sorted({int(row[x]) for row in rows})
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    written = [f"{tick:,}" if tick in _apart(ticks) else "" for tick in ticks]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=written)
     figure.update_xaxes(title_text=name, row=len(columns), col=1)
     return figure
+
+
+def _apart(places: Sequence[int]) -> list[int]:
+    """Those of increasing places whose words do not run into one another."""
+    found: list[int] = []
+    for place in places:
+        if not found or place >= 1.4 * found[-1]:
+            found.append(place)
+    return found
 
 
 def speeds(rows: Rows, name: Callable[[Row], str]) -> go.Figure:
