@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,6 +13,16 @@ from andromeda_scale.cost.working import Device, Sizes, Working
 from andromeda_scale.rank.failures import UnavailableHere
 from andromeda_scale.strategies import common
 from andromeda_scale.strategies.base import TrainState, Unavailable
+from andromeda_scale.strategies.fsdp2_units import (
+    groups_of,
+    kept_shards,
+    norms_when_reduced,
+    parameter_groups,
+    prefetch,
+    reduction_of,
+    shards_of,
+    under_way,
+)
 from andromeda_scale.strategies.native import Native
 from andromeda_scale.suite import precision
 from andromeda_scale.suite.precision import POLICIES, element_bytes
@@ -22,7 +31,7 @@ from andromeda_scale.suite.training import Segment
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
     from andromeda_scale.models.factory import ModelFactory
@@ -187,11 +196,11 @@ class Fsdp2(Native):
             fully_shard(end, reshard_after_forward=False, **keywords)
         fully_shard(module, reshard_after_forward=False, **keywords)
         first, last = ([end[0]] for end in ends) if ends else ([], [])
-        _prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
+        prefetch([*first, *(unit[0] for unit in units), *last], self.options.prefetch)
         host = "cpu" if self.options.cpu_offload else None
         factory.materialise(module, rt.device, parameters_on=host)
         begins = [*(first or [module]), *(unit[0] for unit in units[:1])]
-        theirs = _shards(group for unit in begins for group in _groups(unit))
+        theirs = shards_of(group for unit in begins for group in groups_of(unit))
         if not (
             self.gathers_early(self.options, self.train, rt.world)
             and len(theirs) < len(list(module.parameters()))
@@ -207,7 +216,7 @@ class Fsdp2(Native):
 
     def backward(self, s: TrainState, loss: Tensor, *, last_micro_batch: bool) -> None:
         if watched := s.extra.pop("to_watch", None):  # forward has made FSDP2's streams
-            s.extra["unit_norms"] = _norms_when_reduced(watched, s.extra["device"])
+            s.extra["unit_norms"] = norms_when_reduced(watched, s.extra["device"])
         super().backward(s, loss, last_micro_batch=last_micro_batch)
 
     def step(self, s: TrainState) -> None:
@@ -218,7 +227,7 @@ class Fsdp2(Native):
         for unit in begins:
             unit.unshard(async_op=True)
         common.step_groups(s.optimizer, rest, s.extra["beside"])
-        for group in (group for unit in begins for group in _groups(unit)):
+        for group in (group for unit in begins for group in groups_of(unit)):
             # A step's gathers end with it: torch 2.13's profiler, stopped while a thread of gloo's
             # is at work, may take the process with it.
             group._all_gather_result.all_gather_work.wait()
@@ -300,24 +309,24 @@ class Fsdp2(Native):
 
     def parameters(self, s: TrainState) -> list[Any]:
         # Not module.parameters(): after a forward alone the root's are the gathered ones.
-        return _shards(group for _, group in _parameter_groups(s.module))
+        return shards_of(group for _, group in parameter_groups(s.module))
 
     def communication_buffers(self, s: TrainState) -> dict[str, int]:
         """Units gathered now, and what gathers and reduce-scatters under way hold."""
-        groups = [group for _, group in _parameter_groups(s.module)]
+        groups = [group for _, group in parameter_groups(s.module)]
         parameters = [p for group in groups for p in group.fsdp_params]
         shards = [p._sharded_param_data for p in parameters]
         units = [t for p in parameters for t in p.all_gather_outputs]
         return {
             "gathered": common.buffer_bytes(units, shards),
-            "under_way": common.buffer_bytes(_under_way(groups), [*shards, *units]),
+            "under_way": common.buffer_bytes(under_way(groups), [*shards, *units]),
         }
 
     def without_communication(self, s: TrainState) -> AbstractContextManager[None] | Unavailable:
         from andromeda_scale.strategies import silent
 
         names = ("shard_process_group", "replicate_process_group")
-        groups = [group for _, group in _parameter_groups(s.module)]
+        groups = [group for _, group in parameter_groups(s.module)]
         meshes = {
             id(mesh): mesh
             for group in groups
@@ -338,10 +347,10 @@ class Fsdp2(Native):
         return "FSDPModule" if isinstance(s.wrapped, FSDPModule) else common.wrapper_name(s)
 
     def reduction(self, s: TrainState) -> str | None:
-        return _reduction([group for _, group in _parameter_groups(s.module)])
+        return reduction_of([group for _, group in parameter_groups(s.module)])
 
     def facts(self, s: TrainState) -> dict[str, Any]:
-        groups = _parameter_groups(s.module)
+        groups = parameter_groups(s.module)
         meshes = [p.sharded_param.device_mesh for _, g in groups for p in g.fsdp_params]
         assert all(mesh == meshes[0] for mesh in meshes), "units differ in their meshes"
         # A mesh that another made, such as accelerate, may have no names: FSDP2 takes the last
@@ -355,104 +364,8 @@ class Fsdp2(Native):
                 {
                     "name": name,
                     "num_parameters": sum(p._orig_size.numel() for p in group.fsdp_params),
-                    "reshard_after_forward": _kept_shards(group),
+                    "reshard_after_forward": kept_shards(group),
                 }
                 for name, group in groups
             ],
         }
-
-
-def _prefetch(units: list[Any], ahead: int) -> None:
-    """Gather each unit while the one `ahead` of it still computes; units in order of forward."""
-    if not ahead:
-        return
-    for index, unit in enumerate(units):
-        unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + ahead])
-        unit.set_modules_to_backward_prefetch(units[max(0, index - ahead) : index][::-1])
-
-
-def _kept_shards(group: Any) -> bool | int:
-    """What is left of a unit after forward: false all of it, true a shard, a number of shards."""
-    kept, mesh = group.post_forward_mesh_info, group.mesh_info
-    if kept is None:
-        return False
-    same = kept.shard_mesh_size == mesh.shard_mesh_size
-    return True if same else int(kept.shard_mesh_size)
-
-
-def _under_way(groups: list[Any]) -> list[Tensor]:
-    """The flat buffers of collectives that FSDP2 still holds."""
-    contexts = {id(group.comm_ctx): group.comm_ctx for group in groups}.values()
-    states = [context.all_gather_state for context in contexts]
-    gathers = [state.all_gather_result for state in states if state is not None]
-    gathers += [group._all_gather_result for group in groups if group._all_gather_result]
-    scatters: list[Any] = []
-    for context in contexts:  # torch before 2.13 keeps one of them, and no plural
-        one = getattr(context, "reduce_scatter_state", None)
-        scatters += getattr(context, "reduce_scatter_states", [one] if one else [])
-    found = [gather.all_gather_output for gather in gathers]
-    return found + [scatter.reduce_scatter_input for scatter in scatters]
-
-
-def _reduction(groups: list[Any]) -> str | None:
-    """The dtype of the reduce-scatters; FSDP2 fixes it in the first forward."""
-    names = set()
-    for group in groups:
-        # None means as the gradients are: in the dtype of the gathered weights, or else as made.
-        dtype = getattr(group, "_reduce_dtype", None)
-        dtype = dtype or getattr(group.fsdp_params[0], "param_dtype", None)
-        dtype = dtype or getattr(group, "_orig_dtype", None)
-        if dtype is None:
-            return None
-        names.add(str(dtype).removeprefix("torch."))
-    return "+".join(sorted(names))
-
-
-def _norms_when_reduced(units: list[Any], device: torch.device) -> Tensor:
-    """One norm of each unit, (units,) in float32: written when backward has reduced its gradient.
-
-    A unit's gradient is one flat buffer then. Taken on the stream of its last reduction: on
-    another, the buffer might be given to the next unit while it is read.
-    """
-    import torch
-
-    norms = torch.zeros(len(units), device=device)
-    for unit, norm in zip(units, norms, strict=True):
-
-        def take(reduced: Tensor, norm: Tensor = norm) -> None:
-            if reduced.is_cuda:
-                torch.linalg.vector_norm(reduced, dtype=torch.float32, out=norm)
-            else:
-                norm.copy_(common.local_norm([reduced]))
-
-        # HSDP's last reduction has a stream of its own.
-        scatters = [g.comm_ctx.reduce_scatter_stream for g in _groups(unit) if not g._is_hsdp]
-        unit.set_all_reduce_hook(take, stream=scatters[0] if scatters else None)
-    return norms
-
-
-def _groups(unit: Any) -> list[Any]:
-    """The parameter groups of one unit, without those of units within it."""
-    state = unit._get_fsdp_state()
-    # torch before 2.13 has one group per unit, and no plural.
-    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-    return [group for group in groups if group is not None]
-
-
-def _shards(groups: Iterable[Any]) -> list[Any]:
-    """The parameters of groups as the optimizer has them, also while they are gathered."""
-    return [p.sharded_param for group in groups for p in group.fsdp_params]
-
-
-def _parameter_groups(module: nn.Module) -> list[tuple[str, Any]]:
-    """(name of the unit's module, its parameter group) of every FSDP unit."""
-    from torch.distributed.fsdp import FSDPModule
-
-    found: list[tuple[str, Any]] = []
-    seen: set[int] = set()  # a unit of several modules is met in each
-    for name, child in module.named_modules():
-        for group in _groups(child) if isinstance(child, FSDPModule) else ():
-            if id(group) not in seen:
-                seen.add(id(group))
-                found.append((name or "root", group))
-    return found

@@ -248,6 +248,7 @@ def test_yaml_that_cannot_be_read_is_a_users_error(text: str) -> None:
     assert "; " in refusal
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_no_text_makes_the_reader_raise_anything_but_a_users_error(text: str) -> None:
     refusal = read_or_refuse(text)

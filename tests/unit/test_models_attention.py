@@ -123,6 +123,7 @@ def test_flex_agrees_with_naive_in_gradients_on_a_gpu(model: dict[str, Any]) -> 
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_flex_holds_no_bias_and_one_mask_for_all_blocks() -> None:
     """(T / 128)^2 entries instead of h T^2: what is left out is above the diagonal."""
     module = materialised(SMALL_ANDROMEDA, attention="flex", compile=True, seq_len=512)
