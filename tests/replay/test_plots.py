@@ -23,6 +23,7 @@ from gpu_tables import SIZES
 GIB = 1 << 30
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TABLES = sorted(name for name in gpu_plots.PLOTS if (RESULTS / "h200" / name).is_dir())
+pytestmark = pytest.mark.slow
 
 Point = tuple[Any, float]
 

@@ -12,6 +12,7 @@ import gpu_results
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TABLES = sorted(path.name for path in (RESULTS / "h200").iterdir() if path.is_dir())
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", TABLES)
