@@ -184,7 +184,7 @@ def _cause(stderr: str) -> str:
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """The rows of a table, from its files."""
     found: list[dict[str, Any]] = []
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+    for folder in sorted((path for path in out.iterdir() if path.is_dir()), key=_numbered):
         if (folder / "peer.json").exists():
             found.append(_peer_row(json.loads((folder / "peer.json").read_text())))
         else:
@@ -196,6 +196,12 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     for row in found:
         row.setdefault("flops_per_token", flops.get(row["model"]))
     return found
+
+
+def _numbered(run: Path) -> tuple[str, int]:
+    """What sorts ours-10 behind ours-9."""
+    name, _, number = run.name.rpartition("-")
+    return (name, int(number)) if number.isdigit() else (run.name, 0)
 
 
 def _without_cut(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

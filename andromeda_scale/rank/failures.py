@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from andromeda_scale.contracts.records import Status
+from andromeda_scale.metrics.formats import binary
 
 _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB|TiB|B)\b"
 _REQUESTED = re.compile(rf"[Tt]ried to allocate {_SIZE}")
 _FREE = re.compile(rf"of which {_SIZE} is free")
+_UNALLOCATED = re.compile(rf"{_SIZE} is reserved by PyTorch but unallocated")
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch's CPU allocator
     "Cannot allocate memory",  # the operating system
@@ -82,7 +84,7 @@ def end_of(error: BaseException) -> dict[str, Any]:
         if _is_out_of_memory(link):
             return {
                 "status": "oom",
-                "cause": _first_line(link),
+                "cause": _in_pieces(str(link)) + _first_line(link),
                 "detail": {
                     "requested_bytes": _bytes(_REQUESTED, str(link)),
                     "free_bytes": _bytes(_FREE, str(link)),
@@ -109,6 +111,21 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError | OSError) and any(x in text for x in _OUT_OF_MEMORY)
+
+
+def _in_pieces(text: str) -> str:
+    """What to set where there was enough memory, and only not in one piece; '' elsewhere.
+
+    Torch's allocator keeps freed segments of sizes that nothing asks for any more; segments that
+    grow leave no such gaps.
+    """
+    asked, *there = (_bytes(p, text) for p in (_REQUESTED, _FREE, _UNALLOCATED))
+    if asked is None or None in there or asked > sum(part or 0 for part in there):
+        return ""
+    return (
+        f"{binary(asked)} were free, in pieces; "
+        "set env.PYTORCH_CUDA_ALLOC_CONF: expandable_segments:True. "
+    )
 
 
 def _bytes(pattern: re.Pattern[str], text: str) -> int | None:

@@ -17,6 +17,15 @@ CPU = (
 )
 
 
+# As torch 2.11 said where an eighth of the GPU was free and another lay in segments of other sizes.
+IN_PIECES = (
+    "CUDA out of memory. Tried to allocate 23.42 GiB. GPU 0 has a total capacity of 139.80 GiB of "
+    "which 20.69 GiB is free. Including non-PyTorch memory, this process has 119.10 GiB memory in "
+    "use. Of the allocated memory 105.44 GiB is allocated by PyTorch, and 11.99 GiB is reserved by "
+    "PyTorch but unallocated."
+)
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's, which needs no import here."""
 
@@ -26,6 +35,14 @@ def test_cuda_out_of_memory_tells_requested_and_free_bytes() -> None:
     assert end["status"] == "oom"
     assert end["detail"]["requested_bytes"] == 20 * 2**20
     assert end["detail"]["free_bytes"] == round(10.44 * 2**20)
+
+
+def test_memory_that_was_there_in_pieces_is_said_with_what_to_set() -> None:
+    cause = end_of(OutOfMemoryError(IN_PIECES))["cause"]
+    assert cause.startswith("23.42 GiB were free, in pieces; set env.PYTORCH_CUDA_ALLOC_CONF: exp")
+    assert "CUDA out of memory" in cause
+    too_much = IN_PIECES.replace("11.99 GiB", "1.99 GiB")
+    assert end_of(OutOfMemoryError(too_much))["cause"].startswith("CUDA out of memory")
 
 
 def test_the_cpu_allocators_error_is_out_of_memory() -> None:
