@@ -118,14 +118,20 @@ RULES: dict[str, Rule] = {
     "engine.": Rule("differs", "how DeepSpeed cuts and keeps what it sends"),
     "mesh.": Rule("differs", "which ranks share a shard: traffic within and between groups"),
     "units.": Rule("differs", "how parameters are cut for the network: overlap and memory"),
+    "update.": Rule("differs", "when weights are updated and gathered, and norms taken: no values"),
     # Settings of a suite that no fact shows.
     "train.learning_rate": Rule("unfair", "other updates: another model after the first step"),
     "train.compile": Rule("differs", "how torch compiles: fused kernels, the same arithmetic"),
     "train.loss_chunks": Rule("differs", "logits and loss in parts: less memory, the same work"),
     "train.attention_backend": Rule("differs", "another kernel of the same function"),
+    "train.update_streams": Rule("differs", "the update in two halves side by side: the same bits"),
     "train.weight_decay": Rule("unfair", "other updates: another model after the first step"),
     "seed": Rule("unfair", "other weights, and other tokens"),
+    "data.prefetch": Rule("differs", "how far batches are read ahead: waiting for data"),
     "measure.": Rule("differs", "how much is warmed up and measured, not what is computed"),
+    "collect": Rule("differs", "what is measured beside times, not what is computed"),
+    "limits.": Rule("differs", "when a launch is ended, not what it computes"),
+    "env.": Rule("unfair", "a variable: it may change how libraries compute or communicate"),
     "offload.": Rule("differs", "states on the host: less device memory, a slower update"),
 }
 # These say which strategy or driver a row is, which its name says.

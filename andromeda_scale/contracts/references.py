@@ -15,6 +15,11 @@ class NoShallowForm(ValueError):
     """A model that cannot be had with fewer layers; its text says why."""
 
 
+def is_own_reference(case: Case) -> bool:
+    """Whether a case runs the program of references: one process without a wrapper."""
+    return (case.strategy.name, case.driver) == ("single", "native")
+
+
 def reference_of(case: Case, device: Device) -> Case:
     """The single process whose first losses and gradient norms this case must show.
 
@@ -28,7 +33,11 @@ def reference_of(case: Case, device: Device) -> Case:
         model=case.model,
         data=case.data.model_copy(update={"prefetch": 0}),
         train=case.train.model_copy(
-            update={"grad_accum": grad_accum, "compile": bool(case.train.compile)}
+            update={
+                "grad_accum": grad_accum,
+                "compile": bool(case.train.compile),
+                "update_streams": 1,
+            }
         ),
         seed=case.seed,
         env=case.env,

@@ -14,6 +14,7 @@ from typing import Any
 from andromeda_scale.contracts import parity
 from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.contracts.records import RankRecord, RepeatRecord
+from andromeda_scale.contracts.references import is_own_reference
 from andromeda_scale.merge.values import integer, number, text
 from andromeda_scale.suite.config import Case
 
@@ -72,6 +73,8 @@ def case_parity(
     if not pooled:
         cause = {"parity": "diverged", "parity_cause": _cause(diverged[0])} if diverged else {}
         return found | _worst(diverged) | cause
+    if case.parity == "cross" and is_own_reference(case) and not any(map(_steps, pooled)):
+        return found | {"parity": "reference"}  # nobody disagrees, and it is what others must show
     if case.parity == "cross":
         return found | _verdict(pooled, "nothing to compare with")
     if item.parity_id is not None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from andromeda_scale.contracts.references import NoShallowForm, reference_of, shallow_of
+from andromeda_scale.contracts.references import (
+    NoShallowForm,
+    is_own_reference,
+    reference_of,
+    shallow_of,
+)
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.planning.fits import Placed, fit
@@ -33,8 +38,7 @@ def for_parity(running: Sequence[Placed], machine: Machine, where: Where) -> For
     made = ForParity()
     for placed in running:
         case = placed.case
-        own_program = (case.strategy.name, case.driver) == ("single", "native")
-        if own_program or case.parity in ("off", "cross"):
+        if is_own_reference(case) or case.parity in ("off", "cross"):
             continue
         if case.parity == "shallow":
             shallow = _shallow(placed, where)

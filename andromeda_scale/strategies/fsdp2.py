@@ -242,6 +242,13 @@ class Fsdp2(Native):
         if "unit_norms" in s.extra:
             s.extra["unit_norms"].zero_()
 
+    def early(self, s: TrainState) -> dict[str, bool]:
+        watched = ("to_watch", "unit_norms")  # until the first backward, and since
+        return {
+            "early_gather": bool(s.extra.get("begins")),
+            "early_norm": any(name in s.extra for name in watched),
+        }
+
     @classmethod
     def as_accelerated(cls, options: Any) -> Any:
         """Its plugin makes every block a unit, and it updates and clips by itself."""

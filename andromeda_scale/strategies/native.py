@@ -144,8 +144,13 @@ class Native(Strategy):
             "optimizer": common.optimizer_facts(s.optimizer),
             "loss_scale": s.extra["scaler"].describe(),
             "gradient_clipping": self.train.grad_clip or "none",  # what update() clips to
+            "update": {"streams": 1 if s.extra.get("beside") is None else 2, **self.early(s)},
             **self.facts(s),
         }
+
+    def early(self, s: TrainState) -> dict[str, bool]:
+        """What of an update is begun before its turn, and whether it is."""
+        return {}
 
     def wrapper(self, s: TrainState) -> str | None:
         """The class around the model; None for the bare module."""

@@ -24,7 +24,7 @@ TRAIN = {"grad_clip": 0.5, "optimizer": {"name": "adamw", "eps": 1.0}, "learning
 
 
 def train(spec: RankSpec, out: str) -> None:
-    """Train; save norms, losses, weights, and how many gathers of the last step began when."""
+    """Train; save norms, losses, weights, facts, and the last step's gathers by when they began."""
     rt = runtime.start(spec)
     runtime.init_process_group(spec, rt)
     strategy, state, step = built(spec.case, rt)
@@ -44,7 +44,9 @@ def train(spec: RankSpec, out: str) -> None:
         starts = gathers[:, 0].tolist()
         begun[phase] = sum(start <= at < end for start, end in spans for at in starts)
     weights = full_parameters(state)
-    torch.save({"norms": norms, "losses": losses, "begun": begun, "weights": weights}, out)
+    said = strategy.describe(state)["update"]
+    found = {"norms": norms, "losses": losses, "begun": begun, "weights": weights, "said": said}
+    torch.save(found, out)
 
 
 Run = Callable[..., dict[str, Any]]
@@ -91,6 +93,8 @@ def test_early_gathers_and_norms_change_nothing_but_when(
     assert early["losses"] == pytest.approx(late["losses"], rel=1e-6)
     for key, weight in late["weights"].items():
         torch.testing.assert_close(early["weights"][key], weight, rtol=1e-5, atol=1e-6, msg=key)
+    assert early["said"] == {"streams": 1, "early_gather": True, "early_norm": True}
+    assert late["said"] == {"streams": 1, "early_gather": False, "early_norm": False}
     # The embedding and the first block; every unit is gathered as often as before.
     assert (early["begun"]["update"], late["begun"]["update"]) == (2, 0)
     assert sum(early["begun"].values()) == sum(late["begun"].values())

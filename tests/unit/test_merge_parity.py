@@ -109,6 +109,14 @@ def test_a_case_alone_has_nothing_to_compare_with(tmp_path: Path, other: Any) ->
     assert row["parity_cause"] == "nothing to compare with"
 
 
+def test_the_program_of_references_needs_nothing_to_compare_with(tmp_path: Path) -> None:
+    case = make_case("single", 1, parity="cross")
+    write_plan(tmp_path, [case], 1)
+    write(tmp_path, case, 0, GOOD)
+    (row,) = merge_run(tmp_path).cases.to_dict("records")
+    assert (row["status"], row["parity"], row["parity_cause"]) == ("ok", "reference", "")
+
+
 def test_one_launch_that_differs_from_its_case_is_diverged_alone(tmp_path: Path) -> None:
     cases = [make_case(name, 2, parity="cross") for name in ("ddp", "fsdp2")]
     write_plan(tmp_path, cases, 2)
