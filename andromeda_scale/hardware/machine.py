@@ -83,7 +83,7 @@ def _cgroup(name: str) -> str:
 
 
 def _gpus() -> tuple[int, ...]:
-    """Memory in bytes of the GPUs left visible, in NVML's order; () without a driver."""
+    """Usable bytes of the GPUs left visible, in NVML's order; () without a driver."""
     try:
         import pynvml
     except ImportError:
@@ -96,11 +96,20 @@ def _gpus() -> tuple[int, ...]:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
         visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
-        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handles[i]).total) for i in visible)
+        return tuple(_usable(pynvml, handles[i]) for i in visible)
     except pynvml.NVMLError:
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+def _usable(nvml: Any, handle: Any) -> int:
+    """Bytes of a GPU that programs may have: all but what its driver keeps for itself."""
+    try:
+        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:  # a driver before 510 does not tell them apart
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return int(info.total - info.reserved)
 
 
 def visible_devices(variable: str | None, uuids: Sequence[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -117,15 +118,24 @@ def _in_pieces(text: str) -> str:
     """What to set where there was enough memory, and only not in one piece; '' elsewhere.
 
     Torch's allocator keeps freed segments of sizes that nothing asks for any more; segments that
-    grow leave no such gaps.
+    grow leave no such gaps. Not so where a limit of the process refused, or where pools of CUDA
+    graphs hold what is unallocated, which nothing else may use.
     """
-    asked, *there = (_bytes(p, text) for p in (_REQUESTED, _FREE, _UNALLOCATED))
-    if asked is None or None in there or asked > sum(part or 0 for part in there):
+    if " allowed;" in text or "private pools" in text or "expandable_segments:True" in _allocator():
+        return ""
+    asked, free, idle = (_bytes(p, text) for p in (_REQUESTED, _FREE, _UNALLOCATED))
+    if asked is None or free is None or idle is None or not free < asked <= free + idle:
         return ""
     return (
         f"{binary(asked)} were free, in pieces; "
         "set env.PYTORCH_CUDA_ALLOC_CONF: expandable_segments:True. "
     )
+
+
+def _allocator() -> str:
+    """How torch's allocator was set."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return ",".join(os.environ.get(name, "") for name in names)
 
 
 def _bytes(pattern: re.Pattern[str], text: str) -> int | None:

@@ -41,8 +41,26 @@ def test_memory_that_was_there_in_pieces_is_said_with_what_to_set() -> None:
     cause = end_of(OutOfMemoryError(IN_PIECES))["cause"]
     assert cause.startswith("23.42 GiB were free, in pieces; set env.PYTORCH_CUDA_ALLOC_CONF: exp")
     assert "CUDA out of memory" in cause
-    too_much = IN_PIECES.replace("11.99 GiB", "1.99 GiB")
-    assert end_of(OutOfMemoryError(too_much))["cause"].startswith("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("11.99 GiB", "1.99 GiB"),  # not enough in all
+        ("20.69 GiB is free", "30.69 GiB is free"),  # one piece: something else refused
+        ("in use. Of", "in use. 100.00 GiB allowed; Of"),  # a limit of the process did
+        ("by PyTorch, and", "by PyTorch, with 9.00 GiB allocated in private pools, and"),
+    ],
+)
+def test_it_is_not_said_where_it_would_not_help(was: str, now: str) -> None:
+    assert was in IN_PIECES
+    cause = end_of(OutOfMemoryError(IN_PIECES.replace(was, now)))["cause"]
+    assert cause.startswith("CUDA out of memory")
+
+
+def test_it_is_not_said_to_whom_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert end_of(OutOfMemoryError(IN_PIECES))["cause"].startswith("CUDA out of memory")
 
 
 def test_the_cpu_allocators_error_is_out_of_memory() -> None:

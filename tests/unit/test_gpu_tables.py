@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_results
 from gpu_tables import TABLES, Reach
 
-TWO_H200 = Machine(cpu_cores=32, gpus=[140 * GIB] * 2, memory_bytes=256 * GIB)
+TWO_H200 = Machine(cpu_cores=32, gpus=[int(139.8 * GIB)] * 2, memory_bytes=256 * GIB)
 CASES = {
     "llama": 1,
     "levers": 13,

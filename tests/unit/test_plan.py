@@ -142,8 +142,10 @@ def test_offloaded_states_must_fit_the_host() -> None:
 def test_capacity_is_the_gpu_or_a_share_of_the_host_or_what_the_suite_says() -> None:
     keys: dict[str, Any] = {"model": "andromeda-410m", "strategy": "ddp"}
     small_gpus = skips(plan(Machine(8, gpus=[4 * GIB] * 2, memory_bytes=999 * GIB), **keys))
-    assert all("has 4.00 GiB of GPU memory" in str(skip) for skip in small_gpus.values())
-    assert skips(plan(EIGHT_GPUS, limits={"memory_gib": 4.0}, **keys)) == small_gpus
+    assert all(
+        "has 2.25 GiB of GPU memory for tensors" in str(skip) for skip in small_gpus.values()
+    )
+    assert skips(plan(EIGHT_GPUS, limits={"memory_gib": 2.25}, **keys)) == small_gpus
     assert set(skips(plan(EIGHT_GPUS, **keys)).values()) == {None}
     shared = skips(plan(Machine(2, memory_bytes=10 * GIB), **keys))
     assert shared["1"] is None

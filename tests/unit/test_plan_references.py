@@ -79,7 +79,7 @@ def test_a_model_too_large_for_one_process_has_a_shallow_reference() -> None:
     assert note.startswith(
         "parity of 1 case will be unavailable: the single-process reference needs"
     )
-    assert note.endswith("GiB of GPU memory; parity: shallow would check it")
+    assert note.endswith("GiB of GPU memory for tensors; parity: shallow would check it")
     made = plan(EIGHT_GPUS, train=train, parity="shallow", **keys)
     assert [(item.role, item.skip) for item in made.repeats[:3]] == [
         ("reference", None),
