@@ -29,14 +29,11 @@ from gpu_shapes import (
     value,
 )
 from gpu_svg import write_svg
-from gpu_tables import SIZES, TABLES, Row
+from gpu_tables import PUBLISHED_MS, SIZES, TABLES, Row
 from plotly import graph_objects as go
 
 from andromeda_scale.report.html.source import COLOURS, GREY, MARKERS
 from andromeda_scale.suite import settings
-
-# Forward and backward in float32 at batch 4, context 256, as a CS336 benchmark published them.
-PUBLISHED_MS = dict(zip(SIZES, (38.9, 90.8, 203.7, 393.7, 556.9), strict=True))
 
 
 def launches(rows: Rows) -> go.Figure:

@@ -28,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 from gpu_instruments import INSTRUMENTS
-from gpu_tables import ENVIRONMENT, SHORT, TABLES, Reach, Row, Suite, Table
+from gpu_tables import ENVIRONMENT, SHORT, TABLES, Row, Suite, Table
 
 import andromeda_scale
 from andromeda_scale.analysis.results import FILES
@@ -232,20 +232,22 @@ def _peer_row(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cells(row: Row, reach: Reach | None) -> dict[str, str]:
-    """A row under SETTINGS, MEASURED and its reach."""
+def cells(table: Table, row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    """A row under SETTINGS, MEASURED, the table's own columns and its reach."""
     settings = dict(zip(SETTINGS, _settings(row), strict=True))
     if row["status"] != "ok":
-        dashes = dict.fromkeys(MEASURED, "-")
+        dashes = dict.fromkeys((*MEASURED, *table.columns), "-")
         said = textwrap.shorten(f"{row['status']}: {row['cause']}", 80, placeholder=" ...")
         # What auto leaves out, as it does not fit, misses nothing.
         missed = "" if row["status"] == "skipped" else "missed"
         return settings | dashes | {"reach": said, "": missed}
     found = {head: _written(row, *how) for head, how in MEASURED.items()}
-    if reach is None:
+    for head, (value, form) in table.columns.items():
+        found[head] = _written(row, lambda row, value=value: value(row, rows), form)
+    if (reach := table.reach(row, rows)) is None:
         return settings | found | {"reach": "", "": ""}
     sign = "<=" if reach.at_most else ">="
-    said = f"{reach.what} {reach.found:,.4g} {sign} {reach.bound:,.4g}"
+    said = f"{reach.what} {_significant(reach.found)} {sign} {_significant(reach.bound)}"
     met = "reached" if reach.met else f"missed by {abs(reach.found / reach.bound - 1):.1%}"
     return settings | found | {"reach": said, "": met}
 
@@ -283,6 +285,10 @@ def _of_the_best(row: Row) -> float | None:
     return None if itself else float(row["efficiency_common"])
 
 
+def _significant(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _written(row: Row, value: Callable[[Row], Any], form: str) -> str:
     try:
         found = value(row)
@@ -298,9 +304,10 @@ def table_of(name: str, out: Path) -> tuple[str, bool]:
         text, met = instrument.printed(out / instrument.record)
         return f"{instrument.question}\n\n{text}", met
     table, rows = TABLES[name], rows_of(out)
-    frame = pd.DataFrame([cells(row, _reach(table, row, rows)) for row in rows])
+    frame = pd.DataFrame([cells(table, row, rows) for row in rows])
     met = not frame[""].str.startswith("missed").any()
-    frame = frame.drop(columns=[head for head in MEASURED if (frame[head] == "-").all()])
+    empty = [head for head in (*MEASURED, *table.columns) if (frame[head] == "-").all()]
+    frame = frame.drop(columns=empty)
     frame = frame if (frame[""] != "").any() else frame.drop(columns=["reach", ""])
     text = f"{table.question}\n\n{frame.to_markdown(index=False)}\n{_against_peers(rows)}"
     return text, met
@@ -319,10 +326,6 @@ def _compiled(how: Any) -> str:
     if not isinstance(how, Mapping):
         return "compiled" if how else ""
     return " ".join(("compiled", *["whole"] * bool(how.get("whole")), str(how.get("mode", ""))))
-
-
-def _reach(table: Table, row: Row, rows: Sequence[Row]) -> Reach | None:
-    return table.reach(row, rows) if row["status"] == "ok" else None
 
 
 def _against_peers(rows: Sequence[Row]) -> str:

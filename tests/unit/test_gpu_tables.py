@@ -16,7 +16,7 @@ from andromeda_scale.planning.suite_file import mapping_suite
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_results
-from gpu_tables import TABLES, Reach
+from gpu_tables import TABLES, Reach, Table
 
 TWO_H200 = Machine(cpu_cores=32, gpus=[int(139.8 * GIB)] * 2, memory_bytes=256 * GIB)
 CASES = {
@@ -74,16 +74,20 @@ def _row(**changes: Any) -> dict[str, Any]:
     return row | {"peak_allocated_bytes": 3 * GIB} | changes
 
 
+def _cells(row: dict[str, Any], reach: Reach | None = None) -> dict[str, str]:
+    return gpu_results.cells(Table("", [], lambda row, rows: reach), row, [row])
+
+
 def test_a_row_shows_its_numbers_and_by_how_much_it_misses_its_reach() -> None:
-    found = gpu_results.cells(_row(), None)
+    found = _cells(_row())
     assert found["other"] == "compiled"
     assert found["step ms"] == "250.00"
     assert (found["TFLOP/s"], found["MFU"], found["GiB"]) == ("2.0", "50.0%", "3.0")
     assert (found["exposed ms"], found["mJ/token"], found["reach"]) == ("-", "-", "")
-    low = gpu_results.cells(_row(), Reach("MFU", 0.36, 0.45))
+    low = _cells(_row(), Reach("MFU", 0.36, 0.45))
     assert (low["reach"], low[""]) == ("MFU 0.36 >= 0.45", "missed by 20.0%")
-    assert gpu_results.cells(_row(), Reach("step ms", 9, 10, at_most=True))[""] == "reached"
-    died = gpu_results.cells(_row(status="oom", cause="out of memory", window_step_s=None), None)
+    assert _cells(_row(), Reach("step ms", 9, 10, at_most=True))[""] == "reached"
+    died = _cells(_row(status="oom", cause="out of memory", window_step_s=None))
     assert (died["step ms"], died["reach"], died[""]) == ("-", "oom: out of memory", "missed")
 
 
@@ -113,17 +117,17 @@ def test_the_step_that_is_judged_is_the_one_in_the_column() -> None:
     found = TABLES["cs336"].reach(row, [])
     assert found is not None
     assert not found.met
-    assert f"{found.found:.2f}" == gpu_results.cells(row, found)["step ms"]
+    assert f"{found.found:.2f}" == _cells(row, found)["step ms"]
 
 
 def test_an_efficiency_beside_a_slow_gpu_of_its_own_stands_beside_that_of_the_best() -> None:
     two = {"efficiency": 1.26, "efficiency_low": None, "efficiency_high": None}
     two |= {"efficiency_common": 0.79, "base_world_size": 1, "base_case_id": "zero1"}
-    found = gpu_results.cells(_row(**two, common_base_case_id="ddp"), None)
+    found = _cells(_row(**two, common_base_case_id="ddp"))
     assert (found["efficiency"], found["of the best"]) == ("1.260", "0.790")
-    assert gpu_results.cells(_row(**two, common_base_case_id="zero1"), None)["of the best"] == "-"
+    assert _cells(_row(**two, common_base_case_id="zero1"))["of the best"] == "-"
     first = _row(**two | {"base_world_size": 2}, common_base_case_id="ddp")
-    assert gpu_results.cells(first, None)["of the best"] == "-"
+    assert _cells(first)["of the best"] == "-"
 
 
 def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
@@ -173,3 +177,10 @@ def test_another_time_is_numbered_beside_a_time_that_was_cut(
     gpu_results.run_table(TABLES["llama"], tmp_path, rehearse=True, sets={})
     assert made == ["ours-4", "ours-5"]
     assert (tmp_path / "torchtitan-4").is_dir()
+
+
+def test_a_step_is_beside_the_first_settings_of_its_time() -> None:
+    times = {"ours-0": ("a", 1.0), "ours-1": ("b", 2.2), "ours-2": ("a", 1.21), "other": ("c", 3.0)}
+    rows = [_row(run=r, case_id=case, window_step_s=t) for r, (case, t) in times.items()]
+    value, _ = TABLES["levers"].columns["of the first"]
+    assert [value(row, rows) for row in rows] == pytest.approx([1 / 1.1, 2.0, 1.1, 1.0])
