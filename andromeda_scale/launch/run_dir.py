@@ -39,11 +39,11 @@ FAILED = frozenset(
 )
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
+_NOT_FINISHED = frozenset({"interrupted", "skipped"})
 # What may lie in a directory that holds no run yet: a submitted job's files, and what a driver
 # that was killed at once leaves of a plan.
 _BEFORE_A_PLAN = re.compile(r"lock|slurm|tasks|\.(probe|plan\.json)\.\d+")
 _HALF_WRITTEN = re.compile(r"\.(probe|[a-z]+\.[a-z]+)\.\d+")  # by write_atomic and make_writable
-_NOT_FINISHED = frozenset({"interrupted", "skipped"})
 
 
 class RunDir:

@@ -35,8 +35,8 @@ from andromeda_scale.merge.values import Columns, integer, most, number, of_rank
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.suite.config import Case
 
-# Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
+# Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 OF_CASES = (
     "speedup",
     "half_width",
