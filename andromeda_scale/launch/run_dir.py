@@ -109,6 +109,16 @@ class RunDir:
         self._write_plan()
         return True
 
+    def replanned(self, plan: Plan) -> Self:
+        """The same run by another plan, which it holds from now on.
+
+        Raises UserError naming the driver that holds the run.
+        """
+        run = type(self)(self.path, plan)
+        with run.lock():
+            run._write_plan()
+        return run
+
     def _write_plan(self) -> None:
         write_atomic(self.path / "plan.json", self.plan.model_dump_json(indent=1))
 
