@@ -162,6 +162,24 @@ def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> 
     return record
 
 
+def read_status(path: Path) -> tuple[dict[str, Any], str | None]:
+    """(agent 0's word on how a repeat ended, why it is not used); nothing where there is no file.
+
+    Never raises for what the file holds; without a word there is no status.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, RecursionError):
+        return {}, f"{path.name}: is not a JSON file"
+    if not isinstance(found, dict) or found.get("status") not in get_args(Status):
+        return {}, f"{path.name}: has no known status"
+    if wrong := wrong_version(found.get("v", SCHEMA_VERSION)):
+        return {}, f"{path.name}: {wrong}"
+    return found, None
+
+
 def _at_first(problems: list[Problem]) -> list[Problem]:
     """What many lines of a file have in common is said of the first of them."""
     alike = Counter((problem.file, problem.what) for problem in problems)

@@ -21,12 +21,12 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import ValidationError
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
-from andromeda_scale.contracts.records import SCHEMA_VERSION, Status, wrong_version
+from andromeda_scale.contracts.records import read_status
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
@@ -229,13 +229,8 @@ class RunDir:
     def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
         """status.json of a repeat; None if it did not end, or the file says nothing known: a
         merge has no numbers of it either, and a resume launches it again."""
-        try:
-            status = json.loads((self.case_dir(item) / "status.json").read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-        if not isinstance(status, dict) or status.get("status") not in get_args(Status):
-            return None
-        return None if wrong_version(status.get("v", SCHEMA_VERSION)) else status
+        status, _ = read_status(self.case_dir(item) / "status.json")
+        return status or None
 
     def statuses(self) -> list[tuple[PlannedRepeat, str]]:
         """Every item of the plan with its status word; "pending" without a status.json."""

@@ -14,6 +14,7 @@ from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import FILES, Results, read, typed_rows, write
 from andromeda_scale.analysis.scaling import add_scaling
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.records import read_status
 from andromeda_scale.contracts.references import reference_of
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
@@ -124,7 +125,7 @@ def _helper(run_dir: Path, plan: Plan, item: PlannedRepeat) -> dict[str, Any]:
     if item.reference_id is None:
         return {}
     reference = PlannedRepeat(case_id=item.reference_id, repeat=0, role="reference")
-    return repeats.read_status(run_dir / reference.folder / "status.json", [])
+    return read_status(run_dir / reference.folder / "status.json")[0]
 
 
 def _compare(
