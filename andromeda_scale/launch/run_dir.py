@@ -23,9 +23,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role, read_plan
 from andromeda_scale.contracts.records import read_status
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
@@ -156,21 +154,7 @@ class RunDir:
     def open(cls, path: str | Path) -> Self:
         """An existing run. Raises UserError if there is none, or its plan cannot be read."""
         path = Path(path).absolute()
-        try:
-            text = (path / "plan.json").read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{path}: holds no run ({error.strerror}: plan.json); give the directory that "
-                "`andromeda-scale run` named"
-            ) from None
-        try:
-            return cls(path, Plan.model_validate_json(text))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}/plan.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; it was "
-                "written by another version or damaged: start a new run"
-            ) from None
+        return cls(path, read_plan(path))
 
     def check_fingerprint(self, current: Mapping[str, Any], *, allow_mixed: bool = False) -> None:
         """Store the first fingerprint; refuse another one, naming what differs.
