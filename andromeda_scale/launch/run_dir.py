@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,6 +32,7 @@ from andromeda_scale.launch import lock
 from andromeda_scale.launch.disk import full_disk, is_full, make_writable, write_atomic
 from andromeda_scale.planning.search import Found, settle
 
+RUNS = Path("runs")  # where a run goes that is given no directory
 FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}
     | {"unavailable"}
@@ -295,6 +297,16 @@ class RunDir:
                 shutil.rmtree(old)
             else:
                 old.rename(place)
+
+
+def fresh(name: str, parent: Path = RUNS) -> Path:
+    """A directory below `parent`, named by the time, in which nothing is yet."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = parent / stem, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{stem}-{count}"
+    return path
 
 
 def _asked(plan: Plan) -> set[str]:

@@ -6,10 +6,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.launch import lock
 from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.local_files import remove_stale
-from andromeda_scale.launch.run_dir import FAILED, RunDir
+from andromeda_scale.launch.run_dir import FAILED, RunDir, fresh
 from andromeda_scale.suite.config import Case, StrategySpec
 from andromeda_scale.suite.world import World
 
@@ -289,6 +291,15 @@ def test_where_files_cannot_be_locked_the_last_driver_is_taken_to_hold_the_run(
         pass
     (run.path / "lock").unlink()
     assert (lock.is_held(run.path), run.holder()) == (False, None)
+
+
+def test_a_fresh_directory_is_one_that_is_not_there(tmp_path: Path) -> None:
+    assert re.fullmatch(r"x-\d{8}-\d{6}", fresh("x", tmp_path).name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(time, "strftime", lambda _: "now")
+        for name in ("x-now", "x-now-2", "x-now-3"):
+            assert fresh("x", tmp_path) == tmp_path / name
+            (tmp_path / name).mkdir()
 
 
 def test_a_failed_reference_is_tried_again_with_what_still_needs_it(tmp_path: Path) -> None:
