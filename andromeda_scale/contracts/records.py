@@ -41,7 +41,6 @@ Phase = Literal["setup", "warmup", "measure", "profile", "inspect"]
 
 Status = Literal[
     "pending",
-    "running",
     "ok",
     "oom",
     "timeout",
@@ -57,7 +56,6 @@ Status = Literal[
 
 STATUSES: dict[Status, str] = {
     "pending": "planned, and not started",
-    "running": "being measured now",
     "ok": "every rank wrote its end, and its numbers are in the table",
     "oom": "a rank asked for more memory than there was",
     "timeout": "it took over limits.timeout_s, or a rank said nothing for limits.heartbeat_s",

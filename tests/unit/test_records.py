@@ -161,6 +161,7 @@ def test_a_directory_in_place_of_a_file_is_a_problem(tmp_path: Path) -> None:
         (b"[" * 100_000, "status.json: is not a JSON file"),
         (b'["ok"]', "status.json: has no known status"),
         (b'{"status": "fine"}', "status.json: has no known status"),
+        (b'{"status": "running"}', "status.json: has no known status"),  # its folder says that
         (b'{"status": ["ok"]}', "status.json: has no known status"),
         (b'{"v": 2, "status": "ok"}', "status.json: has format version 2; this reads 1"),
     ],
