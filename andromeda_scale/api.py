@@ -106,6 +106,7 @@ def run(
     """
     from andromeda_scale.commands import choosing, sweep
     from andromeda_scale.hardware.machine import detect_machine
+    from andromeda_scale.launch.run_dir import RUNS
     from andromeda_scale.planning.plan import make_plan, require_runnable
     from andromeda_scale.planning.suite_file import mapping_suite, read_suite
 
@@ -121,7 +122,7 @@ def run(
     plan = make_plan(loaded.suite, loaded.name, detect_machine(), loaded.where)
     require_runnable(plan, loaded.where)
     chosen = None if run_dir is None else Path(run_dir)
-    path, _ = choosing.choose(plan, choosing.RUNS, chosen, new=new, only_failed=only_failed)
+    path, _ = choosing.choose(plan, RUNS, chosen, new=new, only_failed=only_failed)
     started = sweep.start(path, plan, loaded.text, allow_mixed=allow_mixed)
     outcome = sweep.refined(started, only_failed=only_failed, quiet=quiet)
     results, full = sweep.tables(started.path)

@@ -34,7 +34,7 @@ FILES = {
     "steps": "steps.parquet",
 }
 _SINCE_LATER = ("communication", "steps")  # an earlier version wrote none
-_UNDONE = {"", "ok", "pending", "running", "skipped", "interrupted"}
+_UNDONE = {"", "ok", "pending", "skipped", "interrupted"}
 _KEY = b"andromeda_scale"  # in the metadata of each file
 _dtype: Any = cache(pd.api.types.pandas_dtype)  # by name it tries every kind of array each time
 

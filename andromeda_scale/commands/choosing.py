@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import RunDir, fresh
 from andromeda_scale.suite import paths
-
-RUNS = Path("runs")  # where a run goes that is given no directory
 
 
 def choose(
@@ -40,12 +37,12 @@ def choose(
             f"--only failed: no run of {plan.suite_name} with these cases lies under {parent}/; "
             "name its directory with --run-dir, or leave out --only"
         )
-    return _fresh(plan.suite_name, parent), False
+    return fresh(plan.suite_name, parent), False
 
 
 def place(suite_name: str, run_dir: Path | None) -> Path:
     """Where a new run goes: the given directory, or a fresh one named by the time."""
-    return run_dir or _fresh(suite_name, RUNS)
+    return run_dir or fresh(suite_name)
 
 
 def _newest(plan: Plan, parent: Path) -> RunDir | None:
@@ -68,12 +65,3 @@ def _unfinished(run: RunDir) -> bool:
         and word in ("pending", "interrupted")
         for item, word in run.statuses()
     )
-
-
-def _fresh(suite_name: str, parent: Path) -> Path:
-    stem = f"{suite_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = parent / stem, 1
-    while path.exists():
-        count += 1
-        path = parent / f"{stem}-{count}"
-    return path

@@ -5,7 +5,6 @@ On a terminal the table stays in place; elsewhere each change is a line, and the
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 import typer
 
 from andromeda_scale.commands.reporting import print_table
+from andromeda_scale.launch import lock
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.catalogue import make_table
@@ -63,7 +63,8 @@ def _changes(run: RunDir) -> Iterator[Counter[str]]:
     """How many launches ended how, at first and whenever that changes, until nothing will."""
     shown: Counter[str] | None = None
     while True:
-        held = _held(run)  # before the files: who ends a launch and leaves is seen to have ended it
+        # Before the files: who ends a launch and leaves is seen to have ended it.
+        held = lock.is_held(run.path)
         ended = _ended(run)
         if ended != shown:
             yield ended
@@ -86,15 +87,3 @@ def _said(run: RunDir, ended: Counter[str]) -> str:
     done = total - _left(ended)
     words = ", ".join(f"{number} {word}" for word, number in sorted(ended.items()))
     return f"{run.plan.suite_name}: {done} of {total} launches ended ({words})"
-
-
-def _held(run: RunDir) -> bool:
-    """Whether a driver holds the run."""
-    try:
-        with open(run.path / "lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock: a copy, or none was ever started
-        return False
-    return False

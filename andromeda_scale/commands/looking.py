@@ -34,8 +34,8 @@ class Kind(StrEnum):
 
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
-    from andromeda_scale.commands.choosing import RUNS
     from andromeda_scale.commands.sweep import earlier_seconds
+    from andromeda_scale.launch.run_dir import RUNS
     from andromeda_scale.planning.table import print_plan
 
     planned, _ = plan_of(suite, set_, axis)
@@ -104,8 +104,8 @@ def doctor() -> None:
 
     Status 1: the quickstart would not run.
     """
-    from andromeda_scale.commands.choosing import RUNS
     from andromeda_scale.commands.doctor import examine
+    from andromeda_scale.launch.run_dir import RUNS
 
     broken = False
     for check in examine(RUNS):

@@ -9,7 +9,6 @@ from andromeda_scale.analysis.precision import half_width, needed
 from andromeda_scale.analysis.rivals import samples_of
 from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample, log_interval
 from andromeda_scale.contracts.planned import PlannedRepeat
-from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.suite.config import Case
@@ -39,10 +38,8 @@ def extend(run: RunDir) -> RunDir | None:
         added += [items[0].model_copy(update={"repeat": first + index}) for index in range(more)]
     if not added:
         return None
-    plan = run.plan.model_copy(update={"repeats": (*run.plan.repeats, *_blocks(added))})
-    with run.lock():
-        write_atomic(run.path / "plan.json", plan.model_dump_json(indent=1))
-    return RunDir(run.path, plan)
+    repeats = (*run.plan.repeats, *_blocks(added))
+    return run.replanned(run.plan.model_copy(update={"repeats": repeats}))
 
 
 def _more(case: Case, sample: Sample, planned: int) -> int:

@@ -154,8 +154,9 @@ def _launch(
 ) -> NoReturn:
     """Run a plan where it belongs, or go on with an earlier run of it."""
     from andromeda_scale.commands import choosing, sweep
+    from andromeda_scale.launch.run_dir import RUNS
 
-    path, resumed = choosing.choose(plan, choosing.RUNS, run_dir, new=new, only_failed=only_failed)
+    path, resumed = choosing.choose(plan, RUNS, run_dir, new=new, only_failed=only_failed)
     run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
     if resumed and not quiet:
         typer.echo(f"going on with {path} (--new starts afresh)", err=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, ValidationError
 
 from andromeda_scale.contracts import parity
+from andromeda_scale.contracts.records import SCHEMA_VERSION, wrong_version
+from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.suite.config import Case
 from andromeda_scale.suite.schema import Schema
@@ -52,10 +55,17 @@ class PlannedRepeat(Schema):
         return f"{kind}/{self.case_id}/{self.repeat}"
 
 
+def _readable(version: int) -> int:
+    if wrong := wrong_version(version):
+        raise ValueError(wrong)
+    return version
+
+
 class Plan(Schema):
     """The ordered list of (case, repeat) a suite expands to, with every case by id: plan.json."""
 
-    schema_version: int = 1
+    # First, so that a plan of another version is told as one, whatever else differs in it.
+    schema_version: Annotated[int, AfterValidator(_readable)] = SCHEMA_VERSION
     suite_name: str
     question: str
     cases: dict[str, Case]
@@ -63,6 +73,36 @@ class Plan(Schema):
     notes: tuple[str, ...] = ()  # what the planner decided, for people: order, duplicates, threads
     problems: tuple[str, ...] = ()  # what was asked for and cannot be had, for every table
     machine: Machine | None = None  # it was made for, where something is still to be found
+
+
+def read_plan(run_dir: Path) -> Plan:
+    """The plan that a run was made by. Raises UserError if there is none that can be read."""
+    path = run_dir / "plan.json"
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{run_dir}: holds no run ({error.strerror}: plan.json); give the directory that "
+            "`andromeda-scale run` named"
+        ) from None
+    try:
+        plan = Plan.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        what = f"{key}: {first['msg'].removeprefix('Value error, ')}" if key else first["msg"]
+        raise _unreadable(path, what) from None
+    if unknown := {item.case_id for item in plan.repeats} - plan.cases.keys():
+        what = f"repeats name cases that it does not hold: {', '.join(sorted(unknown))}"
+        raise _unreadable(path, what)
+    return plan
+
+
+def _unreadable(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: {what}; it was written by another version or is damaged: use that version, or "
+        "start a new run"
+    )
 
 
 class RankSpec(Schema):

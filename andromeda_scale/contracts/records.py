@@ -41,7 +41,6 @@ Phase = Literal["setup", "warmup", "measure", "profile", "inspect"]
 
 Status = Literal[
     "pending",
-    "running",
     "ok",
     "oom",
     "timeout",
@@ -57,7 +56,6 @@ Status = Literal[
 
 STATUSES: dict[Status, str] = {
     "pending": "planned, and not started",
-    "running": "being measured now",
     "ok": "every rank wrote its end, and its numbers are in the table",
     "oom": "a rank asked for more memory than there was",
     "timeout": "it took over limits.timeout_s, or a rank said nothing for limits.heartbeat_s",
@@ -160,6 +158,24 @@ def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> 
                 problems.append(Problem(path.name, number, problem))
     record.problems = _at_first(problems)
     return record
+
+
+def read_status(path: Path) -> tuple[dict[str, Any], str | None]:
+    """(agent 0's word on how a repeat ended, why it is not used); nothing where there is no file.
+
+    Never raises for what the file holds; without a word there is no status.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, RecursionError):
+        return {}, f"{path.name}: is not a JSON file"
+    if not isinstance(found, dict) or found.get("status") not in get_args(Status):
+        return {}, f"{path.name}: has no known status"
+    if wrong := wrong_version(found.get("v", SCHEMA_VERSION)):
+        return {}, f"{path.name}: {wrong}"
+    return found, None
 
 
 def _at_first(problems: list[Problem]) -> list[Problem]:

@@ -97,7 +97,7 @@ def look(job_id: str) -> Job | None:
     done = _slurm("squeue", "--noheader", "--states=all", f"--jobs={job_id}", f"--Format={form}")
     rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") >= len(_FIELDS)]
     if rows:
-        return _merged(job_id, [_from_squeue(job_id, row) for row in rows])
+        return _merged([_from_squeue(job_id, row) for row in rows])
     if done.returncode and "Invalid job id" not in done.stderr:
         raise NoAnswerError(_said(done))
     return _from_sacct(job_id)
@@ -137,10 +137,10 @@ def _accounted(job_id: str, text: str) -> Job | None:
         for word, code, nodes in rows
         if word
     ]
-    return _merged(job_id, jobs) if jobs else None
+    return _merged(jobs) if jobs else None
 
 
-def _merged(job_id: str, jobs: list[Job]) -> Job:
+def _merged(jobs: list[Job]) -> Job:
     """A job, or the tasks of an array as one: alive while one is, else its first failure."""
     chosen = [job for job in jobs if not job.over] or [
         job for job in jobs if job.word != "COMPLETED"

@@ -38,23 +38,33 @@ def held(run_dir: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def holder(run_dir: Path) -> tuple[int, str] | None:
-    """(process id, host) of the driver that holds a run; None: nobody does.
+def is_held(run_dir: Path) -> bool:
+    """Whether a driver holds a run.
 
-    Where files cannot be locked, the last one that did.
+    Where files cannot be locked nobody can tell, and one that ever held it is taken to: better to
+    wait for who has left than to leave who goes on.
     """
     try:
-        with open(run_dir / "lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, PermissionError):
-        return None
-    except OSError:  # held, or no file that can be
+        file = open(run_dir / "lock", "rb")
+    except OSError:  # a copy, none was ever started, or not ours to see
+        return False
+    with file:
         try:
-            pid, _, host = _named((run_dir / "lock").read_bytes())
-        except OSError:
-            return None
-        return (int(pid), host) if pid.isdecimal() else None
-    return None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held, or no file that can be
+            return True
+    return False
+
+
+def holder(run_dir: Path) -> tuple[int, str] | None:
+    """(process id, host) of the driver that holds a run; None: nobody does, or it gave no name."""
+    if not is_held(run_dir):
+        return None
+    try:
+        pid, _, host = _named((run_dir / "lock").read_bytes())
+    except OSError:
+        return None
+    return (int(pid), host) if pid.isdecimal() else None
 
 
 def _named(held: bytes) -> tuple[str, str, str]:

@@ -30,6 +30,7 @@ from andromeda_scale.launch.verdict import killed_by_kernel
 GRACE_S = 0.5  # for ranks that are failing too to write their end line, or where they stand
 _STUCK_S = 30.0  # after which a process that SIGKILL does not end is left to the kernel
 IMPORTS_S = 300.0  # the longest a forkserver may import
+_SHOWN_S = 2.0  # within which a network file system shows what another node has made
 _TICK_S = 0.1  # rare enough that watching costs the ranks nothing
 
 
@@ -214,7 +215,7 @@ def rank_specs(
     ]
 
 
-def sees_same_disk(sweep: Sweep, patience_s: float = 2.0) -> Path | None:
+def sees_same_disk(sweep: Sweep) -> Path | None:
     """The run directory, if this agent finds agent 0's token in it."""
     token = Path(sweep.run_dir) / "token"
 
@@ -224,16 +225,16 @@ def sees_same_disk(sweep: Sweep, patience_s: float = 2.0) -> Path | None:
         except OSError:
             return False
 
-    return Path(sweep.run_dir) if _patiently(told, patience_s) else None
+    return Path(sweep.run_dir) if _patiently(told) else None
 
 
 def _appears(directory: Path) -> bool:
     """Whether a directory that agent 0 has made is seen here."""
-    return _patiently(directory.is_dir, patience_s=2.0)
+    return _patiently(directory.is_dir)
 
 
-def _patiently(seen: Callable[[], bool], patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s  # a network file system may show it late
+def _patiently(seen: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _SHOWN_S
     while not seen():
         if time.monotonic() > deadline:
             return False

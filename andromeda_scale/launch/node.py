@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,7 @@ from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.progress import make_display
 from andromeda_scale.launch.rendezvous import connect, find_place, wait_for_agents
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import RunDir, fresh
 from andromeda_scale.planning.plan import make_plan, require_runnable
 from andromeda_scale.planning.suite_file import Loaded, read_suite
 
@@ -115,7 +114,7 @@ def _lead_sweep(arguments: Namespace, loaded: Loaded, member: Member, stop: Stop
     if arguments.gather:
         machine = replace(machine, nodes=max(world.nodes for world in loaded.suite.world))
     plan = make_plan(loaded.suite, loaded.name, machine, loaded.where)
-    path = Path(arguments.run_dir or f"runs/{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(arguments.run_dir) if arguments.run_dir else fresh(loaded.name)
     if arguments.array:
         plan, path = gather.one_case(plan, path, os.environ)
     else:

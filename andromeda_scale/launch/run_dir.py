@@ -18,32 +18,32 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from pydantic import ValidationError
-
-from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role
-from andromeda_scale.contracts.records import SCHEMA_VERSION, Status, wrong_version
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role, read_plan
+from andromeda_scale.contracts.records import read_status
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
 from andromeda_scale.launch.disk import full_disk, is_full, make_writable, write_atomic
 from andromeda_scale.planning.search import Found, settle
 
+RUNS = Path("runs")  # where a run goes that is given no directory
 FAILED = frozenset(
     {"crashed", "timeout", "oom", "node_failed", "interrupted", "invalid", "diverged"}
     | {"unavailable"}
 )
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
+_NOT_FINISHED = frozenset({"interrupted", "skipped"})
 # What may lie in a directory that holds no run yet: a submitted job's files, and what a driver
 # that was killed at once leaves of a plan.
 _BEFORE_A_PLAN = re.compile(r"lock|slurm|tasks|\.(probe|plan\.json)\.\d+")
 _HALF_WRITTEN = re.compile(r"\.(probe|[a-z]+\.[a-z]+)\.\d+")  # by write_atomic and make_writable
-_NOT_FINISHED = frozenset({"interrupted", "skipped"})
 
 
 class RunDir:
@@ -109,6 +109,16 @@ class RunDir:
         self._write_plan()
         return True
 
+    def replanned(self, plan: Plan) -> Self:
+        """The same run by another plan, which it holds from now on.
+
+        Raises UserError naming the driver that holds the run.
+        """
+        run = type(self)(self.path, plan)
+        with run.lock():
+            run._write_plan()
+        return run
+
     def _write_plan(self) -> None:
         write_atomic(self.path / "plan.json", self.plan.model_dump_json(indent=1))
 
@@ -146,21 +156,7 @@ class RunDir:
     def open(cls, path: str | Path) -> Self:
         """An existing run. Raises UserError if there is none, or its plan cannot be read."""
         path = Path(path).absolute()
-        try:
-            text = (path / "plan.json").read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{path}: holds no run ({error.strerror}: plan.json); give the directory that "
-                "`andromeda-scale run` named"
-            ) from None
-        try:
-            return cls(path, Plan.model_validate_json(text))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}/plan.json: {'.'.join(map(str, first['loc']))}: {first['msg']}; it was "
-                "written by another version or damaged: start a new run"
-            ) from None
+        return cls(path, read_plan(path))
 
     def check_fingerprint(self, current: Mapping[str, Any], *, allow_mixed: bool = False) -> None:
         """Store the first fingerprint; refuse another one, naming what differs.
@@ -219,13 +215,8 @@ class RunDir:
     def status(self, item: PlannedRepeat) -> dict[str, Any] | None:
         """status.json of a repeat; None if it did not end, or the file says nothing known: a
         merge has no numbers of it either, and a resume launches it again."""
-        try:
-            status = json.loads((self.case_dir(item) / "status.json").read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-        if not isinstance(status, dict) or status.get("status") not in get_args(Status):
-            return None
-        return None if wrong_version(status.get("v", SCHEMA_VERSION)) else status
+        status, _ = read_status(self.case_dir(item) / "status.json")
+        return status or None
 
     def statuses(self) -> list[tuple[PlannedRepeat, str]]:
         """Every item of the plan with its status word; "pending" without a status.json."""
@@ -306,6 +297,16 @@ class RunDir:
                 shutil.rmtree(old)
             else:
                 old.rename(place)
+
+
+def fresh(name: str, parent: Path = RUNS) -> Path:
+    """A directory below `parent`, named by the time, in which nothing is yet."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = parent / stem, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{stem}-{count}"
+    return path
 
 
 def _asked(plan: Plan) -> set[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 
-from andromeda_scale.contracts.records import Status
+from andromeda_scale.contracts.records import Phase, Status
 from andromeda_scale.launch.messages import Abort, NodeEnd, RankEnd
 from andromeda_scale.suite.schema import Schema
 
@@ -26,7 +26,7 @@ _WAITING = re.compile(
     r"reduce_scatter|all_to_all|broadcast|barrier|wait|backward|synchronize|step|"
     r"init_process_group|new_process_group)"
 )
-_PHASES = ("setup", "warmup", "measure", "profile", "inspect")
+_PHASES: tuple[Phase, ...] = get_args(Phase)  # in the order in which a rank comes to them
 _MAX_NAMED = 8  # ranks named in one cause
 
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from andromeda_scale.analysis.breakdown import add_reasons
 from andromeda_scale.analysis.fabric import Ceilings
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import FILES, Results, read, typed_rows, write
 from andromeda_scale.analysis.scaling import add_scaling
-from andromeda_scale.contracts.planned import Plan, PlannedRepeat
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat, read_plan
+from andromeda_scale.contracts.records import read_status
 from andromeda_scale.contracts.references import reference_of
-from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.merge import cases, communication, cross, ranks, repeats, searched, steps
 from andromeda_scale.merge.repeats import MergedRepeat
@@ -39,7 +37,7 @@ def merge_run(run_dir: Path) -> Results:
 
     Raises UserError only if `run_dir` holds no readable plan.
     """
-    plan = read_plan(run_dir)
+    plan = read_plan(Path(run_dir))
     items: dict[str, list[PlannedRepeat]] = {case_id: [] for case_id in plan.cases}
     for item in plan.repeats:
         if item.role == "measure":
@@ -86,25 +84,6 @@ def merge_run(run_dir: Path) -> Results:
     )
 
 
-def read_plan(run_dir: Path) -> Plan:
-    """The plan a run was made by. Raises UserError if there is none to be read."""
-    path = Path(run_dir) / "plan.json"
-    try:
-        plan = Plan.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
-        raise UserError(
-            f"{path}: is not a readable plan ({reason}); give the directory of a run, as "
-            "`andromeda-scale run` printed it"
-        ) from error
-    unknown = {item.case_id for item in plan.repeats} - set(plan.cases)
-    if unknown:
-        raise UserError(
-            f"{path}: repeats name cases it does not hold: {', '.join(sorted(unknown))}"
-        )
-    return plan
-
-
 def _timed(of_case: Sequence[MergedRepeat]) -> dict[int, Series]:
     """The job's timed steps of each launch, seconds by repeat."""
     return {
@@ -124,7 +103,7 @@ def _helper(run_dir: Path, plan: Plan, item: PlannedRepeat) -> dict[str, Any]:
     if item.reference_id is None:
         return {}
     reference = PlannedRepeat(case_id=item.reference_id, repeat=0, role="reference")
-    return repeats.read_status(run_dir / reference.folder / "status.json", [])
+    return read_status(run_dir / reference.folder / "status.json")[0]
 
 
 def _compare(

@@ -14,9 +14,8 @@ from andromeda_scale.analysis.fabric import bandwidths
 from andromeda_scale.analysis.results import rows_of, typed_rows
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.contracts.probed import Ceiling, Point, Probed
-from andromeda_scale.contracts.records import RepeatRecord, read_repeat
+from andromeda_scale.contracts.records import RepeatRecord, read_repeat, read_status
 from andromeda_scale.merge.ranks import rank_table
-from andromeda_scale.merge.repeats import read_status
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.suite.config import Case
 
@@ -90,8 +89,8 @@ def _launch(
         return [head | {"status": "skipped", "cause": item.skip}], []
     if not directory.is_dir():
         return [head | {"status": "pending", "cause": "not started"}], []
-    problems: list[str] = []
-    status = read_status(directory / "status.json", problems)
+    status, unread = read_status(directory / "status.json")
+    problems = [unread] if unread else []
     record = read_repeat(directory, item.case_id, item.repeat, world.size)
     table = rank_table(record, item.case_id, item.repeat, world.size)
     system = read_system(record, table)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +15,10 @@ from andromeda_scale.analysis.throughput import step_times, throughput
 from andromeda_scale.contracts.parity import First
 from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.contracts.records import (
-    SCHEMA_VERSION,
     RankRecord,
     RepeatRecord,
-    Status,
     read_repeat,
-    wrong_version,
+    read_status,
 )
 from andromeda_scale.merge import ablation, blame, devices, energy, memory, parity
 from andromeda_scale.merge.checks import contradictions
@@ -35,8 +32,8 @@ from andromeda_scale.merge.values import Columns, integer, most, number, of_rank
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.suite.config import Case
 
-# Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 MAX_NAMED = 3  # contradictions in the cause of an invalid repeat
+# Metrics that relate rows to each other, or to a device's peak: made from cases, not repeats.
 OF_CASES = (
     "speedup",
     "half_width",
@@ -132,9 +129,8 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     record = read_repeat(directory, item.case_id, item.repeat, size)
     table = rank_table(record, item.case_id, item.repeat, size, case.train.mode)
     system = read_system(record, table)
-    status_problems: list[str] = []
-    status = read_status(directory / "status.json", status_problems)
-    ending = _ending(status, record, table, status_problems)
+    status, unread = read_status(directory / "status.json")
+    ending = _ending(status, record, table, unread)
     row |= system.columns() | _about(status, table)
     if 0 in record.ranks:
         row |= _model(record.ranks[0]) | _warmup(record.ranks[0])
@@ -156,7 +152,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
             facts = repeat_facts(record, table.problems)
             numbers["facts"] = json.dumps(facts, sort_keys=True)
     found = [str(problem) for problem in record.problems]
-    found += status_problems + table.problems + system.problems
+    found += [*([unread] if unread else []), *table.problems, *system.problems]
     where = f"{item.case_id}/{item.repeat}"
     return MergedRepeat(
         row | numbers | _ended(ending),
@@ -172,7 +168,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
 def merge_parity_launch(run_dir: Path, item: PlannedRepeat, world_size: int) -> dict[str, Any]:
     """`status`, `cause` and what was compared of a launch made for parity alone."""
     directory = run_dir / item.folder
-    status = read_status(directory / "status.json", [])
+    status, _ = read_status(directory / "status.json")
     if not status:
         return {}
     record = read_repeat(directory, item.case_id, item.repeat, world_size)
@@ -181,34 +177,15 @@ def merge_parity_launch(run_dir: Path, item: PlannedRepeat, world_size: int) -> 
     return {"status": ending.status, "cause": ending.cause, **found}
 
 
-def read_status(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The launcher's word on how the repeat ended; empty if there is none to be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        problems.append("status.json: is not a JSON file")
-        return {}
-    if not isinstance(found, dict) or found.get("status") not in get_args(Status):
-        problems.append("status.json: has no known status")
-        return {}
-    if wrong := wrong_version(found.get("v", SCHEMA_VERSION)):
-        problems.append(f"status.json: {wrong}")
-        return {}
-    return found
-
-
 def _ending(
-    status: dict[str, Any], record: RepeatRecord, table: RankTable, problems: Sequence[str] = ()
+    status: dict[str, Any], record: RepeatRecord, table: RankTable, unread: str | None = None
 ) -> Ending:
     """status.json's word, unless a rank contradicts it: ok means complete end records.
 
-    `problems`: why there is no word, if it is not that there is no file.
+    `unread`: why there is no word, if it is not that there is no file.
     """
     if not status:
-        why = "; ".join(problems) or "there is no status.json"
-        return Ending("interrupted", f"did not finish: {why}")
+        return Ending("interrupted", f"did not finish: {unread or 'there is no status.json'}")
     if status["status"] != "ok":
         return _ending_of(status, status.get("rank"), status.get("host"))
     for rank in sorted(record.ranks.values(), key=lambda rank: rank.rank):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
-from andromeda_scale.merge.repeats import read_status
+from andromeda_scale.contracts.records import read_status
 from andromeda_scale.merge.values import integer, number
 
 COLUMNS: dict[str, str] = {
@@ -27,9 +27,9 @@ def of_case(run_dir: Path, plan: Plan, item: PlannedRepeat, problems: list[str])
             return {}
         return {"search_id": item.case_id, "micro_batch_asked": asked.auto}
     search = PlannedRepeat(case_id=item.search_id, repeat=0, role="search")
-    found: list[str] = []
-    status = read_status(run_dir / search.folder / "status.json", found)
-    problems += [f"{search.folder}/{problem}" for problem in found]
+    status, unread = read_status(run_dir / search.folder / "status.json")
+    if unread:
+        problems.append(f"{search.folder}/{unread}")
     tried = status.get("tried")
     sizes = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
     problems += [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +18,13 @@ import pandas as pd
 import psutil
 import typer
 
-from andromeda_scale.commands import choosing, sweep
+from andromeda_scale.commands import sweep
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration, environment
 from andromeda_scale.hardware.machine import Machine, detect_machine
 from andromeda_scale.launch import driver
+from andromeda_scale.launch.run_dir import fresh
 from andromeda_scale.planning.expand import set_key
 from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.planning.suite_file import mapping_suite
@@ -64,7 +64,7 @@ def run(
     `path`: a directory to make; one of its name and "-null" holds what was found of nothing.
     """
     place = choose(detect_machine(), device)
-    path = path or choosing.RUNS / f"selftest-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = path or fresh("selftest")
     nothing = path.with_name(f"{path.name}-null")
     for made in (path, nothing):
         if made.exists():

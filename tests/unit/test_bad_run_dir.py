@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from refusals import GOOD, TWO_CORES, empty_folder_where_nothing_may_start, refuse
@@ -84,6 +86,28 @@ def test_a_damaged_plan(damaged: bytes) -> None:
         done = CliRunner().invoke(app, [command, "run"])
         assert done.exit_code == 2, done.exception
         assert "plan.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": 99, "cases": 3}, "schema_version: has format version 99; this reads 1"),
+        ({"cases": {}}, "repeats name cases that it does not hold: andromeda-"),
+        ({"later": 1}, "later: Extra inputs are not permitted"),
+    ],
+)
+def test_a_plan_of_another_version_or_without_its_cases_is_read_by_no_command(
+    change: dict[str, Any], said: str
+) -> None:
+    suite, name, _ = load_suite("quickstart", ["data.source=random"])
+    plan = json.loads(make_plan(suite, name, TWO_CORES).model_dump_json())
+    Path("run/cases").mkdir(parents=True)
+    Path("run/plan.json").write_text(json.dumps(plan | change))
+    for command in ("status", "report", "resume"):  # who goes on with a run, and who merges it
+        done = CliRunner().invoke(app, [command, "run"])
+        assert done.exit_code == 2, done.exception
+        assert f"run/plan.json: {said}" in done.stderr
+        assert "start a new run" in done.stderr
 
 
 def test_status_says_nothing_that_a_terminal_would_obey_or_no_launch_can_take() -> None:

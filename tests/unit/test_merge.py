@@ -315,13 +315,13 @@ def test_parquet_files_give_back_the_results(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"plan\.json: is not a readable plan"):
+    with pytest.raises(UserError, match=r"holds no run \(No such file or directory: plan\.json\)"):
         load_results(tmp_path)
     (tmp_path / "results.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"results\.parquet: cannot be read"):
         load_results(tmp_path)
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a readable plan"):
+    with pytest.raises(UserError, match=r"plan\.json: suite_name: Field required; .*a new run"):
         merge_run(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from andromeda_scale.contracts.records import RecordWriter, read_repeat
+from andromeda_scale.contracts.records import RecordWriter, read_repeat, read_status
 
 HEAD = {"v": 1, "case_id": "c", "repeat": 0}
 MEASURE = {"kind": "phase", "phase": "measure", "values": {"step_time": {"step_ns": [1]}}}
@@ -152,6 +152,32 @@ def test_a_directory_in_place_of_a_file_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "node-0.jsonl").mkdir()
     (problem,) = read_repeat(tmp_path, "c", 0, 1).problems
     assert str(problem) == "node-0.jsonl: cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (b'{"status": "ok"', "status.json: is not a JSON file"),
+        (b"[" * 100_000, "status.json: is not a JSON file"),
+        (b'["ok"]', "status.json: has no known status"),
+        (b'{"status": "fine"}', "status.json: has no known status"),
+        (b'{"status": "running"}', "status.json: has no known status"),  # its folder says that
+        (b'{"status": ["ok"]}', "status.json: has no known status"),
+        (b'{"v": 2, "status": "ok"}', "status.json: has format version 2; this reads 1"),
+    ],
+)
+def test_a_status_that_cannot_be_used_is_named(tmp_path: Path, written: bytes, why: str) -> None:
+    (tmp_path / "status.json").write_bytes(written)
+    assert read_status(tmp_path / "status.json") == ({}, why)
+
+
+def test_a_status_of_any_age_is_read_and_one_that_is_not_there_is_no_problem(
+    tmp_path: Path,
+) -> None:
+    assert read_status(tmp_path / "status.json") == ({}, None)
+    for status in ({"status": "oom", "rank": 1}, {"v": 1, "status": "ok"}):
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        assert read_status(tmp_path / "status.json") == (status, None)
 
 
 _JSON = st.recursive(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +19,10 @@ import pytest
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch import lock
 from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.local_files import remove_stale
-from andromeda_scale.launch.run_dir import FAILED, RunDir
+from andromeda_scale.launch.run_dir import FAILED, RunDir, fresh
 from andromeda_scale.suite.config import Case, StrategySpec
 from andromeda_scale.suite.world import World
 
@@ -269,6 +274,32 @@ def test_a_second_driver_is_refused_and_named_until_the_first_ends(tmp_path: Pat
             create(tmp_path / "run")
     with run.lock():
         pass
+
+
+def test_where_files_cannot_be_locked_the_last_driver_is_taken_to_hold_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path / "run")
+    assert (lock.is_held(run.path), run.holder()) == (False, None)
+
+    def unable(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    assert (lock.is_held(run.path), run.holder()) == (True, (os.getpid(), socket.gethostname()))
+    with pytest.raises(UserError, match="its file system cannot lock files"), run.lock():
+        pass
+    (run.path / "lock").unlink()
+    assert (lock.is_held(run.path), run.holder()) == (False, None)
+
+
+def test_a_fresh_directory_is_one_that_is_not_there(tmp_path: Path) -> None:
+    assert re.fullmatch(r"x-\d{8}-\d{6}", fresh("x", tmp_path).name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(time, "strftime", lambda _: "now")
+        for name in ("x-now", "x-now-2", "x-now-3"):
+            assert fresh("x", tmp_path) == tmp_path / name
+            (tmp_path / name).mkdir()
 
 
 def test_a_failed_reference_is_tried_again_with_what_still_needs_it(tmp_path: Path) -> None:
