@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,8 @@ class Worker:
         losses, tokens = [], []
         runtime.synchronize(self._runtime.device)
         self._control.barrier()
-        with runtime.uncollected():
+        collects = self._case.measure.collect_garbage
+        with nullcontext() if collects else runtime.uncollected():
             self._clock.start(num_steps)
             for index in range(num_steps):
                 before_update = self._first.prepare(self._next_step + index, self.phase)

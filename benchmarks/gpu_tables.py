@@ -179,10 +179,12 @@ LAYERS_8 = {"base": "llama-3.1-8b", "num_layers": 8}
 LAYERS_24 = {"base": "llama-3.1-8b", "num_layers": 24}
 
 
-def _lever(train: Suite | None = None, strategy: Suite | None = None) -> Suite:
+def _lever(
+    train: Suite | None = None, strategy: Suite | None = None, measure: Suite | None = None
+) -> Suite:
     """The best settings with one of them undone."""
-    changed = KEPT | (strategy or {})
-    return {"model": LAYERS_8, "world": [2], "train": LLAMA | (train or {}), "strategy": changed}
+    found = {"model": LAYERS_8, "world": [2], "measure": SHORT | (measure or {})}
+    return found | {"train": LLAMA | (train or {}), "strategy": KEPT | (strategy or {})}
 
 
 def _on_two(strategy: Suite, **environment: str) -> Suite:
@@ -229,6 +231,9 @@ TABLES: dict[str, Table] = {
             _lever(strategy={"early_gather": False}),
             _lever(strategy={"early_norm": False}),
             _lever(strategy={"reshard_after_forward": True}),
+            _lever(strategy={"reshard_after_forward": True, "reshard_last": True}),
+            _lever({"optimizer": {"name": "adamw", "fused": False}}),
+            _lever(measure={"collect_garbage": True}),
         ],
         columns={"of the first": (_of_the_first, ".3f")},
     ),

@@ -108,7 +108,11 @@ def _moments(
         updated = holds.updated_at_once
         if updated is None:
             updated = Sizes.of(shape).parameters / layout.optimizer_state.shards
-        temporaries = temporary_bytes(train.optimizer.name, decays=train.weight_decay > 0) * updated
+        temporaries = updated * temporary_bytes(
+            train.optimizer.name,
+            fused=train.optimizer.is_fused,
+            decays=train.weight_decay > 0,
+        )
         moments.append(("update", 0, 0, holds.update + temporaries))
     return moments
 

@@ -35,7 +35,7 @@ def optimizer(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.O
         parameters,
         lr=train.learning_rate,
         weight_decay=train.weight_decay,
-        **{"fused" if known.fused else "foreach": True},
+        **{"fused" if spec.is_fused else "foreach": True},
         **given,
     )
     return made

@@ -44,14 +44,15 @@ class Fsdp2Options(Schema):
     """`reshard_after_forward` false keeps the blocks gathered until backward: memory for traffic.
 
     A number keeps each block in that many shards, gathered again among so many neighbours alone.
-    The last unit of blocks, whose backward comes first, and what is outside the blocks stay
-    gathered in every case.
+    What is outside the blocks stays gathered in every case.
     """
 
     # Blocks that are gathered and reduced together; null: by their size (cost.layout). Small ones
     # compute for less time than the host needs for a unit.
     blocks_per_unit: Annotated[int, Field(ge=1, le=10**4)] | None = None
     reshard_after_forward: StrictBool | Annotated[int, Field(ge=2, le=MAX_RANKS)] = True
+    # Whether the last unit of blocks is freed too, whose backward comes first and would gather it.
+    reshard_last: StrictBool = False
     # Units that are gathered ahead of the one that computes, in forward and in backward; 0: torch's
     # own choice, which is made on the host as it arrives.
     prefetch: Annotated[int, Field(ge=0, le=64)] = 1
@@ -95,6 +96,8 @@ class Fsdp2(Native):
                 f"strategy.reshard_after_forward: {kept} does not divide {shards} shards; "
                 "use true, false or a divisor"
             )
+        if options.reshard_last and kept is False:
+            return "strategy.reshard_last: reshard_after_forward: false frees no unit; remove one"
         together, recomputed = options.blocks_per_unit, train.activation_checkpointing
         if together and isinstance(recomputed, Segment):
             size = recomputed.segment
@@ -149,7 +152,8 @@ class Fsdp2(Native):
         near = shards if isinstance(kept, bool) else kept
         again = Collective(
             "all_gather", 1.0, gather, "micro_batch", over=near,
-            of="inner_blocks", together=cls.together(options, train),
+            of="blocks" if options.reshard_last else "inner_blocks",
+            together=cls.together(options, train),
         )  # fmt: skip
         return Traffic(
             (
@@ -190,8 +194,9 @@ class Fsdp2(Native):
         together = blocks_per_unit(asked, len(blocks), in_block)
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
         for unit in units:
-            kept = unit is not units[-1] and self.options.reshard_after_forward
-            fully_shard(unit if len(unit) > 1 else unit[0], reshard_after_forward=kept, **keywords)
+            kept = unit is units[-1] and not self.options.reshard_last
+            freed = not kept and self.options.reshard_after_forward
+            fully_shard(unit if len(unit) > 1 else unit[0], reshard_after_forward=freed, **keywords)
         for end in ends:  # so that the head's gradient is on its way while blocks run backward
             fully_shard(end, reshard_after_forward=False, **keywords)
         fully_shard(module, reshard_after_forward=False, **keywords)
@@ -263,6 +268,11 @@ class Fsdp2(Native):
         if not isinstance(kept, bool):
             raise UnavailableHere(
                 f"strategy.reshard_after_forward: {kept}: accelerate's plugin takes true or false"
+            )
+        if self.options.reshard_last:
+            raise UnavailableHere(
+                "strategy.reshard_last: accelerate's plugin treats every block alike; use driver: "
+                "native, or remove it"
             )
         if (self.options.blocks_per_unit or 1) > 1:
             raise UnavailableHere(

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from andromeda_scale.suite import faults as planted
 from andromeda_scale.suite.faults import Fault
@@ -161,6 +161,9 @@ class Measure(Schema):
     precision: Share | None = None
     max_repeats: Annotated[int, Field(gt=0, le=10**4)] = 30
     profile_steps: Steps = 20  # separate steps under the profiler; 0: none
+    # Whether Python may collect garbage within timed steps, as it does in training, or between
+    # phases alone. A pass takes its time on one rank, and all wait for it.
+    collect_garbage: StrictBool = False
 
     @model_validator(mode="after")
     def _precision_can_be_judged(self) -> Measure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from andromeda_scale.suite.optimizers import OPTIMIZERS, OPTIONS, state_bytes
 from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema, shown, with_tuples
@@ -28,6 +28,12 @@ class OptimizerSpec(Schema):
     nesterov: bool | None = None
     betas: tuple[Fraction, Fraction] | None = None
     eps: Rate | None = None
+    fused: StrictBool | None = None  # one kernel for all tensors, or foreach; null: fused if it can
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether its update is torch's fused kernel."""
+        return OPTIMIZERS[self.name].fused if self.fused is None else self.fused
 
     @property
     def state_bytes(self) -> int:
@@ -43,6 +49,10 @@ class OptimizerSpec(Schema):
         for option in OPTIONS:
             if getattr(self, option) is not None and option not in OPTIMIZERS[self.name].options:
                 raise ValueError(f"{option}: {self.name} has no such option; remove it")
+        if self.fused and not OPTIMIZERS[self.name].fused:
+            raise ValueError(
+                f"fused: torch has no such kernel of {self.name} for shards; remove it"
+            )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: needs a momentum above 0; set momentum: 0.9")
         return self

@@ -88,6 +88,7 @@ WAYS = {
 MORE = {
     "ddp-accelerate-fp16": Way("ddp", {"compression": "fp16"}, "accelerate"),
     "ddp-accelerate-accumulated": Way("ddp", driver="accelerate", grad_accum=2),
+    "fsdp2-last": Way("fsdp2", {"reshard_last": True}),
     "fsdp2-kept-accumulated": Way("fsdp2", {"reshard_after_forward": False}, grad_accum=2),
     "fsdp1-kept-accumulated": Way("fsdp1", {"sharding": "shard_grad_op"}, grad_accum=2),
     "zero1-overlapped": Way("zero1", {"overlap_comm": True}),

@@ -189,6 +189,8 @@ def test_options_are_read_back_from_what_runs(run: Run) -> None:
     assert [unit["name"] for unit in freed] == ["embedding", "blocks.0", "blocks.1", "norm"]
     assert [unit["reshard_after_forward"] for unit in freed] == [False, True, False, False]
     assert [unit["reshard_after_forward"] for unit in kept] == [False] * 4
+    last = read(run("fsdp2", options={"reshard_last": True}))["units"]
+    assert [unit["reshard_after_forward"] for unit in last] == [False, True, True, False]
     assert sum(unit["num_parameters"] for unit in freed) == P
     pair = read(run("fsdp2", options={"blocks_per_unit": 2}))["units"]
     assert [unit["name"] for unit in pair] == ["embedding", "blocks.0", "norm"]

@@ -79,6 +79,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "forward": {"mode": "forward"},
     "no update": {"mode": "forward_backward"},
     "foreach": {"optimizer": "adadelta", "seq_len": 8},
+    "foreach adamw": {"optimizer": {"name": "adamw", "fused": False}, "seq_len": 8},
+    "foreach adam": {"optimizer": {"name": "adam", "fused": False}, "seq_len": 8},
     "all at once": {
         "activation_checkpointing": "block",
         "attention": "naive",

@@ -21,7 +21,7 @@ from gpu_tables import TABLES, Reach, Table
 TWO_H200 = Machine(cpu_cores=32, gpus=[int(139.8 * GIB)] * 2, memory_bytes=256 * GIB)
 CASES = {
     "llama": 1,
-    "levers": 13,
+    "levers": 16,
     "weak": 30,
     "cs336": 15,
     "andromeda": 8,
