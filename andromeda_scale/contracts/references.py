@@ -58,11 +58,8 @@ def shallow_of(case: Case, device: Device) -> Case:
     """
     options = {key: value for key, value in case.model.items() if key != "family"}
     config = load("model family", case.model["family"])(**options)
-    shallow = getattr(config, "shallow", None)
-    if shallow is None:
-        raise NoShallowForm(f"family {case.model['family']} cannot be built with fewer layers")
     try:
-        model: dict[str, Any] = {"family": case.model["family"], **shallow()}
+        model: dict[str, Any] = {"family": case.model["family"], **config.shallow()}
     except ValueError as error:
         raise NoShallowForm(str(error)) from error
     changes: dict[str, Any] = {
