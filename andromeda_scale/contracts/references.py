@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from andromeda_scale.registry import load
+from andromeda_scale.registry import model_config
 from andromeda_scale.suite.config import Case, Measure, StrategySpec
 from andromeda_scale.suite.world import World
 
@@ -56,8 +56,7 @@ def shallow_of(case: Case, device: Device) -> Case:
 
     Cases that differ only in what is measured share it. Raises NoShallowForm.
     """
-    options = {key: value for key, value in case.model.items() if key != "family"}
-    config = load("model family", case.model["family"])(**options)
+    config = model_config(case.model)
     try:
         model: dict[str, Any] = {"family": case.model["family"], **config.shallow()}
     except ValueError as error:
