@@ -24,7 +24,7 @@ from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.planning.plan import make_plan
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.planning.table import duration, summary
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
 from andromeda_scale.report.exports import EXPORTERS
@@ -46,7 +46,7 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def quickstart(*axes: str) -> Plan:
-    suite, name, _ = load_suite("quickstart", ["data.source=random"], axes)
+    suite, name, *_ = read_suite("quickstart", ["data.source=random"], axes)
     return make_plan(suite, name, TWO_CORES)
 
 
@@ -150,7 +150,7 @@ def test_the_doctor_names_each_tracker_with_the_package_it_needs() -> None:
 @pytest.mark.parametrize("key", ["train.seq_len", "world", "strategy", "model", "train.precision"])
 def test_an_axis_in_brackets_is_refused_with_the_axis_without_them(key: str) -> None:
     with pytest.raises(UserError, match=rf"; drop the brackets: --axis {key}=1, 2$"):
-        load_suite("quickstart", (), [f"{key}=[1, 2]"])
+        read_suite("quickstart", (), [f"{key}=[1, 2]"])
 
 
 def test_schema_is_json() -> None:
@@ -237,7 +237,7 @@ def test_the_newest_unfinished_run_of_the_same_cases_is_resumed_unless_new() -> 
 
 
 def test_another_number_of_repeats_goes_on_with_the_same_run() -> None:
-    suite, name, _ = load_suite("quickstart", ["data.source=random", "measure.repeats=5"])
+    suite, name, *_ = read_suite("quickstart", ["data.source=random", "measure.repeats=5"])
     RunDir.create(WHERE, quickstart(), "", {})
     assert choosing.choose(make_plan(suite, name, TWO_CORES), Path("runs"), None) == (WHERE, True)
 
