@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import make_case, rank_lines, write_plan, write_repeat
+from merging import half_measured_run
+from run_files import make_case, write_plan
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
@@ -181,14 +182,8 @@ def test_status_says_what_ended_what_failed_and_how_long_is_left() -> None:
         assert f"running: {second.case_id}-0-1" in invoke("status", "r")
 
 
-def stored_run(path: Path) -> None:
-    case, other = make_case("ddp"), make_case("ddp", world=2)
-    write_plan(path, [case, other], repeats=1)
-    write_repeat(path, case, 0, rank_lines(0, [0.1] * 4))
-
-
 def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
-    stored_run(Path("r"))
+    half_measured_run(Path("r"))
     assert "What does a rank buy?" in invoke("report", "r")
     assert "| ddp" in invoke("report", "r", "--format", "md")
     rows = list(csv.DictReader(io.StringIO(invoke("report", "r", "--format", "csv"))))
@@ -197,7 +192,7 @@ def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
 
 
 def test_finish_writes_the_tables_beside_the_records_and_says_where() -> None:
-    stored_run(Path("r"))
+    half_measured_run(Path("r"))
     assert sweep.finish(Path("r")) == 0
     written = {"results.parquet", "ranks.parquet", "table.md", "table.csv"}
     assert written <= {path.name for path in Path("r").iterdir()}
