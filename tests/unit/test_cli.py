@@ -15,9 +15,11 @@ from merging import half_measured_run
 from run_files import make_case, write_plan
 from typer.testing import CliRunner
 
+from andromeda_scale import api
 from andromeda_scale.cli import app
 from andromeda_scale.commands import choosing, doctor, sweep
 from andromeda_scale.commands.looking import Kind
+from andromeda_scale.commands.showing import Shown
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import environment
@@ -28,6 +30,7 @@ from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.planning.table import duration, summary
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
+from andromeda_scale.report import catalogue
 from andromeda_scale.report.exports import EXPORTERS
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
@@ -146,6 +149,13 @@ def test_the_doctor_names_each_tracker_with_the_package_it_needs() -> None:
     assert "report --to mlflow" in check.detail
     assert check.remedy == "pip install a-package-that-nobody-has"
     assert doctor._tracker("x", "typer").ok
+
+
+def test_every_table_has_its_name_on_the_command_line_and_in_python() -> None:
+    names = list(catalogue.TABLES)
+    assert [shown.value for shown in Shown] == names
+    others = ["fairness", "cases", "repeats", "ranks", "steps"]  # which are no tables of a report
+    assert list(api.TABLES) == [*names, *others]
 
 
 @pytest.mark.parametrize("key", ["train.seq_len", "world", "strategy", "model", "train.precision"])
