@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -68,3 +69,12 @@ def load(kind: str, name: str) -> Any:
         raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def model_config(model: Mapping[str, Any]) -> Any:
+    """A case's model, {"family": ..., options}, as its family's torch-free configuration.
+
+    Raises UserError for an unknown family, ValueError for options that it does not take.
+    """
+    options = {key: value for key, value in model.items() if key != "family"}
+    return load("model family", str(model.get("family")))(**options)

@@ -28,7 +28,7 @@ from andromeda_scale.hardware.machine import detect_machine
 from andromeda_scale.launch import driver
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.planning.plan import make_plan
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 
 WORKER = "andromeda_scale.worker:main"
 
@@ -46,7 +46,7 @@ def one_case(arguments: argparse.Namespace) -> Plan:
     """A plan of the one case to be launched `repeats` times, without a reference."""
     sets = [f"world={arguments.world}", "parity='off'", f"measure.repeats={arguments.repeats}"]
     axes = [f"strategy={arguments.strategy}"]
-    suite, name, _ = load_suite(arguments.suite, [*sets, *arguments.sets], axes)
+    suite, name, *_ = read_suite(arguments.suite, [*sets, *arguments.sets], axes)
     plan = make_plan(suite, name, detect_machine())
     items = tuple(item for item in plan.repeats if item.case_id == plan.repeats[0].case_id)
     if items[0].skip is not None:

@@ -1,6 +1,6 @@
 """Whether the intervals and comparisons keep what they promise: synthetic launches, known truths.
 
-    python benchmarks/statistics.py [--trials 2000] [--curve]
+    python benchmarks/simulation.py [--trials 2000] [--curve]
 
 A trial makes launches of steps whose mean is known, gives them to the functions that make the
 tables (andromeda_scale/analysis/stats.py), and counts:

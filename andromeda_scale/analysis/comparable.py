@@ -14,6 +14,7 @@ import pandas as pd
 from andromeda_scale.analysis.fairness_rules import rule_of
 from andromeda_scale.analysis.results import Results, rows_of
 from andromeda_scale.suite import settings
+from andromeda_scale.suite.world import written
 
 UNKNOWN = "not read back"
 
@@ -85,11 +86,10 @@ def _read(row: dict[Any, Any]) -> Row:
         summed = facts.get("engine.grad_accum_dtype") or facts.get("dtypes.gradients")
         facts["dtypes.accumulation"] = summed
     facts["parity"] = "ok" if row["parity"] == "reference" else row["parity"] or None
-    nodes, each = row["nodes"], row["ranks_per_node"]
     return Row(
         case_id=row["case_id"],
         name=settings.name(row),
-        world=f"{nodes}x{each}" if nodes > 1 else str(each),
+        world=written(row["nodes"], row["ranks_per_node"]),
         precision=row["precision"],
         settings=settings.of_row(row),
         facts={fact: settings.text(found) for fact, found in facts.items() if found is not None},

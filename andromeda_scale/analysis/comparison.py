@@ -2,7 +2,7 @@
 
 A comparison judges at FALSE_ALARMS, not at 5 %: a t test errs as often as its level says, so one
 at 5 % exceeds 5 % of A/A comparisons as soon as the noise is not quite normal
-(benchmarks/statistics.py). The interval of a comparison is that of its level: it contains 1 exactly
+(benchmarks/simulation.py). The interval of a comparison is that of its level: it contains 1 exactly
 where the two are not told apart.
 """
 
@@ -76,7 +76,7 @@ def jointly(ratios: Sequence[Ratio], *, of_the_best: bool = False) -> list[Ratio
 
     `of_the_best`: of k cases the one that looks best against the k - 1 others. It was chosen by the
     same launches, so that of equal ones it often lies apart by chance: they count as more
-    comparisons, half way to all k (k - 1) / 2 pairs (benchmarks/statistics.py).
+    comparisons, half way to all k (k - 1) / 2 pairs (benchmarks/simulation.py).
     """
     known = [index for index, ratio in enumerate(ratios) if ratio.known]
     family = len(known) * (len(known) + 3) / 4 if of_the_best else len(known)

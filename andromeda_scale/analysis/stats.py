@@ -5,7 +5,7 @@ the centre is their geometric mean. From 3 launches it is a t interval; from MIN
 their steps are known, a nested bootstrap-t: launches are drawn with replacement, then moving blocks
 of the steps of each, and the interval is made of the quantile of |mean* - mean| / error*. Dividing
 by the error of each draw is needed: plain percentiles of the nested bootstrap cover between 85 and
-99 % (benchmarks/statistics.py). Which of two cases is faster is `comparison.py`'s.
+99 % (benchmarks/simulation.py). Which of two cases is faster is `comparison.py`'s.
 """
 
 from __future__ import annotations

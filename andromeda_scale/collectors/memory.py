@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,10 +10,9 @@ from typing import Any, ClassVar, Literal
 from andromeda_scale.collectors import step_memory
 from andromeda_scale.collectors.base import Context
 from andromeda_scale.contracts.records import Phase
-from andromeda_scale.hardware.machine import host_memory_bytes
+from andromeda_scale.hardware.machine import host_memory_bytes, process_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 
 
 class Memory:
@@ -70,7 +68,8 @@ class Memory:
     def _host(self) -> dict[str, Any]:
         import psutil
 
-        peak = _peak_rss_bytes()  # first: reading the rest takes memory too
+        # Since the start, or the reset; first, for reading the rest takes memory too.
+        peak = process_bytes("VmHWM")
         now = psutil.Process().memory_full_info()
         return {
             "rss_bytes": now.rss,
@@ -110,12 +109,3 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _peak_rss_bytes() -> int | None:
-    """VmHWM: the most this process ever had resident, or since the reset; None if unknown."""
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found.group(1)) * 1024 if found else None

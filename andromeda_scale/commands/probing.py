@@ -11,7 +11,6 @@ import typer
 
 from andromeda_scale.commands.reporting import show
 from andromeda_scale.contracts.planned import Plan
-from andromeda_scale.contracts.references import Device
 from andromeda_scale.hardware import calibration, environment
 from andromeda_scale.launch.disk import write_atomic
 from andromeda_scale.launch.run_dir import RunDir
@@ -19,6 +18,7 @@ from andromeda_scale.merge.probe import FILE, ceilings, probe_points
 from andromeda_scale.planning import probe as plan_probe
 from andromeda_scale.report.probe import plot, probe_table
 from andromeda_scale.suite import paths
+from andromeda_scale.suite.schema import Device
 
 PLOT = "probe.html"
 SUITE_TEXT = "# a probe of the machine: its plan is plan.json\n"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from andromeda_scale.registry import load
+from andromeda_scale.registry import model_config
 from andromeda_scale.suite.config import Case, Measure, StrategySpec
+from andromeda_scale.suite.schema import Device as Device  # planning/fits.py has it from here
 from andromeda_scale.suite.world import World
-
-Device = Literal["cpu", "cuda"]
 
 
 class NoShallowForm(ValueError):
@@ -56,13 +55,9 @@ def shallow_of(case: Case, device: Device) -> Case:
 
     Cases that differ only in what is measured share it. Raises NoShallowForm.
     """
-    options = {key: value for key, value in case.model.items() if key != "family"}
-    config = load("model family", case.model["family"])(**options)
-    shallow = getattr(config, "shallow", None)
-    if shallow is None:
-        raise NoShallowForm(f"family {case.model['family']} cannot be built with fewer layers")
+    config = model_config(case.model)
     try:
-        model: dict[str, Any] = {"family": case.model["family"], **shallow()}
+        model: dict[str, Any] = {"family": case.model["family"], **config.shallow()}
     except ValueError as error:
         raise NoShallowForm(str(error)) from error
     changes: dict[str, Any] = {

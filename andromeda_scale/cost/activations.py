@@ -8,13 +8,12 @@ an element of the residual stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.training import Train, loss_chunks, recomputed
 
-Device = Literal["cpu", "cuda"]
 _FP32 = 4
 
 # Tensors as wide as the FFN that an activation saves, its result left out. Names are transformers';

@@ -12,7 +12,7 @@ from andromeda_scale.suite import resources, safe_yaml
 from andromeda_scale.suite.schema import Schema
 
 
-class Device(Schema):
+class DeviceEntry(Schema):
     """One entry of devices.yaml: devices of equal speed."""
 
     names: tuple[str, ...] = Field(min_length=1)  # whole names, as torch gives them
@@ -39,9 +39,9 @@ def peak_flops(device_name: str, precision: str) -> Peak | None:
 
 
 @cache
-def _devices() -> dict[str, Device]:
+def _devices() -> dict[str, DeviceEntry]:
     entries, _ = safe_yaml.read(resources.find("hardware", "devices"))
-    devices = TypeAdapter(list[Device]).validate_python(entries)
+    devices = TypeAdapter(list[DeviceEntry]).validate_python(entries)
     return {_key(name): device for device in devices for name in device.names}
 
 

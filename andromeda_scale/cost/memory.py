@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from andromeda_scale.cost import activations
-from andromeda_scale.cost.activations import Device, Widths
+from andromeda_scale.cost.activations import Widths
 from andromeda_scale.cost.layout import StateLayout
 from andromeda_scale.cost.model import Shape, matmul_weights
 from andromeda_scale.cost.working import Sizes, Working
 from andromeda_scale.suite.optimizers import temporary_bytes
+from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.training import Train
 
 _FP32 = 4

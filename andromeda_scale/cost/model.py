@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["forward", "forward_backward", "train_step"]
+from andromeda_scale.suite.training import Mode
+
 Convention = Literal[
     "6n", "6n_noemb+causal", "6n_noemb+dense", "6n+dense", "hfu"
 ]  # ids printed beside every MFU

@@ -6,7 +6,6 @@ Sizes and times are those of torch 2.13 and DeepSpeed 0.19, read in their source
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from andromeda_scale.cost.layout import blocks_per_unit
 from andromeda_scale.cost.model import (
@@ -17,10 +16,10 @@ from andromeda_scale.cost.model import (
     root_parameters,
 )
 from andromeda_scale.suite.precision import POLICIES, element_bytes
+from andromeda_scale.suite.schema import Device as Device  # strategies have it from here
 from andromeda_scale.suite.training import Train
 
 _FP32 = 4
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,6 @@ class Batches:
         self._before = sum(sizes[:rank])  # of these, on the ranks before this one
         self._size = sizes[rank]
         self.global_batch_size = self._over_ranks * grad_accum
-        self.local_tokens = self._size * grad_accum * seq_len
         self.global_tokens = self.global_batch_size * seq_len
         self._sequences: _RandomIds | _Windows
         if data.source == "random":

@@ -15,6 +15,7 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ def host_memory_bytes() -> int:
     total = int(psutil.virtual_memory().total)
     limit = _cgroup("memory.max")
     return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def process_bytes(field: str) -> int | None:
+    """What the kernel says of this process's memory (proc_pid_status(5)): VmHWM, VmRSS, VmData.
+
+    None where there is no such field, or no Linux.
+    """
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) * 1024 if found else None
 
 
 def _cgroup(name: str) -> str:

@@ -251,9 +251,7 @@ def _flops(case: Case, row: Row, built: int | None) -> Row:
     No FLOPs without a closed form, or where it counts other parameters than were built.
     """
     try:
-        family = registry.load("model family", str(case.model.get("family")))
-        options = {key: value for key, value in case.model.items() if key != "family"}
-        shape = family(**options).shape()
+        shape = registry.model_config(case.model).shape()
     except (UserError, ValueError):  # a model of a newer or older version: no closed forms
         shape = None
     if shape is None or built not in (None, num_parameters(shape)):

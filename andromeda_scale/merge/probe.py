@@ -18,6 +18,7 @@ from andromeda_scale.contracts.records import RepeatRecord, read_repeat, read_st
 from andromeda_scale.merge.ranks import rank_table
 from andromeda_scale.merge.system import read_system
 from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.world import written
 
 FILE = "probe.parquet"
 
@@ -187,8 +188,7 @@ def ceilings(points: pd.DataFrame, run_dir: Path) -> dict[str, dict[str, Any]]:
             key += (row["size_bytes"],) if row["kind"] == "collective" else ()
             if key not in best or _rank_of(row) > _rank_of(best[key]):
                 best[key] = row
-        world = f"{nodes}x{size // nodes}" if nodes > 1 else str(size)
-        kept[f"{device}/{world}"] = Probed(
+        kept[f"{device}/{written(nodes, size // nodes)}"] = Probed(
             world_size=size,
             device_name=rows[0]["device_name"],
             software=rows[0]["software"],

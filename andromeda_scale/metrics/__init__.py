@@ -259,7 +259,7 @@ SETTINGS: dict[str, str] = {
     "micro_batch_size": "sequences per rank and micro-batch",
     "grad_accum": "micro-batches per step",
     "global_batch_size": "sequences per step over all ranks",
-    "precision": "fp32 or bf16",
+    "precision": "fp32, tf32, bf16 or fp16",
     "other": "every other setting that differs from its default, canonical JSON",
     "device_name": "the accelerator, or the processor, as it names itself",
     "threads_per_rank": "intra-op CPU threads of each rank",

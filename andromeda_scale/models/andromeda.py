@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -92,11 +92,6 @@ class AndromedaConfig(Family):
             f"{kernel} in {precision}: its factors overflow; use at most {int(longest)}, {other}"
             "or a model without xPos, such as llama-3.2-1b"
         )
-
-    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
-        """Options of a model of the same widths with at most `num_layers` layers."""
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return options | {"num_layers": min(self.num_layers, num_layers)}
 
     def build(self, train: Train) -> nn.Module:
         """The module on torch's current default device."""

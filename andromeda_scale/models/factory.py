@@ -25,8 +25,7 @@ class ModelFactory:
     """
 
     def __init__(self, model: dict[str, Any], train: Train, seed: int) -> None:
-        options = {key: value for key, value in model.items() if key != "family"}
-        self.config = registry.load("model family", model["family"])(**options)
+        self.config = registry.model_config(model)
         _require(self.config, model["family"], train)
         self.train = train
         self.seed = seed

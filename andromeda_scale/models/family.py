@@ -11,6 +11,8 @@ from andromeda_scale.suite.training import Train, loss_chunks
 if TYPE_CHECKING:
     from torch import nn
 
+SHALLOW_LAYERS = 2  # of the model on which `parity: shallow` compares first steps
+
 
 class Family(Schema):
     """Base of every family's configuration, whose fields are the keys of `model`.
@@ -35,12 +37,15 @@ class Family(Schema):
         """What the closed forms need; None: nothing is estimated, and no FLOPs are counted."""
         return None
 
-    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
-        """Options of a model of the same widths with at most `num_layers` layers.
+    def shallow(self) -> dict[str, Any]:
+        """Options of a model of the same widths with at most SHALLOW_LAYERS layers.
 
         Raises ValueError where there is none.
         """
-        raise ValueError(f"{self.label or type(self).__name__} cannot be had with fewer layers")
+        if "num_layers" not in type(self).model_fields:
+            raise ValueError(f"{self.label or type(self).__name__} cannot be had with fewer layers")
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        return options | {"num_layers": min(getattr(self, "num_layers"), SHALLOW_LAYERS)}  # noqa: B009
 
     def refuses(self, train: Train) -> str | None:
         """Why the model cannot do such a step; the reason starts with the key to change."""

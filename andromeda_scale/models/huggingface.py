@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from andromeda_scale.cost.model import Shape
-from andromeda_scale.models.family import Family
+from andromeda_scale.models.family import SHALLOW_LAYERS, Family
 from andromeda_scale.models.huggingface_shapes import closed_form, has_plain_head
 from andromeda_scale.models.huggingface_source import model_types, unread
 from andromeda_scale.suite.kernels import MIN_FLEX_HEAD_DIM
@@ -94,15 +94,15 @@ class HuggingFaceConfig(Family):
         """The closed form of decoders whose modules are known; None for all others."""
         return closed_form(self.config)
 
-    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
+    def shallow(self) -> dict[str, Any]:
         key = next((key for key in _LAYERS if isinstance(self.config.get(key), int)), None)
         if key is None:
             raise ValueError(f"{self.label}: its config has none of {', '.join(_LAYERS)}")
         depth = self.config[key]
-        changed = {key: min(depth, num_layers)}
+        changed = {key: min(depth, SHALLOW_LAYERS)}
         for name, value in self.config.items():
             if isinstance(value, list) and len(value) == depth:  # one entry a layer
-                changed[name] = value[:num_layers]
+                changed[name] = value[:SHALLOW_LAYERS]
         return {"config": self.config | changed}
 
     def loss_chunks(self, train: Train) -> int:

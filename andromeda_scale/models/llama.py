@@ -5,7 +5,7 @@ The modules lie in `llama_net.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -77,11 +77,6 @@ class LlamaConfig(Family):
                 f"this model's have {head_dim}; use another kernel, or wider heads"
             )
         return None
-
-    def shallow(self, num_layers: int = 2) -> dict[str, Any]:
-        """Options of a model of the same widths with at most `num_layers` layers."""
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return options | {"num_layers": min(self.num_layers, num_layers)}
 
     def build(self, train: Train) -> nn.Module:
         """The module on torch's current default device."""

@@ -8,7 +8,7 @@ from typing import Any
 from andromeda_scale.cost.model import num_parameters
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.planning.model_file import resolve_model
-from andromeda_scale.registry import COLLECTORS, STRATEGIES, load
+from andromeda_scale.registry import COLLECTORS, STRATEGIES, load, model_config
 from andromeda_scale.suite import resources, safe_yaml
 
 
@@ -31,8 +31,7 @@ def _models() -> list[tuple[str, str]]:
     rows = []
     for name in resources.names("models"):
         _, model = resolve_model(name, name)
-        family = model.pop("family")
-        shape = load("model family", family)(**model).shape()
+        family, shape = model["family"], model_config(model).shape()
         if shape is None:
             rows.append((name, family))
             continue

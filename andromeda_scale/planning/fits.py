@@ -12,7 +12,7 @@ from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.cost.working import Sizes
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.metrics.formats import binary
-from andromeda_scale.registry import load
+from andromeda_scale.registry import load, model_config
 from andromeda_scale.suite import faults
 from andromeda_scale.suite.config import Case, StrategySpec
 
@@ -92,7 +92,7 @@ def _levers(case: Case) -> Iterator[tuple[str, Case]]:
 
 def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:
     """Bytes one rank of the case needs; None for a model without closed forms."""
-    shape = model_config(case).shape()
+    shape = model_config(case.model).shape()
     if shape is None:
         return None
     strategy = load("strategy", case.strategy.name)
@@ -112,7 +112,7 @@ def refusal(case: Case, device: Device) -> str | None:
     """Why the case's model, strategy or driver cannot do what it asks on this kind of device."""
     strategy = load("strategy", case.strategy.name)
     options = strategy.Options(**case.strategy.options)
-    model = model_config(case)
+    model = model_config(case.model)
     reason: str | None = model.refuses(case.train)
     if reason is None:
         reason = strategy.refuses(options, case.train, case.world, device)
@@ -155,9 +155,3 @@ def capacity(case: Case, device: Device, machine: Machine) -> float:
     if device == "cuda":
         return min(machine.gpus) - _OUTSIDE
     return machine.memory_bytes / case.world.ranks_per_node
-
-
-def model_config(case: Case) -> Any:
-    """The family's torch-free configuration: its shape, and whether it has a shallow form."""
-    options = {key: value for key, value in case.model.items() if key != "family"}
-    return load("model family", case.model["family"])(**options)

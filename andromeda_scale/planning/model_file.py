@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.errors import UserError
-from andromeda_scale.registry import MODELS, is_callable_name, load
+from andromeda_scale.registry import MODELS, is_callable_name, load, model_config
 from andromeda_scale.suite import resources, safe_yaml
 from andromeda_scale.suite.settings import by_key
 from andromeda_scale.suite.validation import Where, place, refuse_unknown, validate
@@ -66,9 +66,7 @@ def told_apart(models: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
 
 def _all_settings(model: dict[str, Any]) -> dict[str, Any]:
     """Every key of a resolved model with its value, defaults too, numbers and words first."""
-    options = {key: value for key, value in model.items() if key != "family"}
-    config = load("model family", model["family"])(**options)
-    found = by_key({"family": model["family"], **config.model_dump(mode="json")})
+    found = by_key({"family": model["family"], **model_config(model).model_dump(mode="json")})
     return dict(sorted(found.items(), key=lambda item: isinstance(item[1], list | dict)))
 
 

@@ -27,9 +27,10 @@ from andromeda_scale.data import batches as data
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine, detect_machine
 from andromeda_scale.planning.expand import Point, expand, strategy_skip, unknown_collectors
-from andromeda_scale.planning.fits import Placed, fit, model_config
+from andromeda_scale.planning.fits import Placed, fit
 from andromeda_scale.planning.parity import ForParity, for_parity
 from andromeda_scale.planning.search import guessed, search_note
+from andromeda_scale.registry import model_config
 from andromeda_scale.suite.config import Case, Suite
 from andromeda_scale.suite.validation import Where, place
 
@@ -179,7 +180,7 @@ def _check_models(points: Sequence[Point], where: Where) -> list[str]:
     """Refuse models that cannot be built with what is installed here, each looked at once; what
     is to be said of the others."""
     models = {json.dumps(p.case.model, sort_keys=True): p.case for p in points}
-    configs = [model_config(case) for case in models.values()]
+    configs = [model_config(case.model) for case in models.values()]
     for config in configs:
         if wrong := config.wrong_here():
             problem, _, remedy = wrong.partition("; ")
@@ -191,7 +192,7 @@ def _check_data(points: Sequence[Point], where: Where) -> None:
     """Refuse data that some case cannot read, before anything starts."""
     checked = set()
     for case in (point.case for point in points if point.skip is None):
-        vocab_size = model_config(case).vocab_size
+        vocab_size = model_config(case.model).vocab_size
         key = (case.data, vocab_size, case.train.seq_len)
         if key not in checked:
             try:

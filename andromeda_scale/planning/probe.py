@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from andromeda_scale.contracts import probed
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
-from andromeda_scale.contracts.references import Device
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.suite.config import Case, Limits, StrategySpec
+from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.world import World, WorldSpec
 
 TIMEOUT_S = 3600.0  # of a launch: points have limits of their own

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
-from andromeda_scale.contracts.references import Device
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.planning.fits import Placed, capacity, estimate_memory
 from andromeda_scale.planning.parity import ForParity, for_parity
 from andromeda_scale.suite import micro_batch
 from andromeda_scale.suite.config import Case
 from andromeda_scale.suite.micro_batch import MARGIN
+from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.world import World
 
 # On a CPU a rank's process counts too, of which closed forms know nothing: some 300 MiB.

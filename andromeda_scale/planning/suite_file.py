@@ -27,13 +27,6 @@ class Loaded(NamedTuple):
     where: Callable[[str], str]
 
 
-def load_suite(
-    name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] = ()
-) -> tuple[Suite, str, str]:
-    """(suite, its name, its text) as `read_suite` finds them."""
-    return read_suite(name_or_path, sets, axes)[:3]
-
-
 def read_suite(name_or_path: str, sets: Sequence[str] = (), axes: Sequence[str] = ()) -> Loaded:
     """A shipped name or a path, with overrides applied.
 

@@ -7,16 +7,14 @@ allocation, and not with a machine that swaps.
 
 from __future__ import annotations
 
-import re
 import resource
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from andromeda_scale.contracts.planned import RankSpec
-from andromeda_scale.hardware.machine import host_memory_bytes
+from andromeda_scale.hardware.machine import host_memory_bytes, process_bytes
 from andromeda_scale.metrics.formats import binary
 from andromeda_scale.rank.failures import DoesNotFit
 from andromeda_scale.suite.micro_batch import MARGIN
@@ -26,7 +24,6 @@ GIB = 2**30
 # The kernel limits what is mapped.
 _UNTOUCHED = 256 * 2**20
 _STACK = 8 * 2**20  # Linux's default, where none is set
-_STATUS = Path("/proc/self/status")
 
 
 class Room:
@@ -70,7 +67,7 @@ def _capacity(device: torch.device, ranks_per_node: int) -> int:
 def _used(device: torch.device) -> int:
     """The most that this process has held at once."""
     if device.type != "cuda":
-        return _kilobytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return process_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     free, total = torch.cuda.mem_get_info(device)
     outside = total - free - torch.cuda.memory_reserved(device)
     return int(torch.cuda.max_memory_reserved(device) + outside)
@@ -78,7 +75,7 @@ def _used(device: torch.device) -> int:
 
 def _limit_to(capacity: int) -> None:
     """Let the kernel refuse this process memory beyond what it has and `capacity` allows."""
-    mapped, resident = _kilobytes("VmData"), _kilobytes("VmRSS")
+    mapped, resident = process_bytes("VmData"), process_bytes("VmRSS")
     if mapped is None or resident is None:
         return  # no Linux: the criterion is left
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
@@ -88,12 +85,3 @@ def _limit_to(capacity: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-
-
-def _kilobytes(name: str) -> int | None:
-    """A field of /proc/self/status in bytes; None where there is none."""
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found.group(1)) * 1024 if found else None

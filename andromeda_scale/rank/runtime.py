@@ -36,11 +36,9 @@ class Runtime:
     backend: str  # gloo or nccl
     rank: int
     local_rank: int
-    node_rank: int
     world_size: int
     world: World  # the same ranks, by node
     threads: int  # intra-op CPU threads of this rank
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,9 @@ def start(spec: RankSpec) -> Runtime:
         backend="nccl" if device.type == "cuda" else "gloo",
         rank=spec.rank,
         local_rank=spec.local_rank,
-        node_rank=spec.node_rank,
         world_size=spec.world_size,
         world=spec.case.world,
         threads=torch.get_num_threads(),
-        seed=spec.case.seed,
     )
 
 
@@ -209,14 +205,6 @@ def init_process_group(spec: RankSpec, rt: Runtime) -> Control:
     )
     group = dist.new_group(backend="gloo", timeout=timeout) if rt.world_size > 1 else None
     return Control(group=group, rank=rt.rank, world_size=rt.world_size)
-
-
-def close() -> None:
-    """Leave the process group, for programs that go on afterwards; a worker just exits."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @contextmanager

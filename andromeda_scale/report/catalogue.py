@@ -13,7 +13,8 @@ from andromeda_scale.report.laws import laws_table
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import Table
 
-# A new table is one line here, and its name in the command line's `Shown`.
+# A new table is one line here, and its name in `Shown` of commands/showing.py and `Table` of
+# api.py, which import no table to name it.
 TABLES: dict[str, Callable[[Results], Table]] = {
     "scaling": scaling_table,
     "breakdown": breakdown_table,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.metrics.formats import NOT_MEASURED, significant
-from andromeda_scale.report.rows import Row, has, is_base
+from andromeda_scale.report.rows import Row, has, is_base, world
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class Column:
 def metric(name: str) -> Callable[[Row], str]:
     """Prints one metric as the registry says."""
     return lambda row: METRICS[name].text(row[name]) if has(row, name) else NOT_MEASURED
-
-
-def _world(row: Row) -> str:
-    nodes = row["nodes"]
-    return f"{nodes}x{row['ranks_per_node']}" if nodes > 1 else str(row["world_size"])
 
 
 def _step(row: Row) -> str:
@@ -154,7 +149,7 @@ BLAME = (
     "blamed_device",
     "nobody_blamed",
 )
-WORLD = Column("world", ("world_size", "nodes", "ranks_per_node"), _world)
+WORLD = Column("world", ("world_size", "nodes", "ranks_per_node"), world)
 COLUMNS = (
     WORLD,
     Column(

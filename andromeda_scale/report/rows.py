@@ -11,6 +11,7 @@ import pandas as pd
 from andromeda_scale.analysis.results import rows_of
 from andromeda_scale.analysis.stats import Interval
 from andromeda_scale.suite import settings
+from andromeda_scale.suite.world import written
 
 Row = Mapping[str, Any]
 
@@ -43,6 +44,11 @@ def is_base(row: Row) -> bool:
 def has_base(row: Row) -> bool:
     """Whether a smaller world of the same was measured, even one it may not be compared with."""
     return (has(row, "base_case_id") and not is_base(row)) or has(row, "not_compared")
+
+
+def world(row: Row) -> str:
+    """Ranks of a row: 8, or 2x8 on two nodes."""
+    return written(row["nodes"], row["ranks_per_node"])
 
 
 def label(row: Row) -> str:

@@ -157,10 +157,6 @@ class Table:
         longest_word = max(cell_len(word) for text in texts for word in text.split() or [""])
         return max(min(widest, MIN_FOLDED), min(longest_word, MAX_WORD))
 
-    def to_text(self, width: int = PLAIN_WIDTH) -> str:
-        """What a terminal of that width shows."""
-        return as_text(self, width)
-
     def to_markdown(self) -> str:
         """A pipe table under a heading, footnotes as a list, `under`, every difference behind."""
         differences = self.fairness.to_markdown() if self.fairness is not None else ""

@@ -40,6 +40,7 @@ from andromeda_scale.selftest.place import NULL, Null, Place, Row
 from andromeda_scale.selftest.rows import base, rows
 from andromeda_scale.suite import safe_yaml
 from andromeda_scale.suite.config import Case
+from andromeda_scale.suite.schema import Device
 
 MAX_RANKS_ON_CPU = 8
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -57,7 +58,7 @@ class Stopped(Exception):
 
 
 def run(
-    device: Literal["auto", "cpu", "cuda"], path: Path | None = None, *, quick: bool, quiet: bool
+    device: Literal["auto", Device], path: Path | None = None, *, quick: bool, quiet: bool
 ) -> int:
     """Plant, measure, print planted against found; 0 only if nothing failed.
 
@@ -117,7 +118,7 @@ def _excused(finding: Finding, null: Null, others: float) -> Finding:
     return replace(finding, verdict=f"{UNAVAILABLE}: too noisy ({said})")
 
 
-def choose(machine: Machine, device: Literal["auto", "cpu", "cuda"]) -> Place:
+def choose(machine: Machine, device: Literal["auto", Device]) -> Place:
     """The largest world in which every rank has a GPU, or a core, of its own."""
     if device == "cuda" and not machine.gpus:
         raise UserError("--device cuda: no GPU can be used here; use --device cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -16,6 +16,7 @@ from andromeda_scale.selftest.evidence import (
     deviation,
     milliseconds,
 )
+from andromeda_scale.suite.schema import Device
 
 MIN_DELAY_S, MAX_DELAY_S = 0.05, 0.2
 NULLS = 3.0  # a delay is so many times what is blamed where nothing is planted
@@ -26,7 +27,7 @@ NULL = "nothing"
 class Place:
     """Where truths are planted: ranks on one node, each with a core or a GPU of its own."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     world: int
 
     @property

@@ -18,6 +18,7 @@ from andromeda_scale.suite.schema import (
     MAX_BATCH,
     MAX_STEPS,
     Batch,
+    Device,
     Schema,
     Seconds,
     Share,
@@ -200,7 +201,7 @@ class Settings(Schema):
     collect: tuple[str, ...] = ("communication", "memory", "system")
     parity: Parity = "full"
     limits: Limits = Limits()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", Device] = "auto"
     fallback: Literal["none", "cpu"] = "none"  # what a case that lacks GPUs does
     # CPU; null: cores / largest world
     threads_per_rank: Annotated[int, Field(gt=0, le=10**4)] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -19,6 +19,8 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 # What the shape of a model is made of; the families' configurations use them.
 Width = Annotated[int, Field(gt=0, le=2**31)]
 Layers = Annotated[int, Field(gt=0, le=10**5)]
+# The kinds of device on which a rank computes.
+Device = Literal["cpu", "cuda"]
 
 
 def shown(value: Any) -> str:

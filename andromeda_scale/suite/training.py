@@ -12,6 +12,7 @@ from andromeda_scale.suite.schema import MAX_BATCH, MAX_RANKS, Batch, Schema, sh
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Mode = Literal["forward", "forward_backward", "train_step"]
 
 
 _Name = Annotated[str, Field(json_schema_extra={"enum": [*sorted(OPTIMIZERS)]})]
@@ -170,7 +171,7 @@ class Train(Schema):
     micro_batch_size: Batch = 1  # sequences per rank and micro-batch
     # Micro-batches per step (strong scaling may set it); a reference does the work of all ranks.
     grad_accum: Annotated[int, Field(gt=0, le=MAX_BATCH * MAX_RANKS)] = 1
-    mode: Literal["forward", "forward_backward", "train_step"] = "train_step"
+    mode: Mode = "train_step"
     precision: Precision = "fp32"  # the policies of precision.py
     optimizer: Optimizer = OptimizerSpec()
     learning_rate: Rate = 1e-3

@@ -20,7 +20,12 @@ class World(Schema):
         return self.nodes * self.ranks_per_node
 
     def __str__(self) -> str:
-        return f"{self.nodes}x{self.ranks_per_node}" if self.nodes > 1 else str(self.size)
+        return written(self.nodes, self.ranks_per_node)
+
+
+def written(nodes: int, ranks_per_node: int) -> str:
+    """A world as suites and tables write it: `8`, or `2x8` on two nodes."""
+    return f"{nodes}x{ranks_per_node}" if nodes > 1 else str(ranks_per_node)
 
 
 def _world(value: Any) -> Any:

@@ -24,6 +24,14 @@ def even_run(directory: Path, *, world: int = 2, repeats: int = 3) -> tuple[Path
     return directory, case
 
 
+def half_measured_run(directory: Path) -> Path:
+    """A run of one case that was measured and one that was not."""
+    case, other = make_case("ddp"), make_case("ddp", world=2)
+    write_plan(directory, [case, other], repeats=1)
+    write_repeat(directory, case, 0, rank_lines(0, [0.1] * 4))
+    return directory
+
+
 def place_of(directory: Path, case: Any, repeat: int) -> Path:
     return directory / "cases" / case.case_id / str(repeat)
 

@@ -8,7 +8,7 @@ import torch
 
 from andromeda_scale.cost.model import Shape
 from andromeda_scale.models.factory import ModelFactory
-from andromeda_scale.registry import load
+from andromeda_scale.registry import model_config
 from andromeda_scale.suite import resources, safe_yaml
 from andromeda_scale.suite.training import Train
 
@@ -46,8 +46,7 @@ def shipped(name: str) -> dict[str, Any]:
 
 def shape_of(model: dict[str, Any]) -> Shape:
     """What the closed forms are given for a model."""
-    options = {key: value for key, value in model.items() if key != "family"}
-    shape: Shape = load("model family", model["family"])(**options).shape()
+    shape: Shape = model_config(model).shape()
     return shape
 
 

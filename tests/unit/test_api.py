@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import make_case, rank_lines, write_plan, write_repeat
+from merging import half_measured_run
 
 import andromeda_scale
 from andromeda_scale.api import TABLES
@@ -25,11 +25,7 @@ SUITE: dict[str, Any] = {
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    """A run of one case that was measured and one that was not."""
-    case, other = make_case("ddp"), make_case("ddp", world=2)
-    write_plan(tmp_path, [case, other], repeats=1)
-    write_repeat(tmp_path, case, 0, rank_lines(0, [0.1] * 4))
-    return tmp_path
+    return half_measured_run(tmp_path)
 
 
 def test_importing_the_package_imports_neither_torch_nor_pandas() -> None:

@@ -9,7 +9,7 @@ from refusals import GOOD, empty_folder_where_nothing_may_start, refuse, refuse_
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.suite import resources
 
 __all__ = ["empty_folder_where_nothing_may_start"]
@@ -156,7 +156,7 @@ def test_files_lie_beside_the_suite_and_those_of_an_option_here() -> None:
     good = GOOD.replace("{source: random}", "{source: files, files: [a.txt]}")
     Path("sub/x.yaml").write_text(good, encoding="utf-8")
     Path("sub/a.txt").write_text("text enough " * 9, encoding="utf-8")
-    suite, *_ = load_suite("sub/x.yaml")
+    suite, *_ = read_suite("sub/x.yaml")
     assert suite.data.files == (str(Path.cwd() / "sub/a.txt"),)
     for option in (["--set", "data.files=[b.txt]"], ["--axis", "data.files=[b.txt]"]):
         line = refuse("sub/x.yaml", *option)

@@ -14,7 +14,7 @@ from andromeda_scale.cli import app
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.planning.plan import make_plan
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 
 __all__ = ["empty_folder_where_nothing_may_start"]
 
@@ -48,7 +48,7 @@ def test_a_folder_that_holds_something_else() -> None:
 
 
 def test_a_run_directory_of_another_suite() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    suite, name, text, _ = read_suite("quickstart", ["data.source=random"])
     RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
     Path("x.yaml").write_text(GOOD, encoding="utf-8")
     line = refuse("x.yaml", "--run-dir", "theirs")
@@ -57,7 +57,7 @@ def test_a_run_directory_of_another_suite() -> None:
 
 
 def test_options_that_contradict_the_run_directory() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    suite, name, text, _ = read_suite("quickstart", ["data.source=random"])
     RunDir.create("theirs", make_plan(suite, name, TWO_CORES), text, {})
     Path("x.yaml").write_text(GOOD, encoding="utf-8")
     assert "holds a run already; leave out --new" in refuse(
@@ -111,7 +111,7 @@ def test_a_plan_of_another_version_or_without_its_cases_is_read_by_no_command(
 
 
 def test_status_says_nothing_that_a_terminal_would_obey_or_no_launch_can_take() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    suite, name, text, _ = read_suite("quickstart", ["data.source=random"])
     run = RunDir.create("run", make_plan(suite, name, TWO_CORES), text, {})
     ok, crashed, *_ = run.plan.repeats
     for item, said in (
@@ -127,7 +127,7 @@ def test_status_says_nothing_that_a_terminal_would_obey_or_no_launch_can_take() 
 
 
 def test_a_damaged_lock_still_locks_and_is_no_stack_trace() -> None:
-    suite, name, text = load_suite("quickstart", ["data.source=random"])
+    suite, name, text, _ = read_suite("quickstart", ["data.source=random"])
     run = RunDir.create("run", make_plan(suite, name, TWO_CORES), text, {})
     with run.lock():
         Path("run/lock").write_bytes(b"\xff\xfe")

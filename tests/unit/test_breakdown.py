@@ -26,6 +26,7 @@ from andromeda_scale.metrics import METRICS
 from andromeda_scale.report.catalogue import make_table
 from andromeda_scale.report.rows import interval_of
 from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.report.tables import as_text
 
 
 def series_of(**classes: list[list[float]]) -> dict[str, np.ndarray]:
@@ -214,7 +215,7 @@ def test_every_efficiency_stands_beside_factors_that_multiply_to_it(tmp_path: Pa
     assert (shown["measured %"], shown["profiled %"]) == ("100.0", "100.0")
     signs = [name for name in shown if name[:2] in ("= ", "x ")]
     assert math.prod(float(shown[name]) for name in signs) == pytest.approx(1.0, abs=0.003)
-    assert "Where the percents go" in table.to_text()
+    assert "Where the percents go" in as_text(table)
     assert "### Where the percents go" in table.to_markdown()
     assert "Where the percents go" in table.to_html()
 

@@ -73,7 +73,7 @@ def test_a_damaged_file_is_a_note_of_the_run_and_a_store_mends_it(
     assert calibration.load(HARDWARE)["ceilings"] == {"a": 1}
 
 
-def test_a_file_that_may_not_be_read_is_a_note(cache: Path) -> None:
+def test_a_file_that_may_not_be_read_is_a_note() -> None:
     path = calibration.path_of(HARDWARE)
     path.mkdir(parents=True)
     assert calibration.load(HARDWARE) == {"problem": f"{path}: cannot be read (Is a directory)"}

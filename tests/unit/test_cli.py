@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import make_case, rank_lines, write_plan, write_repeat
+from merging import half_measured_run
+from run_files import make_case, write_plan
 from typer.testing import CliRunner
 
+from andromeda_scale import api
 from andromeda_scale.cli import app
 from andromeda_scale.commands import choosing, doctor, sweep
 from andromeda_scale.commands.looking import Kind
+from andromeda_scale.commands.showing import Shown
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import environment
@@ -24,9 +27,10 @@ from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.planning.plan import make_plan
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.planning.table import duration, summary
 from andromeda_scale.registry import COLLECTORS, STRATEGIES
+from andromeda_scale.report import catalogue
 from andromeda_scale.report.exports import EXPORTERS
 
 TWO_CORES = Machine(cpu_cores=2, memory_bytes=16 << 30)
@@ -46,7 +50,7 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def quickstart(*axes: str) -> Plan:
-    suite, name, _ = load_suite("quickstart", ["data.source=random"], axes)
+    suite, name, *_ = read_suite("quickstart", ["data.source=random"], axes)
     return make_plan(suite, name, TWO_CORES)
 
 
@@ -147,10 +151,17 @@ def test_the_doctor_names_each_tracker_with_the_package_it_needs() -> None:
     assert doctor._tracker("x", "typer").ok
 
 
+def test_every_table_has_its_name_on_the_command_line_and_in_python() -> None:
+    names = list(catalogue.TABLES)
+    assert [shown.value for shown in Shown] == names
+    others = ["fairness", "cases", "repeats", "ranks", "steps"]  # which are no tables of a report
+    assert list(api.TABLES) == [*names, *others]
+
+
 @pytest.mark.parametrize("key", ["train.seq_len", "world", "strategy", "model", "train.precision"])
 def test_an_axis_in_brackets_is_refused_with_the_axis_without_them(key: str) -> None:
     with pytest.raises(UserError, match=rf"; drop the brackets: --axis {key}=1, 2$"):
-        load_suite("quickstart", (), [f"{key}=[1, 2]"])
+        read_suite("quickstart", (), [f"{key}=[1, 2]"])
 
 
 def test_schema_is_json() -> None:
@@ -181,14 +192,8 @@ def test_status_says_what_ended_what_failed_and_how_long_is_left() -> None:
         assert f"running: {second.case_id}-0-1" in invoke("status", "r")
 
 
-def stored_run(path: Path) -> None:
-    case, other = make_case("ddp"), make_case("ddp", world=2)
-    write_plan(path, [case, other], repeats=1)
-    write_repeat(path, case, 0, rank_lines(0, [0.1] * 4))
-
-
 def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
-    stored_run(Path("r"))
+    half_measured_run(Path("r"))
     assert "What does a rank buy?" in invoke("report", "r")
     assert "| ddp" in invoke("report", "r", "--format", "md")
     rows = list(csv.DictReader(io.StringIO(invoke("report", "r", "--format", "csv"))))
@@ -197,7 +202,7 @@ def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
 
 
 def test_finish_writes_the_tables_beside_the_records_and_says_where() -> None:
-    stored_run(Path("r"))
+    half_measured_run(Path("r"))
     assert sweep.finish(Path("r")) == 0
     written = {"results.parquet", "ranks.parquet", "table.md", "table.csv"}
     assert written <= {path.name for path in Path("r").iterdir()}
@@ -237,7 +242,7 @@ def test_the_newest_unfinished_run_of_the_same_cases_is_resumed_unless_new() -> 
 
 
 def test_another_number_of_repeats_goes_on_with_the_same_run() -> None:
-    suite, name, _ = load_suite("quickstart", ["data.source=random", "measure.repeats=5"])
+    suite, name, *_ = read_suite("quickstart", ["data.source=random", "measure.repeats=5"])
     RunDir.create(WHERE, quickstart(), "", {})
     assert choosing.choose(make_plan(suite, name, TWO_CORES), Path("runs"), None) == (WHERE, True)
 

@@ -15,7 +15,7 @@ from andromeda_scale.suite.training import Train
 from andromeda_scale.suite.world import World
 
 MODEL = {"family": "llama", "vocab_size": 64, "d_model": 32, "d_ff": 64, "num_layers": 2}
-RUNTIME = Runtime(torch.device("cpu"), "gloo", 0, 0, 0, 1, World(), 1, 0)
+RUNTIME = Runtime(torch.device("cpu"), "gloo", 0, 0, 1, World(), 1)
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1e6], ids=["clipped", "free"])

@@ -110,7 +110,7 @@ def _estimated(model: dict[str, Any], train: Train) -> MemoryEstimate:
 def _measured(model: dict[str, Any], train: Train) -> int:
     """Bytes that the third step of strategy single holds at most."""
     others = CpuAllocations.alive_bytes()
-    runtime = Runtime(torch.device("cpu"), "gloo", 0, 0, 0, 1, World(), 1, 0)
+    runtime = Runtime(torch.device("cpu"), "gloo", 0, 0, 1, World(), 1)
     strategy = Single(Single.Options(), train)
     state = strategy.build(ModelFactory(model, train, 0), runtime)
     batches: Any = _Batches(train)

@@ -14,6 +14,7 @@ from andromeda_scale.analysis.results import Results
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.device_tables import memory_table, phases_table
 from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.report.tables import as_text
 
 GIB = 2**30
 ON_GPU = {"parameters": 2 * GIB, "gradients": GIB}
@@ -88,10 +89,10 @@ def test_a_device_nearly_full_is_a_footnote_that_names_row_and_ranks(tmp_path: P
 
 def test_the_memory_table_has_a_row_a_case_and_every_number_in_its_frame(tmp_path: Path) -> None:
     table = memory_table(gpu_run(tmp_path, [device()], INSPECTED, **OFFLOADED))
-    text = table.to_text(160)
+    text = as_text(table, 160)
     for part in ("15.00 GiB", "3.00 GiB", "54.00 GiB", "60.00 GiB r0", "70.00 GiB"):
         assert part in text
-    assert "too narrow" in table.to_text(90)
+    assert "too narrow" in as_text(table, 90)
     (row,) = table.to_frame().to_dict("records")
     assert row["outside_allocator_bytes"] == GIB
     assert row["alloc_retries"] == 0

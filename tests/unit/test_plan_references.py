@@ -95,7 +95,7 @@ def test_cross_launches_nothing_for_parity() -> None:
 
 
 def test_a_model_without_a_shallow_form_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shallow(self: Any, num_layers: int = 2) -> Any:
+    def shallow(self: Any) -> Any:
         raise ValueError("mine cannot be had with fewer layers")
 
     monkeypatch.setattr("andromeda_scale.models.andromeda.AndromedaConfig.shallow", shallow)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from andromeda_scale import registry
 from andromeda_scale.cost.comm import bytes_per_step
 from andromeda_scale.hardware import machine
+from andromeda_scale.metrics import SETTINGS
 from andromeda_scale.registry import STRATEGIES
 from andromeda_scale.suite import precision
 from andromeda_scale.suite.precision import POLICIES, element_bytes
-from andromeda_scale.suite.training import Train
+from andromeda_scale.suite.training import Mode, Precision, Train
 from andromeda_scale.suite.world import World
 
 FOUR = World(ranks_per_node=4)
@@ -216,3 +217,8 @@ def test_reduction_of_every_micro_batch_is_counted_where_it_happens() -> None:
     assert times("zero1", "all_reduce") == 1
     assert times("zero2", "all_reduce") == 4
     assert times("zero3", "reduce_scatter") == 4
+
+
+def test_the_columns_of_results_say_every_precision_and_mode() -> None:
+    for column, values in (("precision", get_args(Precision)), ("mode", get_args(Mode))):
+        assert SETTINGS[column] == f"{', '.join(values[:-1])} or {values[-1]}"

@@ -16,6 +16,7 @@ from andromeda_scale.analysis import rivals
 from andromeda_scale.analysis.comparison import compare_launches
 from andromeda_scale.merge import Results, load_results, merge_run, write
 from andromeda_scale.report.scaling import scaling_table
+from andromeda_scale.report.tables import as_text
 from andromeda_scale.report.verdict import Sentence, verdict
 from andromeda_scale.suite.config import Case
 
@@ -170,7 +171,7 @@ def test_a_run_without_a_measured_case_says_so_and_nothing_else(tmp_path: Path) 
     assert (said.kind, said.text) == ("nothing", "No case has been measured: oom x1.")
     write_plan(tmp_path / "b", [case])
     assert verdict(merge_run(tmp_path / "b"))[0].text == "No case has been measured: pending x1."
-    assert "No case has been measured" in scaling_table(failed).to_text()
+    assert "No case has been measured" in as_text(scaling_table(failed))
 
 
 def test_rows_of_unequal_arithmetic_are_not_ranked_and_the_fact_is_named(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_the_verdict_of_the_tables_alone_is_that_of_the_records(
 
 def test_hostile_text_is_one_line_of_a_terminal(tmp_path: Path) -> None:
     case = make_case("ddp", 2, options={"x": "\x1b[31m\n[red]"})
-    text = scaling_table(_verdict_of(tmp_path, [(case, 0.1)])).to_text(300)
+    text = as_text(scaling_table(_verdict_of(tmp_path, [(case, 0.1)])), 300)
     assert "\x1b" not in text
     assert "Fastest: ddp" in text
 

@@ -14,7 +14,7 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.planning.expand import expand
 from andromeda_scale.planning.plan import make_plan, require_runnable
-from andromeda_scale.planning.suite_file import load_suite
+from andromeda_scale.planning.suite_file import read_suite
 from andromeda_scale.planning.suite_schema import suite_schema
 from andromeda_scale.registry import STRATEGIES
 from andromeda_scale.suite import resources
@@ -79,7 +79,7 @@ NOT_ON_A_CPU = {
 
 
 def plan(name: str, machine: Machine, sets: Sequence[str] = (), axes: Sequence[str] = ()) -> Plan:
-    suite, suite_name, _ = load_suite(name, list(sets), list(axes))
+    suite, suite_name, *_ = read_suite(name, list(sets), list(axes))
     return make_plan(suite, suite_name, machine)
 
 
@@ -158,7 +158,7 @@ def test_context_lengths_are_powers_of_two() -> None:
 
 
 def test_set_changes_one_key() -> None:
-    suite, _, text = load_suite("quickstart", ["train.seq_len=4096", "train.learning_rate=1e-4"])
+    suite, _, text, _ = read_suite("quickstart", ["train.seq_len=4096", "train.learning_rate=1e-4"])
     assert suite.train.seq_len == 4096
     assert suite.train.learning_rate == pytest.approx(1e-4)
     assert suite.train.micro_batch_size == 2  # what stands beside it stays
@@ -167,7 +167,7 @@ def test_set_changes_one_key() -> None:
 
 
 def test_axis_replaces_the_values_of_an_axis_and_adds_others() -> None:
-    suite, _, _ = load_suite(
+    suite, *_ = read_suite(
         "quickstart",
         axes=[
             "strategy=ddp,{name: fsdp2, reshard_after_forward: false}",
@@ -184,19 +184,19 @@ def test_axis_replaces_the_values_of_an_axis_and_adds_others() -> None:
 
 
 def test_set_fixes_what_was_an_axis() -> None:
-    suite, _, _ = load_suite("quickstart", ["strategy=ddp"])
+    suite, *_ = read_suite("quickstart", ["strategy=ddp"])
     assert {point.case.strategy.name for point in expand(suite, "x")} == {"ddp"}
 
 
 def test_set_below_an_axis_holds_for_every_value_of_it() -> None:
-    suite, _, _ = load_suite("cs336", ["model.num_layers=1", "train.mode=forward"])
+    suite, *_ = read_suite("cs336", ["model.num_layers=1", "train.mode=forward"])
     cases = [point.case for point in expand(suite, "x")]
     assert {case.model["num_layers"] for case in cases} == {1}
     assert len({case.model_name for case in cases}) == 5
 
 
 def test_set_reaches_below_the_short_forms_of_model_and_strategy() -> None:
-    suite, _, _ = load_suite(
+    suite, *_ = read_suite(
         "context",
         ["model.num_layers=1", "strategy.reshard_after_forward=false", "train.seq_len=64"],
     )
@@ -220,18 +220,18 @@ def test_set_reaches_below_the_short_forms_of_model_and_strategy() -> None:
 )
 def test_a_wrong_override_is_named(option: str, text: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_suite("quickstart", [option])
+        read_suite("quickstart", [option])
     assert text in str(caught.value)
 
 
 def test_a_shipped_file_is_found_by_its_name_and_another_by_its_path(tmp_path: Path) -> None:
     copy = tmp_path / "mine.yaml"
     copy.write_text(resources.find("suites", "quickstart").read_text(encoding="utf-8"))
-    assert load_suite(str(copy))[1] == "mine"
+    assert read_suite(str(copy)).name == "mine"
     with pytest.raises(UserError, match=r"quickstrt: no shipped suite .* did you mean quickstart"):
-        load_suite("quickstrt")
+        read_suite("quickstrt")
     with pytest.raises(UserError, match=r"nowhere/mine\.yaml: no such file"):
-        load_suite("nowhere/mine.yaml")
+        read_suite("nowhere/mine.yaml")
 
 
 def test_the_schema_for_editors_knows_names_and_options() -> None:
@@ -256,10 +256,10 @@ def test_a_bare_off_of_yaml_switches_parity_off(tmp_path: Path) -> None:
         "question: '?'\nmodel: andromeda-tiny\nworld: 1\nparity: off\n"
         "axes: {strategy: [ddp, fsdp2]}\n"
     )
-    assert load_suite(str(path))[0].parity == "off"
-    assert load_suite(str(path), ["parity=full"])[0].parity == "full"
-    assert load_suite("quickstart", ["parity=off"])[0].parity == "off"
-    swept = load_suite(str(path), axes=["parity=full,off"])[0]
+    assert read_suite(str(path)).suite.parity == "off"
+    assert read_suite(str(path), ["parity=full"]).suite.parity == "full"
+    assert read_suite("quickstart", ["parity=off"]).suite.parity == "off"
+    swept = read_suite(str(path), axes=["parity=full,off"]).suite
     assert [point.case.parity for point in expand(swept, "x")] == ["full", "off"] * 2
     with pytest.raises(UserError, match="parity: true is not known"):
-        load_suite(str(path), ["parity=on"])
+        read_suite(str(path), ["parity=on"])

@@ -24,7 +24,7 @@ from andromeda_scale.planning.suite_file import mapping_suite
 from andromeda_scale.planning.table import print_plan
 from andromeda_scale.report import catalogue
 from andromeda_scale.report.scaling import scaling_table
-from andromeda_scale.report.tables import PLAIN_WIDTH, Table
+from andromeda_scale.report.tables import PLAIN_WIDTH, Table, as_text
 from andromeda_scale.suite.config import Case
 
 
@@ -113,7 +113,7 @@ def test_text_from_records_is_neither_markup_nor_a_terminal_escape(tmp_path: Pat
     table = _table(tmp_path, make_case("ddp", 1), status="crashed", cause=cause)
     file = io.StringIO()
     Console(file=file, width=200, force_terminal=True).print(table.to_rich())
-    for text in (file.getvalue(), table.to_text(200), table.to_markdown()):
+    for text in (file.getvalue(), as_text(table, 200), table.to_markdown()):
         assert "[red]x[/red] [/bold]" in text
         assert "\x1b[31m" not in text
     assert "\n" not in "".join(_cells(table).values())
@@ -130,7 +130,7 @@ def test_text_from_records_is_no_tag_of_the_page_that_markdown_becomes(tmp_path:
 
 def test_the_terminal_table_fits_120_columns_unfolded(tmp_path: Path) -> None:
     cases = [make_case("fsdp2", 1), make_case("fsdp2", 2)]
-    text = _table(tmp_path, *cases).to_text()
+    text = as_text(_table(tmp_path, *cases))
     assert max(map(len, text.splitlines())) <= PLAIN_WIDTH
     (line,) = (line for line in text.splitlines() if "100.0 [100.0, 100.0]" in line)
     assert line.split()[:5] == ["fsdp2", "2", "ok", "640.0", "320.0"]
@@ -222,7 +222,7 @@ def test_many_bases_are_counted_not_all_printed(tmp_path: Path) -> None:
 def test_a_terminal_says_where_all_problems_are_listed_and_they_are(tmp_path: Path) -> None:
     table = _table(tmp_path, *(make_case("ddp", world) for world in (1, 2, 3)))
     assert len(table.problems) == 9
-    printed = " ".join(table.to_text().split())
+    printed = " ".join(as_text(table).split())
     assert printed.count("problem: ") == 8
     assert printed.endswith("and 1 more problems: report --format md, or json, lists all")
     notes = json.loads(table.to_json())["notes"]
@@ -239,7 +239,7 @@ def test_no_control_character_of_a_question_reaches_a_terminal(
     plan = make_plan(mapping_suite(suite).suite, "x", Machine(cpu_cores=2))
     print_plan(plan)
     made = replace(_table(tmp_path, make_case("ddp", 1)), title=plan.question)
-    for text in (capsys.readouterr().out, made.to_text(), made.to_markdown()):
+    for text in (capsys.readouterr().out, as_text(made), made.to_markdown()):
         assert "a [31mb c" in text
 
 
@@ -283,12 +283,12 @@ def test_a_narrow_terminal_shows_fewer_columns_and_no_broken_word(
 ) -> None:
     cases = [make_case("ddp", 1), make_case("ddp", 2), make_case("zero3", 2)]
     table = _table(tmp_path, *cases, status="interrupted", cause="SIGINT")
-    text = table.to_text(width)
+    text = as_text(table, width)
     assert max(map(len, text.splitlines())) <= width
     (line,) = (line for line in text.splitlines() if line.startswith(" zero3"))
     assert line.split()[:5] == ["zero3", "2", "interrupted", "[1]", "-"]
     assert "too narrow for: per rank" in text
-    assert "too narrow for" not in table.to_text(PLAIN_WIDTH)
+    assert "too narrow for" not in as_text(table, PLAIN_WIDTH)
 
 
 def test_rows_with_the_same_failure_share_a_footnote(tmp_path: Path) -> None:

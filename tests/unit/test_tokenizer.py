@@ -103,7 +103,7 @@ def test_an_empty_text_has_no_tokens() -> None:
     assert tokenizer.tokens([Path("a.txt")], Path("words.json")).size == 0
 
 
-def test_every_shape_of_tokenizer_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+def test_every_shape_of_tokenizer_that_does_not_fit_is_refused_by_name() -> None:
     np.save("ids.npy", np.arange(100))
     Path("plain.json").write_text(json.dumps({"model_type": "llama"}))
     Path("s.model").write_bytes(b"\x0a\x0e")

@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from andromeda_scale.metrics.formats import clean
-from andromeda_scale.report.html.source import Source, world
-from andromeda_scale.report.rows import label
+from andromeda_scale.report.html.source import Source
+from andromeda_scale.report.rows import label, world
 
 MAX_FAILURES = 40  # in full; the others are in repeats.parquet
 _SHARED = ("hardware.", "software.", "variables.", "device_name", "threads", "compile.")

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.metrics.formats import clean
-from andromeda_scale.report.rows import Row, arrange, has, label
+from andromeda_scale.report.rows import Row, arrange, has, label, world
 
 MAX_LABEL = 44  # characters of a name in a figure; the table has all of it
 COLOURS = ("#3987e5", "#d95926", "#199e70", "#c98500", "#9085e9", "#d55181", "#008300", "#e66767")
@@ -68,12 +68,6 @@ def words(text: str, longest: int = MAX_LABEL) -> str:
     """Text from records for a figure: printable, on one line, not too long."""
     text = clean(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"
-
-
-def world(row: Row) -> str:
-    """Ranks of a row: 8, or 2x8 on two nodes."""
-    nodes = int(row["nodes"])
-    return f"{nodes}x{row['ranks_per_node']}" if nodes > 1 else str(row["world_size"])
 
 
 def ranks(row: Row) -> str:
