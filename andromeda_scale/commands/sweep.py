@@ -54,7 +54,13 @@ def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
     run = RunDir.open(run_dir)
     found = environment.fingerprint(environment.collect())
     run.check_fingerprint(found, allow_mixed=allow_mixed)
-    run.calibrate(found)
+    try:
+        run.calibrate(found)
+    except OSError as error:
+        raise UserError(
+            f"{run.path}: cannot be written ({error.strerror}); make room there, or make it "
+            f"writable; `andromeda-scale report {run.path}` shows what it holds"
+        ) from None
     return run
 
 

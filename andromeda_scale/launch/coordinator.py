@@ -121,8 +121,10 @@ class Coordinator:
             if trial is None:
                 verdict = searching.outcome(self._run_dir, item, case)
                 break
-            at_size = micro_batch.at_size(case, trial.repeat)
-            ended = self._one(trial, at_size.model_copy(update={"faults": ()}))
+            at_size = micro_batch.at_size(case, trial.repeat).model_copy(update={"faults": ()})
+            ended = self._one(trial, at_size)
+            if searching.is_doubtful(ended):
+                ended = self._one(trial, at_size)
             verdict = searching.ends(ended)
         status = _status(item, verdict, [], started_s, time.monotonic() - clock_s)
         status |= searching.summary(self._run_dir, item, case)

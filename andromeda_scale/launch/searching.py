@@ -18,6 +18,8 @@ from andromeda_scale.suite.config import Case
 
 # Another size would end alike, or be asked for again.
 _NOT_OF_THE_SIZE = ("interrupted", "unavailable", "invalid", "skipped")
+# A rank or a node that was lost: of its size, as a host short of memory kills too, or by chance.
+_LOST = ("crashed", "node_failed")
 
 
 def next_trial(run_dir: RunDir, item: PlannedRepeat, case: Case) -> PlannedRepeat | None:
@@ -34,6 +36,11 @@ def begin(run_dir: RunDir, item: PlannedRepeat) -> None:
     status = run_dir.status(item)
     if status is not None and status["status"] not in ("interrupted", "skipped"):
         run_dir.forget(item)
+
+
+def is_doubtful(trial: Verdict) -> bool:
+    """Whether a trial says of its size only if it ends so twice."""
+    return trial.status in _LOST
 
 
 def ends(trial: Verdict) -> Verdict | None:

@@ -96,6 +96,11 @@ def _blocks(config: CustomConfig, model: nn.Module) -> list[nn.Module]:
         raise _invalid(config, f"has no list of modules at {config.blocks}", error) from error
     if not found or not all(isinstance(block, nn.Module) for block in found):
         raise Invalid(f"model.blocks: {config.blocks} of {config.callable} lists no modules")
+    if len({id(block) for block in found}) < len(found):
+        raise Invalid(
+            f"model.blocks: {config.blocks} of {config.callable} lists a module twice; list each "
+            "once, or leave model.blocks out"
+        )
     return found
 
 

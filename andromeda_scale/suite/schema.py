@@ -32,7 +32,10 @@ def shown(value: Any) -> str:
 def share(value: Any) -> Any:
     """`2%` as 0.02; anything else as it is. Raises ValueError for a number that means neither."""
     if isinstance(value, str) and value.strip().endswith("%"):
-        return float(value.strip()[:-1]) / 100
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            raise ValueError(f"{shown(value)} is no percentage; use 2% or 0.02") from None
     return value
 
 
@@ -45,7 +48,7 @@ def with_tuples(value: Any) -> Any:
 
 
 Share = Annotated[
-    float, BeforeValidator(share, json_schema_input_type=float | str), Field(gt=0, lt=1)
+    float, BeforeValidator(share, json_schema_input_type=float | str), Field(gt=0.0, lt=1.0)
 ]
 
 

@@ -159,7 +159,7 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
     if kind in ("less_than", "less_than_equal"):
         bound = context.get("lt", context.get("le"))
         if kind == "less_than":
-            return f"{text} is {bound} or more", f"use less than {bound}"
+            return f"{text} is {bound:g} or more", f"use less than {bound:g}"
         # `:g` would round 2**31, and the remedy must be a value that is taken.
         limit = f"{bound:.0f}" if float(bound or 0).is_integer() else str(bound)
         return f"{text} is above the limit {limit}", f"use at most {limit}"

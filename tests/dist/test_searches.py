@@ -149,3 +149,19 @@ def test_a_killed_search_goes_on_and_one_rank_decides_for_all(
     measured = [(i, word) for i, word in run.statuses() if i.role == "measure"]
     assert [word for _, word in measured] == ["ok", "ok"]
     assert {run.plan.cases[i.case_id].train.micro_batch_size for i, _ in measured} == {5}
+
+
+@pytest.mark.parametrize(("again", "found"), [(False, 5), (True, 4)])
+def test_a_rank_killed_in_a_trial_says_of_its_size_only_if_it_is_again(
+    searching: RunDir, tmp_path: Path, again: bool, found: int
+) -> None:
+    (item,) = searching.todo()
+    with tagged() as (environment, survivors):
+        environment |= {"SEARCH_DIES": "5", "SEARCH_GO": str(tmp_path / "go")}
+        environment |= {"LAUNCH_TEST_WORKER": "search_worker:main"}
+        environment |= {"SEARCH_DIES_AGAIN": "1"} if again else {}
+        assert start_driver(searching, environment).wait(100) == 0
+        assert survivors() == []
+    said = json.loads((searching.case_dir(item) / "status.json").read_text())
+    words = {one["size"]: one["status"] for one in said["tried"]}
+    assert (said["found"], words[5]) == (found, "crashed" if again else "ok")

@@ -99,7 +99,7 @@ def test_a_damaged_plan(damaged: bytes) -> None:
 def test_a_plan_of_another_version_or_without_its_cases_is_read_by_no_command(
     change: dict[str, Any], said: str
 ) -> None:
-    suite, name, _ = load_suite("quickstart", ["data.source=random"])
+    suite, name, _, _ = read_suite("quickstart", ["data.source=random"])
     plan = json.loads(make_plan(suite, name, TWO_CORES).model_dump_json())
     Path("run/cases").mkdir(parents=True)
     Path("run/plan.json").write_text(json.dumps(plan | change))

@@ -127,8 +127,8 @@ def test_strong_scaling_keeps_the_global_batch_by_the_micro_batch() -> None:
         ({"axes": {"train.seqlen": [64]}}, "train.seqlen: unknown key"),
         ({"axes": {"seed.x": [64]}}, "seed.x: seed is 3, which holds no keys"),
         (
-            {"strategy": {"name": "fsdp2", "reshard": True}},
-            "strategy.reshard: unknown key (x); known here: blocks_per_unit, reshard",
+            {"strategy": {"name": "fsdp2", "units": True}},
+            "strategy.units: unknown key (x); known here: blocks_per_unit, reshard",
         ),
         ({"model": {"d_model": 3}}, "model.family: is missing (x); use one of andromeda, llama, "),
         ({"model": {"family": "gpt"}}, "model.family: 'gpt' is no model family (x); "),
