@@ -19,6 +19,7 @@ class Column:
     text: Callable[[Row], str]
     left: bool = False
     folds: bool = False  # over several lines of a terminal, where it must
+    is_setting: bool = False  # an axis of the suite
 
 
 def metric(name: str) -> Callable[[Row], str]:

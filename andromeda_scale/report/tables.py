@@ -42,6 +42,8 @@ DISPENSABLE = (
     "peak memory",
     "step ms +-MAD",
 )
+# Columns that the narrowest terminal shows, and the first.
+ESSENTIAL = ("world", "status", "tokens/s")
 MIN_FOLDED = 13  # characters of a folded cell on one line: "100.0 [100.0,"
 MAX_PROBLEMS = 8  # Markdown and JSON have all
 MAX_SAID = 12  # sentences of a verdict under a terminal's table
@@ -117,13 +119,16 @@ class Table:
     def _fitting(self, width: int) -> tuple[RichTable, list[str]]:
         """The columns that `width` has room for without breaking a number, and the others' names.
 
-        Some columns may be folded, down to MIN_FOLDED characters.
+        Some columns may be folded, down to MIN_FOLDED characters. What is left out is first what
+        is dispensable, then settings, then all that is not essential, from the right.
         """
         cells = self.cells()
         kept = list(range(len(self.columns)))
         needed = [self._width(index, cells) + 1 for index in kept]
         left_out = []
-        for header in self.dispensable:
+        others = [c for c in reversed(self.columns[1:]) if c.header not in ESSENTIAL]
+        others.sort(key=lambda column: not column.is_setting)
+        for header in dict.fromkeys((*self.dispensable, *(column.header for column in others))):
             if sum(needed[index] for index in kept) + 1 <= width:
                 break
             found = [index for index in kept if self.columns[index].header == header]
@@ -241,5 +246,8 @@ def identity(axes: Sequence[str]) -> list[Column]:
     strategy = Column("strategy", ("strategy", "options"), label, left=True, folds=True)
     return [
         strategy,
-        *(Column(axis.rpartition(".")[2], (axis,), setting(axis), folds=True) for axis in axes),
+        *(
+            Column(axis.rpartition(".")[2], (axis,), setting(axis), folds=True, is_setting=True)
+            for axis in axes
+        ),
     ]

@@ -23,6 +23,7 @@ from andromeda_scale.planning.plan import make_plan
 from andromeda_scale.planning.suite_file import mapping_suite
 from andromeda_scale.planning.table import print_plan
 from andromeda_scale.report import catalogue
+from andromeda_scale.report.columns import Column, setting
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.tables import PLAIN_WIDTH, Table, as_text
 from andromeda_scale.suite.config import Case
@@ -379,3 +380,18 @@ def test_rows_of_other_parity_are_told_apart_and_are_each_their_own_series(tmp_p
     assert [_cells(table, row)["parity_kind"] for row in range(4)] == ["cross"] * 2 + ["off"] * 2
     bases = [row["base_case_id"] for row in table.rows]
     assert bases == [cases[index].case_id for index in (0, 0, 2, 2)]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_settings_leave_a_narrow_terminal_before_results_do(width: int) -> None:
+    axes = [f"axis_{letter}" * 2 for letter in "abcdef"]
+    columns = [
+        Column("strategy", ("strategy",), setting("strategy"), left=True, folds=True),
+        *(Column(axis, (axis,), setting(axis), folds=True, is_setting=True) for axis in axes),
+        *(Column(name, (name,), setting(name)) for name in ("world", "status", "tokens/s")),
+    ]
+    row = dict.fromkeys(axes, 7) | {"strategy": "ddp", "world": 2, "status": "ok", "tokens/s": 123}
+    lines = as_text(Table("title", tuple(columns), [row], []), width).splitlines()
+    assert [line.split()[-3:] for line in lines if "ddp" in line] == [["2", "ok", "123"]]
+    left_out = " ".join(lines).partition("too narrow for: ")[2]
+    assert ("axis_f" in left_out, "tokens/s" in left_out) == (True, False)
