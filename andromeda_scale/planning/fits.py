@@ -8,6 +8,7 @@ from typing import Any
 
 from andromeda_scale.contracts.references import Device
 from andromeda_scale.cost import memory
+from andromeda_scale.cost.comm import bytes_per_step
 from andromeda_scale.cost.memory import MemoryEstimate
 from andromeda_scale.cost.working import Sizes
 from andromeda_scale.hardware.machine import Machine
@@ -106,6 +107,27 @@ def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:
         strategy.working(options, case.train, case.world, Sizes.of(shape), device),
         device,
     )
+
+
+def bytes_sent(case: Case, device: Device) -> float | None:
+    """Bytes one rank sends in a training step, mean over ranks; None: there is no closed form."""
+    shape = model_config(case.model).shape()
+    if shape is None or case.train.mode != "train_step":
+        return None
+    strategy, sizes = load("strategy", case.strategy.name), Sizes.of(shape)
+    options = strategy.Options(**case.strategy.options)
+    if case.driver == "accelerate":
+        options = strategy.as_accelerated(options)
+    found = bytes_per_step(
+        strategy.traffic(options, case.train, case.world),
+        sizes.parameters,
+        case.world.size,
+        case.train.grad_accum,
+        num_block_parameters=sizes.num_blocks * sizes.block,
+        num_blocks=sizes.num_blocks,
+        backend="nccl" if device == "cuda" else "gloo",
+    )
+    return found.total_wire
 
 
 def refusal(case: Case, device: Device) -> str | None:

@@ -14,10 +14,21 @@ from rich.table import Table
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.metrics.formats import binary, clean
+from andromeda_scale.planning.fits import bytes_sent
 from andromeda_scale.suite import settings
 from andromeda_scale.suite.config import Case
 
-_COLUMNS = ("case", "settings", "device", "threads", "global batch", "repeats", "memory/rank", "")
+_COLUMNS = (
+    "case",
+    "settings",
+    "device",
+    "threads",
+    "global batch",
+    "repeats",
+    "memory/rank",
+    "sent/rank",
+    "",
+)
 _LEFT = ("case", "settings", "")
 
 
@@ -52,7 +63,11 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
     roles = Counter(item.role for item in launched)
     shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
     searches = f"; {roles['search']} micro batches to be found first" if roles["search"] else ""
-    trials = ", and limits.timeout_s for every trial of a search" if roles["search"] else ""
+    trials = (
+        ", and limits.timeout_s for every trial of a search and reference of what it finds"
+        if roles["search"]
+        else ""
+    )
     launched = [item for item in launched if item.role != "search"]
     skipped = {item.case_id for item in plan.repeats if item.skip and item.role == "measure"}
     most_s = sum(plan.cases[item.case_id].limits.timeout_s for item in launched)
@@ -140,8 +155,17 @@ def _cells(case: Case, differences: str, items: list[PlannedRepeat]) -> list[str
         "-" if first.skip and case.regime == "strong" else str(case.global_batch_size),
         "-" if first.skip else str(len(items)),
         "no estimate" if memory is None else binary(memory),
+        _sent(case, first),
         f"skipped: {first.skip}" if first.skip else _said(case, first),
     ]
+
+
+def _sent(case: Case, item: PlannedRepeat) -> str:
+    """Bytes a rank sends a step; nothing where it is alone, or its batch is a guess."""
+    if case.world.size == 1 or item.skip or case.auto is not None:
+        return ""
+    sent = bytes_sent(case, item.device)
+    return "no estimate" if sent is None else binary(sent)
 
 
 def _said(case: Case, item: PlannedRepeat) -> str:

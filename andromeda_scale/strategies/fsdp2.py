@@ -192,6 +192,8 @@ class Fsdp2(Native):
         in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters())
         asked = self.together(self.options, self.train)
         together = blocks_per_unit(asked, len(blocks), in_block)
+        if self.options.blocks_per_unit and not blocks:
+            raise UnavailableHere("strategy.blocks_per_unit: the model has no blocks; remove it")
         units = [blocks[first : first + together] for first in range(0, len(blocks), together)]
         for unit in units:
             kept = unit is units[-1] and not self.options.reshard_last

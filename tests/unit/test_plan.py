@@ -13,7 +13,7 @@ from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine, visible_devices
 from andromeda_scale.merge import merge_run
-from andromeda_scale.planning.fits import estimate_memory
+from andromeda_scale.planning.fits import bytes_sent, estimate_memory
 from andromeda_scale.planning.plan import require_runnable
 from andromeda_scale.suite.config import Measure
 
@@ -290,3 +290,20 @@ def test_a_plan_that_would_never_end_is_refused() -> None:
 )
 def test_visible_devices_follow_cudas_rule(variable: str | None, expected: list[int]) -> None:
     assert visible_devices(variable, ["GPU-a1", "GPU-b2", "GPU-c3"]) == expected
+
+
+def test_what_a_rank_sends_is_the_ring_of_its_strategy() -> None:
+    made = {name: plan(strategy=name, world=[4]) for name in ("ddp", "fsdp2")}
+    sent = {}
+    for name, one in made.items():
+        ((case, _),) = measured(one)
+        sent[name] = bytes_sent(case, "cuda")
+    ((case, _),) = measured(made["ddp"])
+    estimate = estimate_memory(case, "cuda")
+    assert estimate is not None
+    parameters = estimate.states / 12  # float32, with Adam's moments
+    assert sent["ddp"] == 2 * 3 / 4 * 4 * parameters  # an all-reduce of gradients
+    assert sent["fsdp2"] is not None
+    assert sent["fsdp2"] > sent["ddp"]  # its blocks are gathered twice
+    ((forward, _),) = measured(plan(world=[2], train={"mode": "forward"}))
+    assert bytes_sent(forward, "cpu") is None
