@@ -12,7 +12,7 @@ from andromeda_scale.contracts.records import SCHEMA_VERSION, wrong_version
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
 from andromeda_scale.suite.config import Case
-from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.schema import Device, Schema
 
 Role = Literal["measure", "reference", "parity", "probe", "search", "trial"]
 
@@ -43,7 +43,7 @@ class PlannedRepeat(Schema):
     reference_id: str | None = None  # case_id of the reference that this launch is compared with
     parity_id: str | None = None  # case_id of the parity launch that stands for this case
     search_id: str | None = None  # case_id of the search that finds this launch's micro batch
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     threads_per_rank: PositiveInt = 1
     skip: str | None = None
     estimated_memory_bytes: NonNegativeInt | None = None  # per rank, from cost/

@@ -6,7 +6,7 @@ from typing import Any
 
 from andromeda_scale.registry import model_config
 from andromeda_scale.suite.config import Case, Measure, StrategySpec
-from andromeda_scale.suite.schema import Device as Device  # planning/fits.py has it from here
+from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.world import World
 
 

@@ -8,7 +8,7 @@ from andromeda_scale.contracts import parity
 from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.contracts.records import Status
 from andromeda_scale.suite.config import Case
-from andromeda_scale.suite.schema import Schema
+from andromeda_scale.suite.schema import Device, Schema
 
 
 class Hello(Schema):
@@ -23,7 +23,7 @@ class Hello(Schema):
 class RankEnvironment(Schema):
     """What a forkserver serves: ranks of one device kind with the same variables."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     variables: dict[str, str]
 
     @classmethod

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from andromeda_scale.contracts.references import Device
 from andromeda_scale.cost import memory
 from andromeda_scale.cost.comm import bytes_per_step
 from andromeda_scale.cost.memory import MemoryEstimate
@@ -16,6 +15,7 @@ from andromeda_scale.metrics.formats import binary
 from andromeda_scale.registry import load, model_config
 from andromeda_scale.suite import faults
 from andromeda_scale.suite.config import Case, StrategySpec
+from andromeda_scale.suite.schema import Device
 
 GIB = 1 << 30
 # Of a GPU a rank holds more than torch allocates: CUDA's context, kernels, NCCL's and cuBLAS's

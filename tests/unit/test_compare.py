@@ -76,6 +76,7 @@ def test_a_difference_within_the_tolerance_is_the_same_and_without_one_is_slower
     assert _words(runs, "slower1", 0.02)["ddp"] == "same"
 
 
+@pytest.mark.slow
 def test_the_gate_stops_a_regression_and_two_sided_an_improvement_too(runs: Path) -> None:
     gate = ("--fail-on-regression", "2%")
     assert _compare(runs / "old", runs / "same", *gate, "--two-sided")[0] == 0

@@ -134,6 +134,7 @@ def test_flex_holds_no_bias_and_one_mask_for_all_blocks() -> None:
     assert all(block.attention._tables[0] is tables for block in module.blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seq_len", [1, 128, 200, 1000])
 def test_the_mask_of_flex_is_the_one_torch_finds_from_all_elements(seq_len: int) -> None:
     made = materialised(SMALL_ANDROMEDA, attention="flex", compile=True, seq_len=seq_len)
