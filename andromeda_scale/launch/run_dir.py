@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat, Role, read_plan
-from andromeda_scale.contracts.records import read_status
+from andromeda_scale.contracts.records import read_repeat, read_status
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import calibration
 from andromeda_scale.launch import lock
@@ -228,8 +228,9 @@ class RunDir:
     def todo(self, *, only_failed: bool = False) -> list[PlannedRepeat]:
         """What is left to launch, in the order of the plan.
 
-        Everything that did not end, or with `only_failed` what ended in failure or was measured
-        without its reference because that failed. A reference or parity launch that is not ok is
+        Everything that did not end, or with `only_failed` what ended in failure, was measured
+        without its reference because that failed, or has a record that is damaged since. A
+        reference or parity launch that is not ok is
         launched again when something that needs it is. While a micro batch is to be found, the
         searches alone: the rest of the plan waits for them.
         """
@@ -240,7 +241,9 @@ class RunDir:
             if item.role == "reference" or (item.role == "parity" and not only_failed):
                 return False
             if only_failed:
-                return word in FAILED or (word == "ok" and item.reference_id in lost)
+                return word in FAILED or (
+                    word == "ok" and (item.reference_id in lost or self._is_damaged(item))
+                )
             return word == "pending" or word in _NOT_FINISHED
 
         asked = {item for item, word in statuses if wanted(item, word)}
@@ -256,6 +259,13 @@ class RunDir:
                 if item.role == role and word != "ok" and item.case_id in needed
             }
         return [item for item in self.plan.repeats if item in asked]
+
+    def _is_damaged(self, item: PlannedRepeat) -> bool:
+        """Whether a record that ended ok lacks the end of a rank: a merge has no numbers of it."""
+        directory, size = self.case_dir(item), self.plan.cases[item.case_id].world.size
+        found = read_repeat(directory, item.case_id, item.repeat, size)
+        ended = sum(rank.end is not None for rank in found.ranks.values())
+        return item.role == "measure" and 0 < ended + len(found.problems) and ended < size
 
     def begin(self, item: PlannedRepeat, attempt: int) -> Path:
         """A fresh directory for an attempt at a repeat."""
