@@ -113,6 +113,7 @@ def _points(
         name, model = resolve_model(raw["model"], here)
         strategies = _strategies(point, here)
         _refuse_search(point, here)
+        _refuse_share(point, here)
         settings = {key: getattr(point, key) for key in Settings.model_fields}
         settings["collect"] = tuple(name for name in point.collect if name in COLLECTORS)
         for strategy, world in itertools.product(strategies, worlds):
@@ -196,6 +197,23 @@ def _refuse_search(suite: Suite, where: Where) -> None:
         raise UserError(f"train.micro_batch_size: {auto}, and {wrong} ({at}); {remedy}")
 
 
+def _refuse_share(suite: Suite, where: Where) -> None:
+    """Raise UserError where a suite gives what strong scaling finds."""
+    if not isinstance(suite.scaling, Strong) or _auto(suite):
+        return
+    key = _found_by(suite.scaling)
+    if key in suite.train.model_fields_set:
+        raise UserError(
+            f"train.{key}: {getattr(suite.train, key)}, and scaling.strong finds it from "
+            f"global_batch_size ({place(where, f'train.{key}')}); remove it"
+        )
+
+
+def _found_by(scaling: Strong) -> str:
+    """What strong scaling shrinks as ranks are added."""
+    return "grad_accum" if scaling.strong.shrink == "accumulation" else "micro_batch_size"
+
+
 def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
     """What one rank does at this world, and why it cannot."""
     asked = suite.train.model_dump()
@@ -205,7 +223,7 @@ def _train_at(suite: Suite, world: World) -> tuple[Train, str | None]:
     if not isinstance(suite.scaling, Strong):
         return train, None
     strong = suite.scaling.strong
-    shrinks = "grad_accum" if strong.shrink == "accumulation" else "micro_batch_size"
+    shrinks = _found_by(suite.scaling)
     keeps = "micro_batch_size" if strong.shrink == "accumulation" else "grad_accum"
     unit = getattr(train, keeps) * world.size
     share, rest = divmod(strong.global_batch_size, unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def told_apart(models: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         settings = [_all_settings(model) for model in found.values()] if len(found) > 1 else [{}]
         keys = _telling(settings)
         for text, values in zip(found, settings, strict=True):
-            given = {key.rpartition(".")[2]: values[key] for key in keys if key in values}
+            own = [key for key in keys if key in values] or _own(values, settings)
+            given = {key.rpartition(".")[2]: values[key] for key in own}
             names[name, text] = name + "".join(_suffixes(given))
     return [names[name, json.dumps(model)] for name, model in models]
 
@@ -79,6 +81,12 @@ def _telling(settings: list[dict[str, Any]]) -> list[str]:
         if len(more) > num_apart:
             keys, num_apart = [*keys, key], len(more)
     return keys
+
+
+def _own(values: dict[str, Any], settings: list[dict[str, Any]]) -> list[str]:
+    """The first key of a model that others lack: without a suffix it would seem the plain one."""
+    lacking = (key for key in values if any(key not in one for one in settings))
+    return list(itertools.islice(lacking, 1))
 
 
 def short(value: Any) -> str:

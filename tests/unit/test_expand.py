@@ -58,6 +58,11 @@ LLAMA |= {"num_layers": 1, "num_heads": 2}
         ({"callable": "m:Tiny"}, {"model.kwargs.d": [32, 64]}, ["Tiny+d=32", "Tiny+d=64"]),
         ({"callable": "m:Tiny"}, {"model.kwargs": [{}, {"d": 64}]}, ["Tiny", "Tiny+d=64"]),
         (
+            {"callable": "m:Tiny"},
+            {"model.kwargs": [{"d": 64}, {"deep": 2}]},
+            ["Tiny+d=64", "Tiny+deep=2"],
+        ),
+        (
             LLAMA,
             {"model.d_model": [64, 128], "model.tied_head": [False, True]},  # false: the default
             [f"llama+d_model={d}+tied_head={t}" for d in (64, 128) for t in (False, True)],
@@ -129,6 +134,10 @@ def test_strong_scaling_keeps_the_global_batch_by_the_micro_batch() -> None:
         (
             {"strategy": {"name": "fsdp2", "units": True}},
             "strategy.units: unknown key (x); known here: blocks_per_unit, reshard",
+        ),
+        (
+            {"scaling": {"strong": {"global_batch_size": 8}}, "train": {"grad_accum": 3}},
+            "train.grad_accum: 3, and scaling.strong finds it from global_batch_size (x); remove",
         ),
         ({"model": {"d_model": 3}}, "model.family: is missing (x); use one of andromeda, llama, "),
         ({"model": {"family": "gpt"}}, "model.family: 'gpt' is no model family (x); "),
