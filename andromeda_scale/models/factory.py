@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from typing import Any
 
 import torch
@@ -91,12 +90,8 @@ class ModelFactory:
 
 def _require(config: Family, family: str, train: Train) -> None:
     """Raise UnavailableHere where a package is missing, or the model cannot do such a step."""
-    for package in config.requires:
-        if importlib.util.find_spec(package) is None:
-            raise UnavailableHere(
-                f"model family {family} needs {package}; "
-                f"pip install 'andromeda-scale[{config.extra}]'"
-            )
+    if missing := config.missing():
+        raise UnavailableHere(f"model family {family} {missing}")
     if (reason := config.refuses(train)) is not None:
         raise UnavailableHere(reason)
 

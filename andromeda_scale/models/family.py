@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from andromeda_scale.cost.model import Shape
@@ -54,6 +55,13 @@ class Family(Schema):
     def loss_chunks(self, train: Train) -> int:
         """Parts in which the model computes the loss of a micro-batch."""
         return loss_chunks(train, getattr(self, "vocab_size"))  # noqa: B009  each family has its own
+
+    def missing(self) -> str | None:
+        """The package that this family needs and that is not installed here, and its remedy."""
+        for package in self.requires:
+            if importlib.util.find_spec(package) is None:
+                return f"needs {package}; pip install 'andromeda-scale[{self.extra}]'"
+        return None
 
     def wrong_here(self) -> str | None:
         """What this installation shows to be wrong, as "key: problem; remedy", without torch."""

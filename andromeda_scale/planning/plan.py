@@ -185,7 +185,13 @@ def _check_models(points: Sequence[Point], where: Where) -> list[str]:
         if wrong := config.wrong_here():
             problem, _, remedy = wrong.partition("; ")
             raise UserError(f"model.{problem} ({place(where, 'model')}); {remedy}")
-    return list(dict.fromkeys(remark for config in configs if (remark := config.remark())))
+    notes: list[str] = []
+    for case, config in zip(models.values(), configs, strict=True):
+        if missing := config.missing():
+            notes.append(f"here model family {case.model['family']} {missing}")
+        if remark := config.remark():
+            notes.append(remark)
+    return list(dict.fromkeys(notes))
 
 
 def _check_data(points: Sequence[Point], where: Where) -> None:

@@ -17,6 +17,7 @@ from andromeda_scale.cli import app
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine
+from andromeda_scale.models.family import Family
 from andromeda_scale.models.huggingface_source import unread
 from andromeda_scale.planning.model_file import resolve_model
 from andromeda_scale.planning.plan import make_plan, require_runnable
@@ -156,6 +157,12 @@ def test_no_key_of_a_published_config_is_taken_for_a_misspelt_one(name: tuple[st
     found = unread(config)
     assert found is not None
     assert set(found.values()) <= {None}
+
+
+def test_a_plan_says_what_a_model_lacks_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Family, "missing", lambda self: "needs transformers; pip install it")
+    Path("tiny/config.json").write_text(json.dumps(LLAMA))
+    assert "here model family huggingface needs transformers; pip install it" in planned().notes
 
 
 def test_a_plan_names_the_keys_that_no_source_of_the_model_reads() -> None:
