@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.base import Collector, Context
 from andromeda_scale.collectors.intervals import length_within
 from andromeda_scale.collectors.trace import Recording, TraceError, read_timeline
 from andromeda_scale.collectors.witness import Witness
@@ -19,7 +19,7 @@ BLOCK_STEPS = 5
 PROFILED_STEPS = 5
 
 
-class Ablation:
+class Ablation(Collector):
     """Blocks of steps with and without communication, after all else; off unless collected.
 
     Values of `inspect`: {order: text, full_s, without_s: seconds per step of each block,
@@ -29,7 +29,6 @@ class Ablation:
     afterwards: name this collector last.
     """
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"inspect"})
 
     def start(self, phase: Phase, context: Context) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from andromeda_scale.contracts.records import Phase
 from andromeda_scale.suite.config import Case
@@ -31,7 +32,7 @@ class Context:
     directory: Path  # of the repeat: for files of a rank beside its record
 
 
-class Collector(Protocol):
+class Collector(ABC):
     """What watches a rank. Costs nothing in a phase it did not ask for.
 
     In phase "profile" the worker marks what it does with `record_function` ranges named
@@ -40,16 +41,21 @@ class Collector(Protocol):
     """
 
     where: ClassVar[Literal["rank"]] = "rank"
+    # What it needs of the timed window, to which ranks extend it.
+    least_steps: ClassVar[int] = 0
+    least_s: ClassVar[float] = 0.0
     phases: frozenset[Phase]
 
-    def start(self, phase: Phase, context: Context) -> None: ...
+    @abstractmethod
+    def start(self, phase: Phase, context: Context) -> None:
+        """Begin a phase."""
 
+    @abstractmethod
     def stop(self, phase: Phase) -> Mapping[str, Any]:
         """End the phase; return raw values for the record (JSON types only)."""
-        ...
 
 
-class NodeCollector(Protocol):
+class NodeCollector(ABC):
     """What samples a node from its agent, one instance for a repeat. Built without arguments.
 
     Both kinds share the registry: `where` says who builds one. The worker takes the classes whose
@@ -57,12 +63,17 @@ class NodeCollector(Protocol):
     """
 
     where: ClassVar[Literal["agent"]] = "agent"
+    least_steps: ClassVar[int] = 0
+    least_s: ClassVar[float] = 0.0
 
-    # A class may have `before_ranks()`, which the agent calls once a run before its first rank
-    # exists, and `least_steps`, `least_s`, to which ranks extend the timed window.
+    @classmethod  # noqa: B027  most have nothing to see then
+    def before_ranks(cls) -> None:
+        """See the node before its first rank exists; the agent calls it once a run."""
 
-    def start(self) -> None: ...
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to sample."""
 
+    @abstractmethod
     def stop(self) -> Mapping[str, Any]:
         """End sampling; return raw values for the node's line (JSON types only)."""
-        ...

@@ -7,12 +7,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.base import Collector, Context
 from andromeda_scale.collectors.charges import Durations, Group, charges
 from andromeda_scale.collectors.collectives import kinds, one_by_one, times
 from andromeda_scale.collectors.executions import (
@@ -35,7 +35,7 @@ from andromeda_scale.collectors.witness import Witness
 from andromeda_scale.contracts.records import Phase
 
 
-class Communication:
+class Communication(Collector):
     """Total, exposed, waiting and transfer seconds of every step, and bytes by collective.
 
     Values of `profile`, in seconds, one number per step of this rank, defined in METRICS:
@@ -66,7 +66,6 @@ class Communication:
     Build it before the process group: the flight recorder reads its size once.
     """
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"profile"})
 
     def __init__(self) -> None:

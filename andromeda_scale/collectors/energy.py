@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from andromeda_scale.collectors.base import NodeCollector
 from andromeda_scale.errors import CollectorUnavailable
 from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS
 
@@ -16,7 +17,7 @@ _POWERCAP = Path("/sys/class/powercap")
 _IDLE_S = 2.0
 
 
-class Energy:
+class Energy(NodeCollector):
     """Joules of GPUs and CPU packages over the timed window, which is at least 100 steps and 10 s.
 
     Values:
@@ -29,7 +30,6 @@ class Energy:
         missing   why there is no counter of the other kind; null if there is
     """
 
-    where: ClassVar[Literal["agent"]] = "agent"
     least_steps: ClassVar[int] = ENERGY_STEPS  # the window is extended to both
     least_s: ClassVar[float] = ENERGY_SECONDS
     _idle: ClassVar[Mapping[str, Any] | None] = None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from andromeda_scale.collectors import step_memory
-from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.base import Collector, Context
 from andromeda_scale.contracts.records import Phase
 from andromeda_scale.hardware.machine import host_memory_bytes, process_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-class Memory:
+class Memory(Collector):
     """Peaks of each phase, reset at its start; all bytes.
 
     Values of each phase:
@@ -41,7 +41,6 @@ class Memory:
     master and optimizer state are in the strategy's `describe`, read between backward and update.
     """
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"setup", "warmup", "measure", "inspect"})
 
     def start(self, phase: Phase, context: Context) -> None:

@@ -20,8 +20,8 @@ class Collectors:
 
     def __init__(self, names: Sequence[str]) -> None:
         kinds = {name: registry.load("collector", name) for name in names}
-        self.least_steps = max((getattr(k, "least_steps", 0) for k in kinds.values()), default=0)
-        self.least_s = max((getattr(k, "least_s", 0.0) for k in kinds.values()), default=0.0)
+        self.least_steps = max((kind.least_steps for kind in kinds.values()), default=0)
+        self.least_s = max((kind.least_s for kind in kinds.values()), default=0.0)
         self._built = {name: kind() for name, kind in kinds.items() if kind.where == "rank"}
 
     @contextmanager

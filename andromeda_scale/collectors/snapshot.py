@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.base import Collector, Context
 from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
 
 _MAX_EVENTS = 50_000  # allocations and releases, the last; an entry with its stack takes KBs
 
 
-class AllocatorSnapshot:
+class AllocatorSnapshot(Collector):
     """A file a rank beside its record: every allocation of an inspected step with its Python stack.
 
     Open it in pytorch.org/memory_viz. Values of `inspect`: file, its name; bytes, its size.
     """
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"inspect"})
 
     def start(self, phase: Phase, context: Context) -> None:

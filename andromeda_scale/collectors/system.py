@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import psutil
+
+from andromeda_scale.collectors.base import NodeCollector
 
 _INFINIBAND = Path("/sys/class/infiniband")
 _INFINIBAND_WORD = 4  # port_xmit_data and port_rcv_data count words of 4 bytes
 
 
-class System:
+class System(NodeCollector):
     """Samples one node about once a second in a thread of the agent; one sample costs < 1 ms.
 
     Values: start_s, the first sample on the node's monotonic clock, and, each list one number per
@@ -31,8 +33,6 @@ class System:
     and as totals from the first to the last sample,
         network_bytes, infiniband_bytes: {interface: {sent, received}}, disk_bytes: {read, written}
     """
-
-    where: ClassVar[Literal["agent"]] = "agent"
 
     def __init__(self, period_s: float = 1.0) -> None:
         self._period_s = period_s

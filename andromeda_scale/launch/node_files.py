@@ -68,7 +68,7 @@ class NodeSamplers:
         for name in collect:
             try:
                 kind = registry.load("collector", name)
-                if getattr(kind, "where", "rank") == "agent":
+                if kind.where == "agent":
                     sampler = kind()
                     sampler.start()
                     self._running[name] = sampler
@@ -81,7 +81,9 @@ class NodeSamplers:
         """Let those that must see this node without ranks do so, once a run."""
         for name in collect:
             try:
-                getattr(registry.load("collector", name), "before_ranks", lambda: None)()
+                kind = registry.load("collector", name)
+                if kind.where == "agent":
+                    kind.before_ranks()
             except Exception as error:  # what it would have said is missing, which its values show
                 print(f"{name} before ranks: {type(error).__name__}: {error}", file=sys.stderr)
 

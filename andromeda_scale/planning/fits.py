@@ -96,10 +96,7 @@ def estimate_memory(case: Case, device: Device) -> MemoryEstimate | None:
     shape = model_config(case.model).shape()
     if shape is None:
         return None
-    strategy = load("strategy", case.strategy.name)
-    options = strategy.Options(**case.strategy.options)
-    if case.driver == "accelerate":
-        options = strategy.as_accelerated(options)
+    strategy, options = _as_driven(case)
     return memory.estimate(
         shape,
         case.train,
@@ -114,10 +111,7 @@ def bytes_sent(case: Case, device: Device) -> float | None:
     shape = model_config(case.model).shape()
     if shape is None or case.train.mode != "train_step":
         return None
-    strategy, sizes = load("strategy", case.strategy.name), Sizes.of(shape)
-    options = strategy.Options(**case.strategy.options)
-    if case.driver == "accelerate":
-        options = strategy.as_accelerated(options)
+    (strategy, options), sizes = _as_driven(case), Sizes.of(shape)
     found = bytes_per_step(
         strategy.traffic(options, case.train, case.world),
         sizes.parameters,
@@ -128,6 +122,15 @@ def bytes_sent(case: Case, device: Device) -> float | None:
         backend="nccl" if device == "cuda" else "gloo",
     )
     return found.total_wire
+
+
+def _as_driven(case: Case) -> tuple[Any, Any]:
+    """A case's strategy, and its options as its driver takes them."""
+    strategy = load("strategy", case.strategy.name)
+    options = strategy.Options(**case.strategy.options)
+    if case.driver != "native":
+        options = load("driver", case.driver).options_for(strategy, options)
+    return strategy, options
 
 
 def refusal(case: Case, device: Device) -> str | None:

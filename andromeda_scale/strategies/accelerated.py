@@ -59,6 +59,11 @@ class Accelerated(Strategy):
         return ("accelerate", *plugin) if _by_deepspeed(strategy) else ("accelerate",)
 
     @classmethod
+    def options_for(cls, strategy: type[Strategy], options: Any) -> Any:
+        """The strategy's options as accelerate takes them."""
+        return strategy.as_accelerated(options)
+
+    @classmethod
     def refuses(
         cls, strategy: type[Strategy], train: Train, world: World, device: str
     ) -> str | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import planted
 import pytest
 from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_lines, tiny_case
 
 from andromeda_scale import registry, worker
-from andromeda_scale.collectors.base import Context
+from andromeda_scale.collectors.base import Collector, Context
 from andromeda_scale.contracts.planned import RankSpec
 from andromeda_scale.contracts.records import Phase
 from andromeda_scale.errors import CollectorUnavailable
@@ -24,10 +24,9 @@ RunCase = Callable[..., list[list[Line]]]
 STRATEGIES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
-class Watcher:
+class Watcher(Collector):
     """Notes what it was called with; exchanges ranks in `stop`."""
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"setup", "warmup", "profile"})
 
     def start(self, phase: Phase, context: Context) -> None:
@@ -50,10 +49,9 @@ class Watcher:
         return {"had_state": self._had_state, "ranks": ranks, "ranges": ranges}
 
 
-class Absent:
+class Absent(Collector):
     """Cannot work here."""
 
-    where: ClassVar[Literal["rank"]] = "rank"
     phases: frozenset[Phase] = frozenset({"warmup", "measure"})
 
     def start(self, phase: Phase, context: Context) -> None:
