@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from andromeda_scale import registry
+from andromeda_scale.collectors.base import Collector
 from andromeda_scale.collectors.running import Collectors
 from andromeda_scale.errors import CollectorUnavailable
 
 
-class Counts:
-    where = "rank"
+class Counts(Collector):
     phases = frozenset({"profile"})
 
     def start(self, phase: str, context: Any) -> None: ...
