@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
@@ -30,6 +31,7 @@ _COLUMNS = (
     "",
 )
 _LEFT = ("case", "settings", "")
+_FOLDED = 24  # characters of a line of what may be folded
 
 
 def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None) -> None:
@@ -46,15 +48,35 @@ def print_plan(plan: Plan, earlier: Mapping[str, Sequence[float]] | None = None)
         _cells(plan.cases[case_id], differences.get(case_id, ""), items)
         for case_id, items in _by_case(plan).items()
     ]
-    table = Table(box=None, pad_edge=False)
-    filled = [any(cells) for cells in zip(*rows, strict=True)]
-    for name in itertools.compress(_COLUMNS, filled):
-        table.add_column(name, justify="left" if name in _LEFT else "right")
-    for row in rows:
-        table.add_row(*map(clean, itertools.compress(row, filled)))
-    console.print(table)
+    table = _table(rows)
+    anywhere = console.options.update(max_width=sys.maxsize)
+    if Measurement.get(console, anywhere, table).minimum <= console.width:
+        console.print(table)
+    else:  # no cell is cut: a case is a paragraph
+        for case_id, *cells in rows:
+            named = zip(_COLUMNS[1:], cells, strict=True)
+            said = ", ".join(f"{name} {cell}".strip() for name, cell in named if cell)
+            console.print(Padding(clean(f"{case_id}: {said}"), (0, 0, 0, 2)))
     for line in summary(plan, earlier or {}):
         console.print(clean(line))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Table:
+    """The columns in which some case has something."""
+    table = Table(box=None, pad_edge=False)
+    filled = {
+        name: cells
+        for name, cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+        if any(cells)
+    }
+    for name, cells in filled.items():
+        folds = name in ("settings", "")
+        least = min(_FOLDED, max(map(len, cells))) if folds else None
+        justify: JustifyMethod = "left" if name in _LEFT else "right"
+        table.add_column(name, justify=justify, no_wrap=not folds, min_width=least)
+    for row in zip(*filled.values(), strict=True):
+        table.add_row(*map(clean, row))
+    return table
 
 
 def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:

@@ -15,6 +15,7 @@ from andromeda_scale.hardware.machine import Machine, visible_devices
 from andromeda_scale.merge import merge_run
 from andromeda_scale.planning.fits import bytes_sent, estimate_memory
 from andromeda_scale.planning.plan import require_runnable
+from andromeda_scale.planning.table import print_plan
 from andromeda_scale.suite.config import Measure
 
 # Pruning
@@ -307,3 +308,17 @@ def test_what_a_rank_sends_is_the_ring_of_its_strategy() -> None:
     assert sent["fsdp2"] > sent["ddp"]  # its blocks are gathered twice
     ((forward, _),) = measured(plan(world=[2], train={"mode": "forward"}))
     assert bytes_sent(forward, "cpu") is None
+
+
+def test_a_plan_cuts_no_cell_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    made = plan(world=[1, 2])
+    for columns in (60, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_plan(made)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "…" not in said
+        assert all(case_id in said for case_id in made.cases)
+        assert "sent/rank" in said
