@@ -62,9 +62,18 @@ def launches(rows: Rows) -> go.Figure:
 
 
 def worlds(rows: Rows) -> go.Figure:
-    """A pair of bars a strategy: one GPU, paler, and two; its efficiency below."""
+    """A pair of bars a strategy: one GPU, paler, and two; below them what of communication is
+    exposed, the peak of memory, and the efficiency."""
     pairs = grouped(rows, _strategy)
-    figure = bars(rows, _strategy, _gpus, "tokens/s/GPU", ",.0f")
+    shown = {"tokens/s/GPU": ",.0f", "exposed ms": ".1f", "GiB": ".1f"}
+    heights = {"rows": 3, "shared_xaxes": True, "vertical_spacing": 0.07}
+    figure = figure_of(640, **heights, row_heights=[0.5, 0.25, 0.25])
+    for line, (column, form) in enumerate(shown.items(), start=1):
+        one = bars(rows, _strategy, _gpus, column, form)
+        figure.add_traces(one.data, rows=line, cols=1)
+        figure.update_yaxes(title_text=AXES[column], rangemode="tozero", tickformat=",", row=line)
+    figure.update_xaxes(type="category", categoryarray=list(pairs))
+    figure.update_layout(barmode="group", uniformtext={"minsize": 10, "mode": "show"})
     colours = dict(zip(pairs, COLOURS, strict=False))
     for trace in figure.data:
         trace.marker.color = [colours[name] for name in trace.x]

@@ -17,7 +17,7 @@ Rows = Sequence[Row]
 WIDTH = 700  # pixels, as all sizes
 INK, BAD = "#1b1b19", "#b3261e"  # text, and what failed: as on the report's page
 AXES = {"tokens/s/GPU": "tokens/s per GPU", "GiB": "peak GiB", "step ms": "ms per step"}
-AXES |= {"MFU": "MFU, % of peak", "mJ/token": "mJ per token"}
+AXES |= {"MFU": "MFU, % of peak", "mJ/token": "mJ per token", "exposed ms": "exposed ms"}
 SAID = {"oom": "OOM", "pending": "not started", "interrupted": "cut short"}  # for a status
 
 

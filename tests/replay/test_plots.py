@@ -33,7 +33,11 @@ POINTS: dict[str, Callable[[dict[str, Any]], list[Point]]] = {
     "llama": lambda row: [
         ("ours" if row["run"][:4] == "ours" else row["strategy"], row["tokens_per_s_per_gpu"])
     ],
-    "weak": lambda row: [(row["strategy"], row["tokens_per_s_per_gpu"])],
+    "weak": lambda row: [
+        (row["strategy"], row["tokens_per_s_per_gpu"]),
+        (row["strategy"], 1e3 * row.get("comm_exposed_s", float("nan"))),
+        (row["strategy"], row["peak_allocated_bytes"] / GIB),
+    ],
     "cs336": lambda row: [(row["model"][6:], 1e3 * row["window_step_s"])],
     "andromeda": lambda row: [(f"{row['model']}<br>T {row['seq_len']:,}", 100 * row["mfu"])],
     "context": lambda row: [
