@@ -118,7 +118,7 @@ RULES: dict[str, Rule] = {
     "engine.": Rule("differs", "how DeepSpeed cuts and keeps what it sends"),
     "mesh.": Rule("differs", "which ranks share a shard: traffic within and between groups"),
     "units.": Rule("differs", "how parameters are cut for the network: overlap and memory"),
-    "update.": Rule("differs", "when weights are updated and gathered, and norms taken: no values"),
+    "update.": Rule("differs", "when weights are updated and norms taken, not what they are"),
     # Settings of a suite that no fact shows.
     "train.learning_rate": Rule("unfair", "other updates: another model after the first step"),
     "train.compile": Rule("differs", "how torch compiles: fused kernels, the same arithmetic"),

@@ -23,7 +23,8 @@ def reference_of(case: Case, device: Device) -> Case:
     """The single process whose first losses and gradient norms this case must show.
 
     Same model, data, seed and global batch, the batch by accumulation; always on the same kind of
-    device. It measures nothing, so cases that differ only in what is measured share it. Under
+    device. It measures nothing, so cases that differ only in what is measured share it, and those
+    that differ only in when their update runs (`update_streams`). Under
     `parity: cross` it is not launched: cases that would share it must agree with each other.
     """
     grad_accum = case.global_batch_size // case.train.micro_batch_size

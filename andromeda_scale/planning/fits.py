@@ -178,5 +178,5 @@ def capacity(case: Case, device: Device, machine: Machine) -> float:
     if case.limits.memory_gib is not None:
         return case.limits.memory_gib * GIB
     if device == "cuda":
-        return min(machine.gpus) - _OUTSIDE
+        return max(0, min(machine.gpus) - _OUTSIDE)
     return machine.memory_bytes / case.world.ranks_per_node

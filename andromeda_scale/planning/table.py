@@ -27,7 +27,7 @@ _COLUMNS = (
     "global batch",
     "repeats",
     "memory/rank",
-    "sent/rank",
+    "sent/rank/step",
     "",
 )
 _LEFT = ("case", "settings", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -315,3 +316,30 @@ def test_blocks_are_captured_whole_under_compile(group: Group, strategy: Any) ->
 def test_deepspeed_announces_no_ranges_to_a_profiler_nobody_started(group: Group) -> None:
     for lines in last_lines(group, planted.unprofiled, tiny_case("zero3"), 2):
         assert end(lines)["status"] == "ok", end(lines)
+
+
+def collecting(spec: RankSpec, out: str) -> None:
+    """A worker that notes whether Python may collect garbage when the timed window begins."""
+    seen: list[bool] = []
+    start = worker.StepTime.start
+
+    def noting(self: Any, *arguments: Any) -> Any:
+        seen.append(gc.isenabled())
+        return start(self, *arguments)
+
+    worker.StepTime.start = noting  # type: ignore[method-assign]
+    worker.main(spec, lambda *beat: None)
+    Path(out).write_text(json.dumps(seen))
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_garbage_is_collected_in_timed_steps_only_where_it_is_asked_for(
+    group: Group, tmp_path: Path, collects: bool
+) -> None:
+    measure = {"warmup": {"min_steps": 2, "max_steps": 2}, "steps": 2, "profile_steps": 0}
+    case = tiny_case("single", measure=measure | {"collect_garbage": collects})
+    (spec,) = group.specs(case, 1)
+    group.run(collecting, [(spec, str(tmp_path / "seen"))])
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert seen
+    assert set(seen) == {collects}

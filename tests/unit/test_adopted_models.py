@@ -14,7 +14,9 @@ from torch import nn
 
 from andromeda_scale.cost.activations import ACTIVATION_SAVES
 from andromeda_scale.cost.model import num_parameters
+from andromeda_scale.models import custom_net
 from andromeda_scale.models.adopted import parameters_on_meta
+from andromeda_scale.models.custom import CustomConfig
 from andromeda_scale.models.factory import ModelFactory
 from andromeda_scale.rank.failures import Invalid, UnavailableHere
 from andromeda_scale.suite.training import Every, Segment, Train
@@ -347,3 +349,12 @@ def test_a_parameter_that_two_modules_share_is_shared_on_meta() -> None:
     assert one.weight is other.weight
     assert not scale.running_mean.is_meta
     assert not nn.Linear(3, 3).weight.is_meta
+
+
+def test_a_block_that_is_listed_twice_is_invalid() -> None:
+    block = torch.nn.Linear(2, 2)
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([block, block])
+    config = CustomConfig(callable="own_models:f", blocks="layers")
+    with pytest.raises(Invalid, match=r"model\.blocks: layers of own_models:f lists a mod"):
+        custom_net._blocks(config, model)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_files
 from refusals import GOOD, TWO_CORES, empty_folder_where_nothing_may_start, refuse
 from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
+from andromeda_scale.commands import sweep
 from andromeda_scale.errors import UserError
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.planning.plan import make_plan
@@ -142,3 +144,30 @@ def test_a_damaged_lock_still_locks_and_is_no_stack_trace() -> None:
         run.lock(),
     ):
         pass
+
+
+def test_a_record_that_is_damaged_since_counts_as_failed(tmp_path: Path) -> None:
+    case = run_files.make_case("ddp", 2)
+    run_files.write_plan(tmp_path, [case], 2)
+    whole = [*run_files.rank_lines(0, [0.1]), *run_files.rank_lines(1, [0.1])]
+    for repeat in (0, 1):
+        place = run_files.write_repeat(tmp_path, case, repeat, whole)
+    run = RunDir.open(tmp_path)
+    assert run.todo(only_failed=True) == []
+    file = place / "node-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert [item.repeat for item in run.todo(only_failed=True)] == [1]
+    assert run.todo() == []
+
+
+def test_a_run_that_cannot_be_written_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_files.write_plan(tmp_path / "run", [run_files.make_case("ddp", 1)])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunDir, "calibrate", full)
+    with pytest.raises(UserError, match=r"run: cannot be written \(No space left.*report"):
+        sweep.reopen(tmp_path / "run")

@@ -139,6 +139,14 @@ def test_strong_scaling_keeps_the_global_batch_by_the_micro_batch() -> None:
             {"scaling": {"strong": {"global_batch_size": 8}}, "train": {"grad_accum": 3}},
             "train.grad_accum: 3, and scaling.strong finds it from global_batch_size (x); remove",
         ),
+        (
+            {"measure": {"precision": "x%"}},
+            "measure.precision: 'x%' is no percentage (x.yaml)",
+        ),
+        (
+            {"measure": {"precision": 1}},
+            "measure.precision: 1 is 1 or more (x.yaml); use ",
+        ),
         ({"model": {"d_model": 3}}, "model.family: is missing (x); use one of andromeda, llama, "),
         ({"model": {"family": "gpt"}}, "model.family: 'gpt' is no model family (x); "),
         ({"axes": {"seed": list(range(20_000))}}, "axes: span 40000 cases, more than 10000 (x); "),

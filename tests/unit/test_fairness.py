@@ -356,21 +356,6 @@ def test_an_axis_that_no_fact_shows_is_a_line_of_its_own() -> None:
     assert (line["flag"], line["values"]) == ("unfair", "0.001; 0.1")
 
 
-@pytest.mark.parametrize(
-    ("axis", "values", "flag"),
-    [
-        ("train.update_streams", (2, 1), "differs"),
-        ("data.prefetch", (0, 2), "differs"),
-        ("env.NCCL_ALGO", ("Ring", "Tree"), "unfair"),
-    ],
-)
-def test_an_axis_has_its_rule(axis: str, values: tuple[Any, ...], flag: str) -> None:
-    rows = [row("ddp", other=json.dumps({axis: value})) for value in values]
-    (line,) = differences(comparable(results(*rows))).to_dict("records")
-    assert (line["fact"], line["flag"]) == (axis, flag)
-    assert "no rule" not in line["effect"]
-
-
 def test_results_without_facts_are_unknown_not_fair() -> None:
     rows = [row("ddp"), row("fsdp2")]
     for one in rows:

@@ -321,4 +321,4 @@ def test_a_plan_cuts_no_cell_on_a_narrow_terminal(
         said = " ".join(capsys.readouterr().out.split())
         assert "…" not in said
         assert all(case_id in said for case_id in made.cases)
-        assert "sent/rank" in said
+        assert "sent/rank/step" in said

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import run_files
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
@@ -391,17 +390,3 @@ def test_directories_of_killed_agents_are_removed_and_those_of_live_ones_kept(
         (tmp_path / name).mkdir()
     remove_stale()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
-
-
-def test_a_record_that_is_damaged_since_counts_as_failed(tmp_path: Path) -> None:
-    case = run_files.make_case("ddp", 2)
-    run_files.write_plan(tmp_path, [case], 2)
-    whole = [*run_files.rank_lines(0, [0.1]), *run_files.rank_lines(1, [0.1])]
-    for repeat in (0, 1):
-        place = run_files.write_repeat(tmp_path, case, repeat, whole)
-    run = RunDir.open(tmp_path)
-    assert run.todo(only_failed=True) == []
-    file = place / "node-0.jsonl"
-    file.write_bytes(file.read_bytes()[:-30])
-    assert [item.repeat for item in run.todo(only_failed=True)] == [1]
-    assert run.todo() == []
