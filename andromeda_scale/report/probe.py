@@ -199,9 +199,9 @@ def plot(points: pd.DataFrame) -> str:
                     line_color=_COLOURS[ops.index(op) % len(_COLOURS)],
                 )  # fmt: skip
                 figure.add_trace(trace, row=line, col=column)
-    figure.update_xaxes(type="log", title_text="bytes", exponentformat="SI")
-    figure.update_yaxes(type="log", title_text="us", col=1)
-    figure.update_yaxes(type="log", title_text="GB/s", col=2)
+    figure.update_xaxes(type="log", title_text="bytes", tickformat="~s")
+    figure.update_yaxes(type="log", title_text="us", tickformat="~r", col=1)
+    figure.update_yaxes(type="log", title_text="GB/s", tickformat="~r", col=2)
     names = ", ".join(dict.fromkeys(ok["device_name"])) or "nothing measured"
     figure.update_layout(title=f"Collectives on {names}", height=120 + 420 * max(1, len(groups)))
     page: str = figure.to_html(include_plotlyjs=True)

@@ -38,6 +38,14 @@ def drawn(directory: Path, name: str) -> Figure:
     return figure
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_tick_of_a_logarithmic_axis_says_the_whole_number(rich: Path, name: str) -> None:
+    axes = [x for key, x in drawn(rich, name).layout.items() if key[1:].startswith("axis")]
+    for axis in (axis for axis in axes if axis.get("type") == "log"):
+        # Without a form plotly writes the digit alone between powers of ten: 2 for 2,000.
+        assert "tickformat" in axis or "ticktext" in axis
+
+
 def test_the_ideal_line_goes_on_from_the_best_rank_of_the_smallest_world() -> None:
     ideal = drawn(RUN, "throughput").choices[0].data[0]  # ddp gives 1,280 on one rank
     assert (ideal["x"], ideal["y"]) == ([1, 2], [pytest.approx(1280), pytest.approx(2560)])

@@ -35,8 +35,8 @@ def bandwidth(source: Source) -> Figure | str:
         f"collectives of the profiled steps at their mean message.{without}",
         choices,
         {
-            "xaxis": axis("bytes of a call", type="log", exponentformat="SI", dtick="D2"),
-            "yaxis": axis("busbw, GB/s", type="log", dtick="D2"),
+            "xaxis": axis("bytes of a call", type="log", tickformat="~s", dtick="D2"),
+            "yaxis": axis("busbw, GB/s", type="log", tickformat="~r", dtick="D2"),
             "height": 440,
         },
         choose="group",

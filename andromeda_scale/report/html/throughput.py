@@ -32,7 +32,7 @@ def throughput(source: Source) -> Figure | str:
         [Choice("all", [_ideal(source), *drawn, *fitted], said=said)],
         {
             "xaxis": worlds(source, reach),
-            "yaxis": axis("tokens/s", type="log", dtick="D2"),
+            "yaxis": axis("tokens/s", type="log", tickformat=",~r", dtick="D2"),
             "height": 460,
         },
     )
