@@ -55,6 +55,8 @@ TINY_TRAIN = {"seq_len": 16, "micro_batch_size": 1, "compile": False, "attention
 # The axes that a rehearsal keeps, and what it has in the place of their values (None: themselves).
 TINY_AXES: dict[str, list[Any] | None] = {
     "strategy": None,
+    "model.alibi_num_heads": [0, 2],
+    "train.mode": None,
     "train.seq_len": [16, 32, 64],
     "train.micro_batch_size": [1, 2, 4],
     "train.precision": None,

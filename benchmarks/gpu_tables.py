@@ -202,10 +202,18 @@ def _shipped(name: str, axes: Suite, **changes: Any) -> Table:
     return Table(suite["question"], [suite | on_one | changes])
 
 
-def _context(model: str, lengths: Sequence[int]) -> Table:
+def _context(model: str, lengths: Sequence[int], **train: Any) -> Table:
     few = SHORT | {"warmup": {"min_steps": 3, "max_steps": 4}, "steps": 8}
-    train = {"compile": True, "attention": "flex"}
+    train = {"compile": True, "attention": "flex"} | train
     return _shipped("context", {"train.seq_len": lengths}, model=model, train=train, measure=few)
+
+
+def _attention(seq_len: int, sequences: int) -> Table:
+    """As many tokens a step at each length: enough that a step does not wait for the host."""
+    heads, kernels = [0, 4], ["naive", "sdpa_bias", "sdpa_causal", "flex"]
+    axes = {"model.alibi_num_heads": heads, "train.attention": kernels}
+    train = {"seq_len": seq_len, "micro_batch_size": sequences}
+    return _shipped("attention", axes, train=train)
 
 
 TABLES: dict[str, Table] = {
@@ -336,21 +344,31 @@ TABLES: dict[str, Table] = {
             {"model": LAYERS_24, "world": [1], "strategy": "auto", "train": WHOLE_LOSS},
         ],
     ),
-    # The smaller as far as xPos goes, the larger as far as memory does.
+    # The smaller as far as xPos goes, the larger as far as memory does, and as checkpointing does.
     "context": _context("andromeda-1b", [1024 * 2**doublings for doublings in range(7)])
-    | _context("andromeda-3b", [8192, 16384, 32768, 40960, 49152]),
+    | _context("andromeda-3b", [8192, 16384, 32768, 40960, 49152])
+    | _context("andromeda-3b", [65536], activation_checkpointing="block"),
     "batch": _shipped(
         "batch",
-        {"train.micro_batch_size": [1, 4, 16, 64]},
+        {"train.mode": ["forward", "train_step"], "train.micro_batch_size": [1, 4, 16, 64]},
         collect=["memory", "energy"],
         train={"compile": True, "attention": "flex"},
     ),
     "precision": _shipped(
         "precision",
         {"train.compile": [False, True], "train.precision": ["fp32", "tf32", "bf16", "fp16"]},
+    )
+    | _shipped(
+        "precision",
+        {"strategy": ["fsdp2", "zero2"], "train.precision": ["fp32", "tf32", "bf16", "fp16"]},
+        train={"compile": True},
     ),
     "compile": replace(
-        _shipped("compile", {"train.compile": [False, True, GRAPHS]}),
+        _shipped("compile", {"train.compile": [False, True, GRAPHS]})
+        | _shipped(
+            "compile",
+            {"strategy": ["ddp", "fsdp2", "zero2", "zero3"], "train.compile": [False, True]},
+        ),
         columns={"first step s": (lambda row, rows: row["first_step_s"], ".1f")},
     ),
     "checkpointing": _shipped(
@@ -360,11 +378,5 @@ TABLES: dict[str, Table] = {
             "train.activation_checkpointing": ["none", "selective", {"every": 2}, "block"],
         },
     ),
-    "attention": _shipped(
-        "attention",
-        {
-            "train.seq_len": [2048, 8192],
-            "train.attention": ["naive", "sdpa_bias", "sdpa_causal", "flex"],
-        },
-    ),
+    "attention": _attention(2048, 8) | _attention(8192, 2),
 }

@@ -31,12 +31,12 @@ CASES = {
     "weak-levers": 48,
 }
 CASES |= {
-    "context": 12,
-    "batch": 4,
-    "precision": 8,
-    "compile": 3,
+    "context": 13,
+    "batch": 8,
+    "precision": 16,
+    "compile": 11,
     "checkpointing": 8,
-    "attention": 8,
+    "attention": 16,
 }
 
 
