@@ -26,6 +26,7 @@ REPEAT_COLUMNS = {
     "parity_rounding": "str",  # the precision whose tolerance counts
     "parity_skipped": "str",  # steps that fp16's scaler skipped, which compare no update
 }
+_ALL_STEPS = ("warmup_steps", "num_steps")
 CASE_COLUMNS = {
     "parity": "str",  # ok: every pooled launch was compared; diverged, unavailable, off;
     # reference: the case is the reference's own program; empty without a launch
@@ -76,7 +77,7 @@ def case_parity(
     if case.parity == "cross" and is_own_reference(case) and not any(map(_steps, pooled)):
         return found | {"parity": "reference"}  # nobody disagrees, and it is what others must show
     if case.parity == "cross":
-        return found | _verdict(pooled, "nothing to compare with")
+        return found | _verdict(pooled, _alone(pooled))
     if item.parity_id is not None:
         launch = [helper] if helper.get("status") == "ok" else [{}]
         return found | _verdict(launch, f"the parity launch {_ending(helper)}")
@@ -85,6 +86,17 @@ def case_parity(
     silent = ", ".join(str(row["repeat"]) for row in pooled if not _steps(row))
     why = f"repeat {silent} compared no losses: the reference {_ending(helper)}"
     return found | _verdict(pooled, why)
+
+
+def _alone(pooled: Sequence[Row]) -> str:
+    """Why a case was compared with no other."""
+    steps = min(sum(row.get(name) or 0 for name in _ALL_STEPS) for row in pooled)
+    if steps >= parity.PARITY_STEPS:
+        return "nothing to compare with"
+    return (
+        f"its {steps} steps are fewer than the {parity.PARITY_STEPS} that are compared; raise "
+        "measure.steps or measure.warmup.min_steps"
+    )
 
 
 def _steps(row: Row) -> int:

@@ -109,6 +109,26 @@ def test_a_case_alone_has_nothing_to_compare_with(tmp_path: Path, other: Any) ->
     assert row["parity_cause"] == "nothing to compare with"
 
 
+def test_a_launch_of_too_few_steps_says_so(tmp_path: Path) -> None:
+    cases = [make_case(name, 1, parity="cross") for name in ("ddp", "fsdp2")]
+    write_plan(tmp_path, cases, 1)
+    for case in cases:
+        lines = rank_lines(0, [0.1] * 2, tokens=64)
+        few = first_steps(LOSSES[:4], NORMS[:4])
+        lines = [
+            line | {"values": line["values"] | {"losses": few}}
+            if line.get("phase") == "warmup"
+            else line
+            for line in lines
+        ]
+        write_repeat(tmp_path, case, 0, lines, environment=ENVIRONMENT)
+    causes = set(merge_run(tmp_path).cases["parity_cause"])
+    assert causes == {
+        "its 4 steps are fewer than the 5 that are compared; raise measure.steps or "
+        "measure.warmup.min_steps"
+    }
+
+
 def test_the_program_of_references_needs_nothing_to_compare_with(tmp_path: Path) -> None:
     case = make_case("single", 1, parity="cross")
     write_plan(tmp_path, [case], 1)
