@@ -167,6 +167,21 @@ def _length(row: Row) -> str:
     return f"T {row['seq_len']:,}"
 
 
+def _model(row: Row) -> str:
+    """With checkpoints it is another line."""
+    checkpoints = _setting(row, "train.activation_checkpointing")
+    return str(row["model"]) + ("" if checkpoints == "none" else f", {checkpoints} checkpointed")
+
+
+def _alibi(row: Row) -> str:
+    config = json.loads(row["model_config"])
+    return f"{_length(row)}<br>{'ALiBi' if config['alibi_num_heads'] else 'no ALiBi'}"
+
+
+def _of_strategy(row: Row, name: str) -> str:
+    return name if row["strategy"] == "single" else f"{row['strategy']}, {name}"
+
+
 def compiled(row: Row) -> str:
     """How a row's model was compiled, in words."""
     how = json.loads(row["other"]).get("train.compile")
@@ -185,17 +200,20 @@ PLOTS: dict[str, Callable[[Rows], go.Figure]] = {
     "cs336": sizes,
     "andromeda": _andromeda,
     "context": lambda rows: panels(
-        rows, "seq_len", "sequence length T, tokens (log)", ("tokens/s/GPU", "GiB")
+        rows, "seq_len", "sequence length T, tokens (log)", ("tokens/s/GPU", "GiB"), _model
     ),
     "batch": lambda rows: panels(
         rows,
         "micro_batch_size",
         "micro batch size B, sequences (log)",
         ("tokens/s/GPU", "mJ/token"),
+        lambda row: "training" if row["mode"] == "train_step" else "inference",
     ),
-    "attention": lambda rows: _by_attention(rows, _length, "step ms", ",.1f"),
-    "precision": lambda rows: speeds(rows, lambda row: _and_compiled(row, str(row["precision"]))),
-    "compile": lambda rows: speeds(rows, compiled),
+    "attention": lambda rows: _by_attention(rows, _alibi, "step ms", ",.1f"),
+    "precision": lambda rows: speeds(
+        rows, lambda row: _of_strategy(row, _and_compiled(row, str(row["precision"])))
+    ),
+    "compile": lambda rows: speeds(rows, lambda row: _of_strategy(row, compiled(row))),
     "checkpointing": lambda rows: speeds(
         rows, lambda row: _and_compiled(row, _setting(row, "train.activation_checkpointing"))
     ),

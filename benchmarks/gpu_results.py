@@ -332,9 +332,10 @@ def _compiled(how: Any) -> str:
 
 def _against_peers(rows: Sequence[Row]) -> str:
     """Ours against each peer, once for every time that both took turns."""
-    runs = {row["run"]: float(row["window_step_s"]) for row in rows if row["status"] == "ok"}
+    ended = [row for row in rows if row["status"] == "ok"]
+    runs = {row["run"]: float(row["window_step_s"]) for row in ended}
     said = []
-    for before in (name for name in runs if not name.startswith("ours-")):
+    for before in (row["run"] for row in ended if "peer" in row):
         peer, _, number = before.rpartition("-")
         first = int(number) if number.isdigit() else 1
         turns = (before, f"ours-{first}", f"ours-{first + 1}", f"{peer}-{first + 1}")

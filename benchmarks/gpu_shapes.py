@@ -115,28 +115,30 @@ def bars(
     return figure
 
 
-def panels(rows: Rows, x: str, name: str, columns: Sequence[str]) -> go.Figure:
-    """A panel a column, one above the other, over an axis of doublings; a line a model."""
+def panels(
+    rows: Rows, x: str, name: str, columns: Sequence[str], series: Callable[[Row], str]
+) -> go.Figure:
+    """A panel a column, one above the other, over an axis of doublings; a line a series."""
     rows = sorted(rows, key=lambda row: int(row[x]))
-    models = grouped(rows, lambda row: str(row["model"]))
+    lines = grouped(rows, series)
     figure = figure_of(
         60 + 210 * len(columns), rows=len(columns), shared_xaxes=True, vertical_spacing=0.07
     )
     for line, column in enumerate(columns, start=1):
         place = {"row": line, "col": 1}
-        for index, (model, of) in enumerate(models.items()):
+        for index, (title, of) in enumerate(lines.items()):
             measured = [row for row in of if value(row, column) is not None]
             if not measured:
                 continue
             figure.add_scatter(
                 x=[int(row[x]) for row in measured],
                 y=[value(row, column) for row in measured],
-                name=f"{AXES[column]}, {model}" if line > 1 else model,
+                name=f"{AXES[column]}, {title}" if line > 1 else title,
                 mode="lines+markers",
                 line={"color": COLOURS[index]},
                 marker={"size": 8, "symbol": MARKERS[index]},
                 error_y=_error(measured, column),
-                showlegend=line == 1 and len(models) > 1,
+                showlegend=line == 1 and len(lines) > 1,
                 **place,
             )
         if failed := [row for row in rows if value(row, column) is None]:

@@ -348,11 +348,14 @@ TABLES: dict[str, Table] = {
     "context": _context("andromeda-1b", [1024 * 2**doublings for doublings in range(7)])
     | _context("andromeda-3b", [8192, 16384, 32768, 40960, 49152])
     | _context("andromeda-3b", [65536], activation_checkpointing="block"),
-    "batch": _shipped(
-        "batch",
-        {"train.mode": ["forward", "train_step"], "train.micro_batch_size": [1, 4, 16, 64]},
-        collect=["memory", "energy"],
-        train={"compile": True, "attention": "flex"},
+    "batch": replace(
+        _shipped(
+            "batch",
+            {"train.mode": ["forward", "train_step"], "train.micro_batch_size": [1, 4, 16, 64]},
+            collect=["memory", "energy"],
+            train={"compile": True, "attention": "flex"},
+        ),
+        columns={"mode": (lambda row, rows: row["mode"], "")},
     ),
     "precision": _shipped(
         "precision",

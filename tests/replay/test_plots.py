@@ -48,9 +48,13 @@ POINTS: dict[str, Callable[[dict[str, Any]], list[Point]]] = {
         (row["micro_batch_size"], row["tokens_per_s_per_gpu"]),
         (row["micro_batch_size"], 1e3 * row["joules_per_token"]),
     ],
-    "attention": lambda row: [(f"T {row['seq_len']:,}", 1e3 * row["window_step_s"])],
-    "precision": lambda row: [(_and_compiled(row, row["precision"]), row["tokens_per_s_per_gpu"])],
-    "compile": lambda row: [(gpu_plots.compiled(row), row["tokens_per_s_per_gpu"])],
+    "attention": lambda row: [
+        (f"T {row['seq_len']:,}<br>{_alibi(row)}", 1e3 * row["window_step_s"])
+    ],
+    "precision": lambda row: [
+        (_under(row, _and_compiled(row, row["precision"])), row["tokens_per_s_per_gpu"])
+    ],
+    "compile": lambda row: [(_under(row, gpu_plots.compiled(row)), row["tokens_per_s_per_gpu"])],
     "checkpointing": lambda row: [
         (_and_compiled(row, _recomputed(row)), row["tokens_per_s_per_gpu"])
     ],
@@ -59,6 +63,14 @@ POINTS: dict[str, Callable[[dict[str, Any]], list[Point]]] = {
 
 def _and_compiled(row: dict[str, Any], name: str) -> str:
     return f"{name}, compiled" if json.loads(row["other"]).get("train.compile") else name
+
+
+def _alibi(row: dict[str, Any]) -> str:
+    return "ALiBi" if '"alibi_num_heads": 4' in row["model_config"] else "no ALiBi"
+
+
+def _under(row: dict[str, Any], name: str) -> str:
+    return name if row["strategy"] == "single" else f"{row['strategy']}, {name}"
 
 
 def _recomputed(row: dict[str, Any]) -> str:
@@ -109,7 +121,8 @@ def _row(**changes: Any) -> dict[str, Any]:
     row |= {"world_size": 1, "precision": "bf16", "seq_len": 1024, "micro_batch_size": 1}
     row |= {"other": json.dumps({"train.attention": "flex"}), "window_step_s": 0.25}
     row |= {"tokens_per_s_per_gpu": 2000.0, "joules_per_token": 0.003, "efficiency": 0.9}
-    row |= {"efficiency_low": float("nan"), "efficiency_high": float("nan")}
+    row |= {"efficiency_low": float("nan"), "efficiency_high": float("nan"), "mode": "train_step"}
+    row |= {"model_config": json.dumps({"alibi_num_heads": 4})}
     return row | {"peak_allocated_bytes": 3 * GIB, "step_time_s": 0.25} | changes
 
 

@@ -130,15 +130,20 @@ def test_an_efficiency_beside_a_slow_gpu_of_its_own_stands_beside_that_of_the_be
     assert _cells(first)["of the best"] == "-"
 
 
+def _turn(name: str, seconds: float) -> dict[str, Any]:
+    peer = name.partition("-")[0]
+    return _row(run=name, window_step_s=seconds) | ({} if peer == "ours" else {"peer": peer})
+
+
 def test_ours_is_compared_with_each_peer_by_the_turns_they_took() -> None:
     times = {"titan-0": 2.0, "bare-0": 1.0, "ours-0": 1.1, "ours-1": 1.0, "bare-1": 1.1}
-    rows = [_row(run=name, window_step_s=seconds) for name, seconds in times.items()]
+    rows = [_turn(name, seconds) for name, seconds in times.items()]
     said = gpu_results._against_peers(rows)
     assert "lasts 1.0000 of one of bare (bare-0, ours-0, ours-1, bare-1)" in said
     assert "titan" not in said  # it had one turn
     assert gpu_results._against_peers(rows[:3]) == ""
     second = {"bare-2": 1.0, "ours-2": 1.0, "ours-3": 1.21, "bare-3": 1.0}
-    again = [_row(run=name, window_step_s=seconds) for name, seconds in second.items()]
+    again = [_turn(name, seconds) for name, seconds in second.items()]
     assert "1.1000 of one of bare (bare-2, ours-2, ours-3, bare-3)" in (
         gpu_results._against_peers(rows + again)
     )
