@@ -192,7 +192,7 @@ def speeds(rows: Rows, name: Callable[[Row], str]) -> go.Figure:
     )
     above = error["array"] if error else [0.0] * len(found)
     ends = [x + (more or 0.0) for x, more in zip(found, above, strict=True)]
-    longest = 1.25 * max(ends, default=1.0)
+    longest = 1.35 * max(ends, default=1.0)
     ordered = [*measured, *(row for row in rows if row not in measured)]
     figure.add_scatter(
         x=[x + 0.01 * longest for x in (*ends, *[0.0] * (len(rows) - len(ends)))],
