@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pages import ceilings, hostile_run, rich_run
 from report_scale import sweep, write_run
+from run_files import make_case, rank_lines, write_plan, write_repeat
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -32,11 +33,21 @@ def large_run(directory: Path) -> Path:
     return directory
 
 
+def one_case(directory: Path) -> Path:
+    """A case alone, of half a GiB."""
+    case = make_case("single", 1)
+    write_plan(directory, [case], 1)
+    lines = rank_lines(0, [0.1] * 4, peak_memory_bytes=1 << 29)
+    write_repeat(directory, case, 0, lines, environment={"software": {"torch": "2.13"}})
+    return directory
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page of each run, made once."""
     made = {}
-    for name, make in (("rich", rich_run), ("hostile", hostile_run), ("large", large_run)):
+    runs = {"rich": rich_run, "hostile": hostile_run, "large": large_run, "one": one_case}
+    for name, make in runs.items():
         directory = make(tmp_path_factory.mktemp(name))
         made[name] = directory / "report.html"
         text = make_page(merge_run(directory), f"question: {name}\n", ceilings())
@@ -99,6 +110,19 @@ def test_every_figure_draws_without_a_complaint_and_nothing_is_wider_than_the_sc
     drawn = draw_all(browser)
     assert set(drawn) == set(FIGURES) - ({"memory"} if name == "large" else set())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    quiet(browser)
+
+
+def test_one_case_alone_stands_on_axes_without_negative_memory_or_speed(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["one"])
+    draw_all(browser)
+    ends = browser.execute_script(
+        """const {xaxis, yaxis} = document.querySelector('[data-figure=front]')._fullLayout;
+        return [xaxis.range[0], yaxis.range[0]]"""
+    )
+    assert min(ends) >= 0
     quiet(browser)
 
 

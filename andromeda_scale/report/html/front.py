@@ -25,8 +25,9 @@ def front(source: Source) -> Figure | str:
         "memory is the peak of the fullest rank.",
         choices,
         {
-            "xaxis": axis("peak memory of a rank, GiB"),
-            "yaxis": axis("tokens/s per rank"),
+            # Around one point alone there would be room for less than nothing.
+            "xaxis": axis("peak memory of a rank, GiB", rangemode="nonnegative"),
+            "yaxis": axis("tokens/s per rank", rangemode="nonnegative"),
             "height": 440,
         },
         choose="world",
