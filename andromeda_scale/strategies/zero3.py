@@ -70,8 +70,6 @@ class Zero3(Zero):
         return zero_memory.stage_3(options, train, world.size, device, sizes)
 
     def prepare(self, factory: ModelFactory, rt: Runtime) -> nn.Module:
-        if self.train.compile:
-            _let_linear_be_compiled()
         module = super().prepare(factory, rt)
         if self.options.blocks_per_unit != 0:
             self._make_units(module)
@@ -148,23 +146,3 @@ class Zero3(Zero):
         if self.options.offload_parameters:
             expected["offload"]["parameters"] = "cpu"
         return expected
-
-
-def _let_linear_be_compiled() -> None:
-    """What torch 2.11's compiler makes of DeepSpeed's linear function is slow, or wrong.
-
-    It tells its parameters by their ds_id, on the value of which the compiler guards: a graph for
-    each block. By their ds_status, which it reads next and which is the same in every block, they
-    are told as well, and all blocks share a graph. And it adds a bias in place: of a function that
-    does, the compiler takes every gradient to be zero, and says nothing.
-    """
-    from deepspeed.runtime.zero import linear
-
-    linear.is_zero_param = lambda tensor: hasattr(tensor, "ds_status")
-    linear.LinearFunctionForZeroStage3.forward = staticmethod(_linear)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., d), weight (out, d), bias (out,) to x W^T + b (..., out)."""
-    product = x @ weight.t()
-    return product if bias is None else product + bias

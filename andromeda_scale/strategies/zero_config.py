@@ -104,13 +104,9 @@ def _contradictions(options: ZeroOptions, stage: int, train: Train, world: World
             yield f"{key}: {config[key]!r} contradicts {name}: {ours}"
     if not _same(said := options.zero_optimization("stage", stage), stage):
         yield f"zero_optimization.stage: {said!r} contradicts strategy: zero{stage}"
-    if train.activation_checkpointing == "selective" and options.zero_optimization(
-        "memory_efficient_linear", False
-    ):
-        yield (
-            "zero_optimization.memory_efficient_linear: true contradicts "
-            "train.activation_checkpointing: selective"
-        )
+    theirs = stage == 3 and options.zero_optimization("memory_efficient_linear", False)
+    if theirs and (why := _torch_linear(train)):
+        yield f"zero_optimization.memory_efficient_linear: true contradicts {why}"
     for section, wanted in (
         ("bf16", {"enabled": train.precision == "bf16"}),
         ("bfloat16", {"enabled": train.precision == "bf16"}),
@@ -231,11 +227,23 @@ def _zero_optimization(
     if isinstance(options, Zero3Options):
         _offload(section, "offload_param", options.offload_parameters, device)
     _offload(section, "offload_optimizer", options.offload_optimizer, device)
-    if train.activation_checkpointing == "selective":
-        # DeepSpeed's own linear function adds the bias into the product that is kept, unseen by
-        # autograd, and once more when backward takes it up: wrong gradients (0.19.8).
+    if stage == 3 and _torch_linear(train):
         section["memory_efficient_linear"] = False
     return section | {"stage": stage}
+
+
+def _torch_linear(train: Train) -> str | None:
+    """The setting under which stage 3 runs torch's linear function in the place of DeepSpeed's.
+
+    DeepSpeed's (0.19.8) adds the bias in place, unseen by autograd. Of such a function torch 2.11's
+    compiler takes every gradient to be zero, and says nothing; selective checkpointing keeps the
+    product, and adds the bias once more when backward takes it up.
+    """
+    if train.compile:
+        return "train.compile"
+    if train.activation_checkpointing == "selective":
+        return "train.activation_checkpointing: selective"
+    return None
 
 
 def _offload(section: dict[str, Any], key: str, wanted: bool, device: str) -> None:

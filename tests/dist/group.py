@@ -34,6 +34,17 @@ LLAMA = {
     "num_kv_heads": 2,
 }
 
+ANDROMEDA = {  # with biases
+    "family": "andromeda",
+    "vocab_size": 256,
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 1,
+    "head_dim": 40,
+    "alibi_num_heads": 2,
+}
+
 
 def tiny_case(strategy: str | dict[str, Any] = "single", **settings: Any) -> Case:
     """A case of a few steps; `train`, `measure` and `model` are merged into small defaults."""

@@ -10,7 +10,18 @@ from typing import Any
 
 import planted
 import pytest
-from group import LLAMA, Group, Line, end, no_beat, of_kind, phase_values, read_lines, tiny_case
+from group import (
+    ANDROMEDA,
+    LLAMA,
+    Group,
+    Line,
+    end,
+    no_beat,
+    of_kind,
+    phase_values,
+    read_lines,
+    tiny_case,
+)
 
 from andromeda_scale import registry, worker
 from andromeda_scale.collectors.base import Collector, Context
@@ -311,6 +322,20 @@ def test_blocks_are_captured_whole_under_compile(group: Group, strategy: Any) ->
         assert values["dtypes"]["compute"] == "bfloat16"
         assert values["compile"]["break_reasons"] == []
         assert values["attention"]["ops"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+
+
+def test_compiled_blocks_with_biases_have_the_gradients_of_eager_ones_under_zero3(
+    group: Group,
+) -> None:
+    """Of DeepSpeed's own linear function torch 2.11's compiler takes them to be zero."""
+    norms = []
+    for strategy, compiled in (("single", False), ("zero3", True)):
+        train = {"compile": compiled, "precision": "bf16", "attention": "naive"}
+        case = tiny_case(strategy, model=ANDROMEDA, train=train)
+        (lines,) = last_lines(group, captured, case, 1)
+        assert end(lines)["status"] == "ok", end(lines)
+        norms.append(phase_values(lines, "warmup")["losses"]["gradient_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=5e-3)
 
 
 def test_deepspeed_announces_no_ranges_to_a_profiler_nobody_started(group: Group) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from group import Group, Line, end, of_kind, tiny_case
 from training_run import Trace, largest_difference, mean_losses, runner
 
@@ -15,7 +14,6 @@ from andromeda_scale.cost.layout import StateLayout
 from andromeda_scale.hardware.machine import cpu_has_fp16
 from andromeda_scale.rank.readback import unexpected
 from andromeda_scale.registry import load
-from andromeda_scale.strategies import zero3
 from andromeda_scale.suite.optimizers import OPTIMIZERS
 from andromeda_scale.suite.training import Train
 from andromeda_scale.suite.world import World
@@ -255,25 +253,3 @@ def test_what_reuse_and_prefetching_let_go_is_gathered_twice(
     assert expected == 4 * P * times
     # The last module's are at hand when backward starts.
     assert gathered == pytest.approx(expected, rel=0.3)
-
-
-def test_a_compiled_linear_function_gives_the_gradients_of_an_eager_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """DeepSpeed's adds a bias in place, of which torch 2.11's compiler makes gradients of zero."""
-    from deepspeed.runtime.zero import linear
-
-    monkeypatch.setattr(linear, "is_zero_param", linear.is_zero_param)
-    function = linear.LinearFunctionForZeroStage3
-    monkeypatch.setattr(function, "forward", function.__dict__["forward"])
-    torch.manual_seed(0)
-    given = [torch.randn(size, requires_grad=True) for size in ((2, 3, 4), (5, 4), (5,))]
-
-    def gradients(call: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        return list(torch.autograd.grad((call(*given) ** 2).sum(), given))
-
-    eager = gradients(torch.nn.functional.linear)
-    zero3._let_linear_be_compiled()
-    torch.testing.assert_close(gradients(linear.zero3_linear_wrap), eager)
-    compiled = torch.compile(linear.zero3_linear_wrap, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(gradients(compiled), eager)

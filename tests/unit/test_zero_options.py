@@ -273,3 +273,29 @@ def test_an_accumulation_dtype_of_a_json_is_refused_by_file_and_key(tmp_path: Pa
     wider = {"data_types": {"grad_accum_dtype": "fp32"}}
     stage_1 = SUITE.replace("name: zero2", "name: zero1")
     assert str(refused(tmp_path, wider, suite=stage_1)).startswith(f"{asked}'fp32' beside bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("train", "why"),
+    [
+        ("compile=true", "train.compile"),
+        ("activation_checkpointing=selective", "train.activation_checkpointing: selective"),
+        ("activation_checkpointing=block", None),
+    ],
+)
+def test_stage_3_has_torchs_linear_function_where_deepspeeds_has_wrong_gradients(
+    tmp_path: Path, train: str, why: str | None
+) -> None:
+    suite = SUITE.replace("zero2", "zero3")
+    (case,) = cases(tmp_path, {}, f"train.{train}", suite=suite)
+    options = Zero3Options(**case.strategy.options)
+    made = zero_config.engine_config(options, 3, case.train, 1000, "cuda")["zero_optimization"]
+    assert made.get("memory_efficient_linear") == (None if why is None else False)
+    asked = {"zero_optimization": {"memory_efficient_linear": True}}
+    said = refused(tmp_path, asked, f"train.{train}", suite=suite)
+    if why is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert f"memory_efficient_linear: true contradicts {why};" in said
+    assert refused(tmp_path, asked, f"train.{train}") is None  # zero2 has no function of its own
