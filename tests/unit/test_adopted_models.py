@@ -23,6 +23,7 @@ from andromeda_scale.suite.training import Every, Segment, Train
 
 TRAIN = Train(seq_len=16, micro_batch_size=2)
 TOKENS = torch.arange(32).view(2, 16)
+pytestmark = pytest.mark.slow  # all of it: transformers builds its models
 
 
 def hugging_face(config: dict[str, Any], train: Train = TRAIN) -> ModelFactory:
