@@ -162,7 +162,10 @@ def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
             continue
         try:
             storage = torch.Tensor.untyped_storage(one)
-            if storage.data_ptr():
-                yield storage
-        except (RuntimeError, NotImplementedError):
-            continue  # sparse, or a wrapper around other tensors: torch says that it has no memory
+            address = storage.data_ptr()
+        except RuntimeError:
+            # Torch's only word for it: a sparse tensor (NotImplementedError, which is one), or a
+            # wrapper around others, has no memory of its own.
+            continue
+        if address:
+            yield storage

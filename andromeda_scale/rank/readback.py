@@ -35,6 +35,7 @@ def compute_dtype(module: nn.Module, train: Train) -> Iterator[Callable[[], str 
     outside them speak, and where the whole model is one graph its loss. None if there is none.
     """
     if train.compiling and train.compiling.whole:
+        # To mypy an attribute of a module is a Tensor or a Module.
         yield lambda: str(module.loss.product_dtype).removeprefix("torch.")  # type: ignore[union-attr]
         return
     dtypes: Counter[str] = Counter()

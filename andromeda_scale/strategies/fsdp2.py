@@ -188,6 +188,7 @@ class Fsdp2(Native):
         module, mesh = factory.build(), self.mesh(rt)
         keywords = {"mesh": mesh, **self._policies(rt.device)}
         common.compile_model(module, self.train)
+        # To mypy an attribute of a module is a Tensor or a Module, and no list.
         blocks, ends = list(module.blocks), getattr(module, "ends", [])  # type: ignore[arg-type]
         in_block = sum(p.numel() for block in blocks[:1] for p in block.parameters())
         asked = self.together(self.options, self.train)

@@ -86,7 +86,7 @@ class Zero3(Zero):
             # list, and units, registered after it, have the last word on whose blocks these are.
             set_z3_leaf_module(blocks, True)
             blocks = module.units
-        for unit in blocks:  # type: ignore[union-attr]
+        for unit in blocks:  # type: ignore[union-attr]  # to mypy a Tensor or a Module
             set_z3_leaf_module(unit, True)
 
     def _together(self, module: nn.Module) -> int:
