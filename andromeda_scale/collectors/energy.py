@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from andromeda_scale.collectors.base import NodeCollector
 from andromeda_scale.errors import CollectorUnavailable
+from andromeda_scale.hardware.nvml import Gpu, Nvml
 from andromeda_scale.metrics.devices import ENERGY_SECONDS, ENERGY_STEPS
 
 _POWERCAP = Path("/sys/class/powercap")
@@ -186,37 +188,22 @@ class RaplCounter:
 
 def _gpus() -> tuple[list[Meter], str]:
     """NVML's counter of every GPU of the node that has one."""
-    try:
-        import pynvml as nvml
-    except ImportError:
-        return [], "no GPU: nvidia-ml-py is not installed"
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return [], f"no GPU: {error}"
+    nvml = Nvml()
     found: list[Meter] = []
-    reason = "no GPU"
-    for index in range(nvml.nvmlDeviceGetCount()):
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-        except nvml.NVMLError as error:  # before Volta there is no counter
-            reason = f"GPU {index} has no energy counter: {error}"
+    reason = f"no GPU: {nvml.missing}" if nvml.missing else "no GPU"
+    for gpu in nvml.gpus:
+        read = partial(_joules, nvml, gpu)
+        if read() is None:  # before Volta there is none
+            reason = f"{gpu.name} ({gpu.uuid}) has no energy counter"
             continue
-        # One shutdown for each start: the last meter's.
-        last = nvml.nvmlShutdown if not found else (lambda: None)
-        found.append(Meter("gpus", str(uuid), str(name), _millijoules(nvml, handle), last))
+        # The library is opened once for all: the first meter closes it.
+        last = nvml.close if not found else (lambda: None)
+        found.append(Meter("gpus", gpu.uuid, gpu.name, read, last))
     if not found:
-        nvml.nvmlShutdown()
+        nvml.close()
     return found, "" if found else reason
 
 
-def _millijoules(nvml: Any, handle: Any) -> Callable[[], float | None]:
-    def read() -> float | None:
-        try:
-            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-        except nvml.NVMLError:
-            return None
-
-    return read
+def _joules(nvml: Nvml, gpu: Gpu) -> float | None:
+    millijoules = nvml.ask(nvml.functions.nvmlDeviceGetTotalEnergyConsumption, gpu.handle)
+    return None if millijoules is None else int(millijoules) / 1e3

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from andromeda_scale.collectors.base import NodeCollector
+from andromeda_scale.hardware.nvml import Nvml
 
 _INFINIBAND = Path("/sys/class/infiniband")
 _INFINIBAND_WORD = 4  # port_xmit_data and port_rcv_data count words of 4 bytes
@@ -141,34 +142,23 @@ class _Gpus:
     """NVML's view of every GPU of the node; empty without a driver."""
 
     def __init__(self) -> None:
-        self._series: dict[str, dict[str, Any]] = {}
-        self._handles: dict[str, Any] = {}
-        try:
-            import pynvml
-        except ImportError:
-            return
-        self._nvml = pynvml
-        with suppress(pynvml.NVMLError):  # no driver: no GPUs
-            pynvml.nvmlInit()
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-                self._handles[uuid] = handle
-                self._series[uuid] = {"name": str(pynvml.nvmlDeviceGetName(handle))}
+        self._nvml = Nvml()
+        self._series: dict[str, dict[str, Any]] = {
+            gpu.uuid: {"name": gpu.name} for gpu in self._nvml.gpus
+        }
 
     def sample(self) -> None:
-        for uuid, handle in self._handles.items():
+        for gpu in self._nvml.gpus:
             for name, read in self._readings().items():
-                self._series[uuid].setdefault(name, []).append(self._try(read, handle))
+                value = self._nvml.ask(read, gpu.handle)
+                self._series[gpu.uuid].setdefault(name, []).append(value)
 
     def close(self) -> dict[str, dict[str, Any]]:
-        if self._handles:
-            with suppress(self._nvml.NVMLError):  # its values are taken already
-                self._nvml.nvmlShutdown()
+        self._nvml.close()
         return self._series
 
     def _readings(self) -> dict[str, Callable[[Any], float]]:
-        nvml = self._nvml
+        nvml = self._nvml.functions
         return {
             "utilization_share": lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100,
             "memory_used_bytes": lambda h: int(nvml.nvmlDeviceGetMemoryInfo(h).used),
@@ -178,9 +168,3 @@ class _Gpus:
             "memory_clock_mhz": lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_MEM),
             "throttle_reasons": nvml.nvmlDeviceGetCurrentClocksThrottleReasons,
         }
-
-    def _try(self, read: Callable[[Any], float], handle: Any) -> float | None:
-        try:
-            return read(handle)
-        except self._nvml.NVMLError:
-            return None  # not supported by this GPU

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from andromeda_scale.hardware.machine import detect_machine, torch_cuda_version
+from andromeda_scale.hardware.nvml import Nvml
 from andromeda_scale.suite.secret import is_secret
 
 _PACKAGE = Path(__file__).parents[1]
@@ -206,29 +207,8 @@ def _cpu_model() -> str:
 
 def _gpus() -> tuple[str | None, list[dict[str, Any]]]:
     """(driver version, every GPU of this node); (None, []) without a driver."""
-    try:
-        import pynvml as nvml
-    except ImportError:
-        return None, []
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None, []
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return _text(nvml.nvmlSystemGetDriverVersion()), [
-            {
-                "name": _text(nvml.nvmlDeviceGetName(handle)),
-                "uuid": _text(nvml.nvmlDeviceGetUUID(handle)),
-                "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            }
-            for handle in handles
+    with Nvml() as nvml:
+        return nvml.driver(), [
+            {"name": gpu.name, "uuid": gpu.uuid, "memory_bytes": nvml.memory_bytes(gpu)}
+            for gpu in nvml.gpus
         ]
-    except nvml.NVMLError:
-        return None, []
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from andromeda_scale.hardware.nvml import Nvml
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -97,32 +98,10 @@ def _cgroup(name: str) -> str:
 
 def _gpus() -> tuple[int, ...]:
     """Usable bytes of the GPUs left visible, in NVML's order; () without a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
-        return tuple(_usable(pynvml, handles[i]) for i in visible)
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _usable(nvml: Any, handle: Any) -> int:
-    """Bytes of a GPU that programs may have: all but what its driver keeps for itself."""
-    try:
-        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-    except nvml.NVMLError:  # a driver before 510 does not tell them apart
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return int(info.total - info.reserved)
+    with Nvml() as nvml:
+        variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = visible_devices(variable, [gpu.uuid for gpu in nvml.gpus])
+        return tuple(nvml.usable_bytes(nvml.gpus[i]) or 0 for i in visible)
 
 
 def visible_devices(variable: str | None, uuids: Sequence[str]) -> list[int]:
@@ -138,7 +117,3 @@ def visible_devices(variable: str | None, uuids: Sequence[str]) -> list[int]:
             break
         chosen += matches
     return chosen
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from andromeda_scale.hardware import environment, machine
+from andromeda_scale.hardware import environment
 from andromeda_scale.suite.secret import is_secret
 
 
@@ -134,20 +133,3 @@ def test_a_changed_package_is_a_dirty_commit(tmp_path: Path) -> None:
     assert environment.git_state(package) == clean
     (package / "a.py").write_text("x = 2")
     assert environment.git_state(package) == clean | {"dirty": True}
-
-
-def test_what_a_gpus_driver_keeps_is_not_there_for_programs() -> None:
-    class NVMLError(Exception):
-        pass
-
-    def new(handle: object, version: int | None = None) -> SimpleNamespace:
-        return SimpleNamespace(total=100, reserved=3 if version else 0)
-
-    def old(handle: object, version: int | None = None) -> SimpleNamespace:
-        if version:
-            raise NVMLError
-        return SimpleNamespace(total=100)
-
-    for info, usable in ((new, 97), (old, 100)):
-        nvml = SimpleNamespace(NVMLError=NVMLError, nvmlMemory_v2=2, nvmlDeviceGetMemoryInfo=info)
-        assert machine._usable(nvml, None) == usable
