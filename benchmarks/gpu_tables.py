@@ -65,6 +65,8 @@ LLAMA = {"seq_len": 8192, "micro_batch_size": 1, "precision": "bf16", "compile":
 # Logits fit whole: the head's gradient is then one product, and no sum in float32.
 WHOLE_LOSS = LLAMA | {"loss_chunks": 1}
 LARGE = {"seq_len": 1024, "micro_batch_size": 8, "precision": "bf16", "compile": True}
+# As many sequences of andromeda-410m as keep one GPU from waiting for its host.
+FULL = {"micro_batch_size": 16}
 CS336 = {"seq_len": 256, "micro_batch_size": 4, "mode": "forward_backward"}
 # Small models wait for the host: one graph of the whole model, replayed by CUDA.
 GRAPHS = {"mode": "reduce-overhead", "whole": True}
@@ -363,14 +365,21 @@ TABLES: dict[str, Table] = {
     )
     | _shipped(
         "precision",
-        {"strategy": ["fsdp2", "zero2"], "train.precision": ["fp32", "tf32", "bf16", "fp16"]},
-        train={"compile": True},
+        {
+            "strategy": ["single", "fsdp2", "zero2"],
+            "train.precision": ["fp32", "tf32", "bf16", "fp16"],
+        },
+        train={"compile": True} | FULL,
     ),
     "compile": replace(
         _shipped("compile", {"train.compile": [False, True, GRAPHS]})
         | _shipped(
             "compile",
-            {"strategy": ["ddp", "fsdp2", "zero2", "zero3"], "train.compile": [False, True]},
+            {
+                "strategy": ["single", "ddp", "fsdp2", "zero2", "zero3"],
+                "train.compile": [False, True],
+            },
+            train=FULL,
         ),
         columns={"first step s": (lambda row, rows: row["first_step_s"], ".1f")},
     ),

@@ -33,8 +33,8 @@ CASES = {
 CASES |= {
     "context": 13,
     "batch": 8,
-    "precision": 16,
-    "compile": 11,
+    "precision": 20,
+    "compile": 13,
     "checkpointing": 8,
     "attention": 16,
 }
