@@ -169,16 +169,20 @@ def _selected_bytes(shape: Shape, train: Train, w: Widths) -> float:
 def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
     """Bytes per token that Inductor's partitioner saves of a block.
 
-    What products and attention give, and what products take in: both are in memory anyway. What
-    lies between is fused and computed again. The partitioner decides by its own costs: this is
-    what it chose for Llama's blocks on a CPU (torch 2.13). Of Andromeda's it saved some more,
-    around the norms of queries and keys: the peak was 8 % above the estimate.
+    What products and attention give, and what products and attention take in: all are in memory
+    anyway. What lies between is fused and computed again. The partitioner decides by its own costs:
+    this is what it kept of Llama's and Andromeda's blocks on a GPU (torch 2.11) and a CPU (2.13).
     """
-    inputs = 2 * shape.d_model + shape.d_ff
-    if (
-        kernel(shape, train) == "naive"
-    ):  # scores, which a product gives, and weights, which one takes
+    d, q, kv = shape.d_model, shape.q_dim, shape.kv_dim
+    # Attention's keys and values, in the place of those that the products gave.
+    inputs = 2 * d + shape.d_ff + 2 * (_heads_taken(shape, train, w) - kv)
+    if shape.qk_norm:  # queries and keys before it as well
+        inputs += q + kv
+    if kernel(shape, train) == "naive":
+        # Scores, which a product gives, and weights, which one takes.
         inputs += 2 * shape.num_heads * train.seq_len
+    elif w.device == "cuda" and w.compute == _FP32 and kernel(shape, train) != "flex":
+        inputs -= q  # that kernel's output lies as the next product takes it: no copy
     return _selected_bytes(shape, train, w) + w.compute * inputs
 
 
@@ -207,8 +211,22 @@ def attention_bytes(shape: Shape, train: Train, w: Widths) -> float:
     if used == "naive":
         weights = shape.num_heads * train.seq_len * (_FP32 if c == _FP32 else _FP32 + c)
         return output + c * (q + 2 * kv) + weights
-    expanded = q  # keys and values repeated for every head
-    grouped = used == "flex" or (used == "sdpa_causal" and not shape.alibi_num_heads)
-    if grouped and not (w.device == "cuda" and c == _FP32):  # whose kernels know no groups
-        expanded = kv
-    return output + c * (2 * q + 2 * expanded) + _FP32 * shape.num_heads
+    taken = _heads_taken(shape, train, w)
+    return output + c * (2 * q + 2 * taken) + _FP32 * shape.num_heads
+
+
+def _heads_taken(shape: Shape, train: Train, w: Widths) -> float:
+    """Width of the keys, and of the values, that attention's kernels take."""
+    used, q, kv = kernel(shape, train), shape.q_dim, shape.kv_dim
+    # On CUDA no fused kernel for fp32 knows groups.
+    groups = not (w.device == "cuda" and w.compute == _FP32)
+    if used == "naive" or (groups and used == "flex"):
+        return kv
+    if groups and used == "sdpa_causal":
+        biased = q * shape.alibi_num_heads / shape.num_heads
+        # Heads with ALiBi have keys repeated for each of them; other heads share one, or have too.
+        if not biased:
+            return kv
+        if shape.num_kv_heads == 1 and biased < q:
+            return biased + kv
+    return q
