@@ -174,16 +174,20 @@ def _compiled_block_bytes(shape: Shape, train: Train, w: Widths) -> float:
     this is what it kept of Llama's and Andromeda's blocks on a GPU (torch 2.11) and a CPU (2.13).
     """
     d, q, kv = shape.d_model, shape.q_dim, shape.kv_dim
-    # Attention's keys and values, in the place of those that the products gave.
-    inputs = 2 * d + shape.d_ff + 2 * (_heads_taken(shape, train, w) - kv)
+    attention = q + 2 * _heads_taken(shape, train, w) + q
     if shape.qk_norm:  # queries and keys before it as well
-        inputs += q + kv
+        attention += q + kv
+    small = 0.0
     if kernel(shape, train) == "naive":
         # Scores, which a product gives, and weights, which one takes.
-        inputs += 2 * shape.num_heads * train.seq_len
-    elif w.device == "cuda" and w.compute == _FP32 and kernel(shape, train) != "flex":
-        inputs -= q  # that kernel's output lies as the next product takes it: no copy
-    return _selected_bytes(shape, train, w) + w.compute * inputs
+        attention += 2 * shape.num_heads * train.seq_len
+    else:
+        small = _FP32 * shape.num_heads
+        if kernel(shape, train) == "flex" or w.device == "cpu" or w.compute != _FP32:
+            attention += q  # its output does not lie as the next product takes it: a copy
+    norms_and_product = 3 * d
+    ffn = (3 if shape.gated_ffn else 2) * shape.d_ff
+    return w.stream * d + w.compute * (attention + norms_and_product + ffn) + small
 
 
 def _scores_beyond_ffn(shape: Shape, train: Train, w: Widths) -> float:
