@@ -160,7 +160,8 @@ def test_an_optimizer_makes_the_temporaries_it_says(name: str, decay: float) -> 
     watched.start()
     optimizer.step()
     elements = 8 * 256 * 256
-    expected = temporary_bytes(name, decays=decay > 0) * elements
+    fused = train.optimizer.is_fused
+    expected = temporary_bytes(name, fused=fused, decays=decay > 0) * elements
     assert watched.stop().peak - before == pytest.approx(expected, abs=0.1 * 4 * elements)
 
 
