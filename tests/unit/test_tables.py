@@ -264,7 +264,9 @@ def test_four_significant_digits(value: float, text: str) -> None:
 def test_shares_print_as_percent_and_bytes_in_binary_units() -> None:
     assert percent(0.1234) == "12.3%"
     assert binary(3 * 2**30) == "3.00 GiB"
-    assert binary(5 * 2**20) == "5 MiB"
+    assert binary(5 * 2**20) == "5.0 MiB"
+    assert [binary(size) for size in (0, 4, 2048, 300_000)] == ["0 B", "4 B", "2.0 KiB", "293 KiB"]
+    assert [binary(2**20 * size) for size in (1.6, 16, 1000)] == ["1.6 MiB", "16 MiB", "1,000 MiB"]
 
 
 def test_every_metric_says_its_unit_rule_and_meaning() -> None:
