@@ -205,7 +205,7 @@ def test_a_run_with_nothing_measured_still_has_a_table(tmp_path: Path) -> None:
     write_plan(tmp_path, [make_case("ddp", 1)])
     table = scaling_table(merge_run(tmp_path))
     assert _cells(table)["status"] == "pending [1]"
-    assert table.notes == ["[1] pending x3: not started"]
+    assert table.notes == ["[1] pending x3: not ended"]
 
 
 def test_many_bases_are_counted_not_all_printed(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_rows_with_the_same_failure_share_a_footnote(tmp_path: Path) -> None:
         "skipped [1]",
         "pending [2]",
     ]
-    assert table.notes == ["[1] skipped x3: too large", "[2] pending x3: not started"]
+    assert table.notes == ["[1] skipped x3: too large", "[2] pending x3: not ended"]
 
 
 def _rewrite(directory: Path, case: Case, old: str, new: str) -> None:
