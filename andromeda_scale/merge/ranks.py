@@ -16,7 +16,15 @@ from andromeda_scale.analysis.results import typed
 from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.contracts.records import Phase, RankRecord, RepeatRecord
 from andromeda_scale.merge import devices, memory
-from andromeda_scale.merge.values import Columns, fault_of, integer, number, of_ranks, series_of, text
+from andromeda_scale.merge.values import (
+    Columns,
+    fault_of,
+    integer,
+    number,
+    of_ranks,
+    series_of,
+    text,
+)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
