@@ -28,24 +28,21 @@ def deliver(text: str, output: Path | None) -> None:
         if os.path.abspath(output).startswith(_OPENED) or not _is_file(output):
             output.write_text(text, encoding="utf-8")
         else:
-            _replace(output.resolve(), text)
-    except (OSError, RuntimeError, ValueError) as error:  # a ring of links; a name with a zero byte
-        why = getattr(error, "strerror", None) or error
+            _replace(Path(os.path.realpath(output)), text)
+    except OSError as error:
         raise UserError(
-            f"{output}: cannot be written ({why}); name a file with --output, in a folder that "
+            f"{output}: cannot be written ({error.strerror}); name a file with --output, in a folder that "
             "exists, may be written and has room"
         ) from None
 
 
 def refuse_records(output: Path, *runs: Path) -> None:
     """Raise UserError where a file to be written is one of a run's own, of these runs or others."""
-    try:
-        place = output.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return  # it cannot be written, which `deliver` says
-    known = {run.resolve() for run in runs}
+    place = Path(os.path.realpath(output))  # unlike resolve it takes any name
+    named = {os.path.realpath(run) for run in runs}
     for folder in place.parents:
-        if folder in known or ((folder / "plan.json").is_file() and (folder / "lock").is_file()):
+        files = (folder / "plan.json", folder / "lock")
+        if str(folder) in named or all(map(os.path.isfile, files)):
             first = place.relative_to(folder).parts[0]
             if first in _RECORDS or first.endswith(".parquet"):
                 raise UserError(

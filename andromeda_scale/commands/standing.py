@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from andromeda_scale.launch import lock
 from andromeda_scale.launch.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def standing(run_dir: Path) -> str:
     if not has_records(run_dir):  # a copy of the tables alone
         return ""
     run = RunDir.open(run_dir)
-    held = run.holder() is not None
+    held = lock.is_held(run_dir)
     counts = Counter(word for item, word in run.statuses() if item.skip is None)
     left = counts["pending"] + counts["interrupted"]
     if not left:
@@ -36,8 +37,8 @@ def standing(run_dir: Path) -> str:
 
 
 def stale(run_dir: Path, results: Results) -> str:
-    """That the tables which a run wrote are not those of its records now; empty: they are, or
-    there is none."""
+    """That the tables which a run wrote are not those of its records now; empty: they are, there
+    is none, or its driver will write them."""
     from andromeda_scale.commands.sweep import texts
 
     def differs(name: str, text: str) -> bool:
@@ -46,6 +47,8 @@ def stale(run_dir: Path, results: Results) -> str:
         except OSError:  # not there, or not ours to see
             return False
 
+    if lock.is_held(run_dir):
+        return ""
     old = [name for name, text in texts(results).items() if differs(name, text)]
     if not old:
         return ""
