@@ -31,8 +31,8 @@ def deliver(text: str, output: Path | None) -> None:
             _replace(Path(os.path.realpath(output)), text)
     except OSError as error:
         raise UserError(
-            f"{output}: cannot be written ({error.strerror}); name a file with --output, in a folder that "
-            "exists, may be written and has room"
+            f"{output}: cannot be written ({error.strerror}); name a file with "
+            "--output, in a folder that exists, may be written and has room"
         ) from None
 
 
