@@ -41,7 +41,8 @@ _dtype: Any = cache(pd.api.types.pandas_dtype)  # by name it tries every kind of
 
 @dataclass
 class Results:
-    """What a run found. `problems` are one line each: what was not used, and why."""
+    """What a run found. `problems` are one line each: what was not used, and why. `standing`: what
+    a reader must know first, that the run has not ended; no file keeps it."""
 
     cases: pd.DataFrame
     repeats: pd.DataFrame
@@ -51,6 +52,7 @@ class Results:
     problems: list[str] = field(default_factory=list)
     suite_name: str = ""
     question: str = ""
+    standing: str = ""
 
 
 def typed(columns: Mapping[str, Any], kinds: Mapping[str, str]) -> pd.DataFrame:

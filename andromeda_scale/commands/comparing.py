@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from andromeda_scale.errors import UserError
 from andromeda_scale.suite.schema import share
 
@@ -26,6 +28,8 @@ def compare(
     that was measured in A, for then nothing was checked.
     """
     from andromeda_scale.analysis.changes import SAME, changes, improvements, regressions
+    from andromeda_scale.commands.delivering import refuse_records
+    from andromeda_scale.commands.nearest import nearest
     from andromeda_scale.commands.reporting import publish
     from andromeda_scale.merge import load_results
     from andromeda_scale.report.compare import compare_table
@@ -33,12 +37,18 @@ def compare(
     tolerance = _tolerance(fail_on_regression)
     if two_sided and tolerance is None:
         raise UserError("--two-sided: gates nothing; add --fail-on-regression 2%")
+    if output is not None:
+        refuse_records(output, before, after)
     old, new = load_results(before), load_results(after)
+    if before.samefile(after):
+        typer.echo(f"{before} and {after} are the same run: it is held against itself", err=True)
     found = changes(old, new, tolerance or 0.0)
     if not any(one.word != "not measured" for one in found.matched):
+        same = f"{len(found.matched)} of the same configuration have no speed in either run"
+        why = same if found.matched else nearest(before, old, after, new)
         raise UserError(
-            f"{before} and {after}: share no measured case ({len(found.matched)} of the same "
-            "configuration); compare two runs of the same suite"
+            f"{before} and {after}: share no measured case: {why}; compare two runs of the same "
+            "suite"
         )
     table = compare_table(old, new, found, tolerance or 0.0, max(tolerance or 0.0, SAME))
     publish(table, form, output)

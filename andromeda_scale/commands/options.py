@@ -19,8 +19,18 @@ class Only(StrEnum):
     failed = "failed"
 
 
+class Form(StrEnum):
+    """How `compare` prints."""
+
+    terminal = "terminal"
+    md = "md"
+    csv = "csv"
+    latex = "latex"
+    json = "json"
+
+
 class Format(StrEnum):
-    """How `report` and `compare` print."""
+    """How `report` prints: a run has a page too."""
 
     terminal = "terminal"
     md = "md"
@@ -62,7 +72,7 @@ OnlyFailed = Annotated[
     Only | None, typer.Option("--only", help="failed: run again what did not end ok.")
 ]
 Device = Annotated[DeviceKind, typer.Option("--device", help="auto: GPUs where there are any.")]
-HowToPrint = Annotated[Format, typer.Option("--format", help="How to print it.")]
+HOW = typer.Option("--format", help="How to print it.")
 Output = Annotated[
     Path | None, typer.Option("--output", help="A file to write, instead of stdout.")
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from andromeda_scale.commands.delivering import deliver, refuse_records
 from andromeda_scale.errors import UserError
 
 PAGE = "report.html"  # in a run directory
@@ -40,25 +42,26 @@ def report(
     """Write a run's table `name` to stdout or `output`; `fairness`: with, or in other forms than a
     terminal's instead, every difference between the rows compared. The page, `html`, has all
     tables and goes to report.html in the run unless `output` names another file."""
+    if output is not None:
+        refuse_records(output, run_dir)
     if form == "html":
         _write_page(run_dir, output)
         return
     from andromeda_scale.commands import probing
-    from andromeda_scale.merge import load_results
     from andromeda_scale.report.catalogue import make_table
     from andromeda_scale.report.fairness import Fairness
     from andromeda_scale.report.probe import probe_table
 
-    shown: Shown
     if probing.is_probe(run_dir):
-        shown = probe_table(*probing.read_points(run_dir))
+        publish(probe_table(*probing.read_points(run_dir)), form, output)
+        return
+    results = _load(run_dir)
+    if form == "terminal" and output is None:
+        print_table(results, name, fairness=fairness)
     else:
-        results = load_results(run_dir)
-        if form == "terminal" and output is None:
-            print_table(results, name, fairness=fairness)
-            return
-        shown = Fairness.of(results) if fairness else make_table(results, name)
-    publish(shown, form, output)
+        shown: Shown = Fairness.of(results) if fairness else make_table(results, name)
+        publish(shown, form, output)
+    _say_stale(run_dir, results)
 
 
 def publish(shown: Shown, form: str, output: Path | None) -> None:
@@ -72,19 +75,36 @@ def publish(shown: Shown, form: str, output: Path | None) -> None:
 def _write_page(run_dir: Path, output: Path | None) -> None:
     from andromeda_scale.commands import probing
     from andromeda_scale.hardware import calibration
-    from andromeda_scale.merge import load_results
     from andromeda_scale.report.html import make_page
     from andromeda_scale.report.probe import plot
 
-    if probing.is_probe(run_dir):
-        path, page = run_dir / probing.PLOT, plot(probing.read_points(run_dir)[0])
+    is_probe = probing.is_probe(run_dir)
+    path = output or run_dir / (probing.PLOT if is_probe else PAGE)
+    refuse_records(path, run_dir)
+    if is_probe:
+        deliver(plot(probing.read_points(run_dir)[0]), path)
     else:
         known = calibration.read(run_dir / calibration.FILE)
-        page = make_page(load_results(run_dir), _suite(run_dir), known.get("ceilings"))
-        path = run_dir / PAGE
-    path = output or path
-    deliver(page, path)
+        results = _load(run_dir)
+        deliver(make_page(results, _suite(run_dir), known.get("ceilings")), path)
+        _say_stale(run_dir, results)
     typer.echo(f"page: {path}")
+
+
+def _load(run_dir: Path) -> Results:
+    """The results of a run, with whether it has ended."""
+    from andromeda_scale.commands.standing import standing
+    from andromeda_scale.merge import load_results
+
+    said = standing(run_dir)
+    return replace(load_results(run_dir), standing=said)
+
+
+def _say_stale(run_dir: Path, results: Results) -> None:
+    from andromeda_scale.commands.standing import stale
+
+    if said := stale(run_dir, results):
+        typer.echo(f"andromeda-scale: {said}", err=True)
 
 
 def export(run_dir: Path, to: str) -> None:
@@ -127,20 +147,6 @@ def show(shown: RenderableType) -> None:
         Console().print(shown)
     else:
         typer.echo(as_text(shown).rstrip("\n"))
-
-
-def deliver(text: str, output: Path | None) -> None:
-    """Text on stdout, or in a file. Raises UserError where the file cannot be written."""
-    if output is None:
-        typer.echo(text.rstrip("\n"))
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error.strerror}); name a file in a folder "
-            "that exists and may be written"
-        ) from None
 
 
 def _text(shown: Shown, form: str) -> str:

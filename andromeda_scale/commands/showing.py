@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from andromeda_scale.commands.options import Format, HowToPrint, Output, RunPath
+from andromeda_scale.commands.options import HOW, Form, Format, Output, RunPath
 from andromeda_scale.errors import UserError
 
 
@@ -35,9 +35,9 @@ class Shown(StrEnum):
 def report(
     run_dir: RunPath,
     table: Annotated[
-        Shown, typer.Option("--table", help="Which table of the run.")
-    ] = Shown.scaling,
-    format_: HowToPrint = Format.terminal,
+        Shown | None, typer.Option("--table", help="Which table of the run. Default: scaling.")
+    ] = None,
+    format_: Annotated[Format, HOW] = Format.terminal,
     fairness: Annotated[
         bool, typer.Option("--fairness", help="Show every difference between the rows compared.")
     ] = False,
@@ -57,15 +57,21 @@ def report(
 
     if follow and (to or output or fairness or format_ is not Format.terminal):
         raise UserError("--follow: draws a table on the terminal; leave the other options out")
+    if table is not None and format_ is Format.html:
+        raise UserError(
+            f"--table {table.value}: the page has every table; leave it out, or use --format "
+            "md, csv, latex or json"
+        )
+    name = (table or Shown.scaling).value
     if follow:
         from andromeda_scale.commands.following import follow as follow_run
 
-        follow_run(run_dir, table.value)
+        follow_run(run_dir, name)
         return
     if to is not None:
         reporting.export(run_dir, to.value)
         return
-    reporting.report(run_dir, format_.value, table.value, fairness=fairness, output=output)
+    reporting.report(run_dir, format_.value, name, fairness=fairness, output=output)
 
 
 def compare(
@@ -78,7 +84,7 @@ def compare(
     two_sided: Annotated[
         bool, typer.Option("--two-sided", help="Status 1 where one is faster by more, too.")
     ] = False,
-    format_: HowToPrint = Format.terminal,
+    format_: Annotated[Form, HOW] = Form.terminal,
     output: Output = None,
 ) -> None:
     """Say what changed between two runs of the same cases, and which became slower or faster.

@@ -221,15 +221,25 @@ def _seconds(status: Mapping[str, Any] | None) -> float | None:
 
 
 def _write_tables(results: Results, run_dir: Path) -> None:
+    from andromeda_scale.launch.disk import write_atomic
     from andromeda_scale.merge import write
+
+    write(results, run_dir)
+    for name, text in texts(results).items():
+        write_atomic(run_dir / name, text)
+
+
+def texts(results: Results) -> dict[str, str]:
+    """The tables that a run writes as text, by file."""
     from andromeda_scale.report.fairness import Fairness
     from andromeda_scale.report.scaling import scaling_table
 
-    write(results, run_dir)
     table = scaling_table(results)
-    (run_dir / "table.md").write_text(table.to_markdown(), encoding="utf-8")
-    (run_dir / "table.csv").write_text(table.to_csv(), encoding="utf-8")
-    (run_dir / "fairness.csv").write_text(Fairness.of(results).to_csv(), encoding="utf-8")
+    return {
+        "table.md": table.to_markdown(),
+        "table.csv": table.to_csv(),
+        "fairness.csv": Fairness.of(results).to_csv(),
+    }
 
 
 def _complain(what: str) -> None:

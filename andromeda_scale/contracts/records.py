@@ -55,7 +55,7 @@ Status = Literal[
 
 
 STATUSES: dict[Status, str] = {
-    "pending": "planned, and not started",
+    "pending": "planned, and not ended",
     "ok": "every rank wrote its end, and its numbers are in the table",
     "oom": "a rank asked for more memory than there was",
     "timeout": "it took over limits.timeout_s, or a rank said nothing for limits.heartbeat_s",
@@ -102,6 +102,7 @@ class RankRecord:
     """The lines of one rank of one repeat, as they were written. `end` is None if there is none."""
 
     rank: int
+    file: str = ""  # that has them, of those of its repeat
     start: dict[str, Any] = field(default_factory=dict)
     describe: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)  # phase name -> its line
@@ -133,7 +134,6 @@ def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> 
     """
     record = RepeatRecord()
     repeated: set[int] = set()
-    owner: dict[int, str] = {}
     problems: list[Problem] = []
     for path in sorted(directory.glob("node-*.jsonl"), key=lambda p: (len(p.name), p.name)):
         of_node: list[dict[str, Any]] = []
@@ -147,11 +147,10 @@ def read_repeat(directory: Path, case_id: str, repeat: int, world_size: int) -> 
                     of_node.append(line)
                     record.nodes.append(line["values"])
             elif problem is None and rank not in repeated:
-                known = record.ranks.setdefault(rank, RankRecord(rank))
-                first = owner.setdefault(rank, path.name)
-                found = _add(known, line) if first == path.name else None
+                known = record.ranks.setdefault(rank, RankRecord(rank, path.name))
+                found = _add(known, line) if known.file == path.name else None
                 if found is not line:
-                    problem = f"rank {rank} was already read from {first}; the first is used"
+                    problem = f"rank {rank} was already read from {known.file}; the first is used"
                     if found != line:
                         repeated.add(rank)
             if problem is not None:

@@ -19,17 +19,21 @@ from andromeda_scale.merge import cases, communication, cross, ranks, repeats, s
 from andromeda_scale.merge.repeats import MergedRepeat
 from andromeda_scale.suite import paths
 
-__all__ = ["Results", "load_results", "merge_run", "write"]
+__all__ = ["Results", "has_records", "load_results", "merge_run", "write"]
 
 
 def load_results(run_dir: Path) -> Results:
     """The results of a run, merged again from its records, or read from its Parquet files where
     the records were not copied along. Raises UserError where there is neither."""
-    if paths.exists(Path(run_dir) / "plan.json") and (Path(run_dir) / "cases").is_dir():
-        return merge_run(run_dir)
-    if (Path(run_dir) / FILES["cases"]).exists():
-        return read(Path(run_dir))
-    return merge_run(run_dir)
+    return merge_run(run_dir) if has_records(run_dir) else read(Path(run_dir))
+
+
+def has_records(run_dir: Path) -> bool:
+    """Whether a run is known from its records, and not from its Parquet files alone."""
+    run_dir = Path(run_dir)
+    if paths.exists(run_dir / "plan.json") and (run_dir / "cases").is_dir():
+        return True
+    return not (run_dir / FILES["cases"]).exists()
 
 
 def merge_run(run_dir: Path) -> Results:

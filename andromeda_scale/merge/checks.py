@@ -57,13 +57,16 @@ def contradictions(table: RankTable, case: Case) -> list[str]:
 def _absurd(table: RankTable) -> list[str]:
     """Values that no run can have."""
     found = [
-        f"rank {rank}: {name} {table.columns[name][rank]:.4g} is absurd"
+        f"{table.files[rank]}: rank {rank}: {name} {table.columns[name][rank]:.4g} is absurd"
         for name, limit in _LIMITS.items()
         for rank in np.flatnonzero(table.columns[name] > limit)
     ]
     if not found and table.step_s is not None:
-        ranks = np.flatnonzero(table.step_s.max(axis=1) > MAX_SECONDS)
-        found += [f"rank {rank}: the time of a step is absurd" for rank in ranks]
+        longest_s = table.step_s.max(axis=1)
+        found += [
+            f"{table.files[rank]}: rank {rank}: a step of {longest_s[rank]:.4g} s is absurd"
+            for rank in np.flatnonzero(longest_s > MAX_SECONDS)
+        ]
     return found
 
 

@@ -89,11 +89,11 @@ def _launch(
     if item.skip is not None:
         return [head | {"status": "skipped", "cause": item.skip}], []
     if not directory.is_dir():
-        return [head | {"status": "pending", "cause": "not started"}], []
+        return [head | {"status": "pending", "cause": "not ended"}], []
     status, unread = read_status(directory / "status.json")
     problems = [unread] if unread else []
     record = read_repeat(directory, item.case_id, item.repeat, world.size)
-    table = rank_table(record, item.case_id, item.repeat, world.size)
+    table = rank_table(record, item, world.size)
     system = read_system(record, table)
     head |= {
         "device_name": system.device_name,

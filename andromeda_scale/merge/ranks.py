@@ -13,9 +13,18 @@ import pandas as pd
 from andromeda_scale.analysis.blame import late_s, lateness
 from andromeda_scale.analysis.breakdown import ADDED, AGREEMENT, PARTS, SERIES, contradiction
 from andromeda_scale.analysis.results import typed
+from andromeda_scale.contracts.planned import PlannedRepeat
 from andromeda_scale.contracts.records import Phase, RankRecord, RepeatRecord
 from andromeda_scale.merge import devices, memory
-from andromeda_scale.merge.values import Columns, integer, number, of_ranks, series_of, text
+from andromeda_scale.merge.values import (
+    Columns,
+    fault_of,
+    integer,
+    number,
+    of_ranks,
+    series_of,
+    text,
+)
 
 COLUMNS: dict[str, str] = {
     "case_id": "str",
@@ -58,6 +67,8 @@ class RankTable:
     step_s: np.ndarray | None  # phase measure
     profile: dict[str, np.ndarray]  # SERIES, ADDED; empty: none to trust
     unfinished: list[int]  # ranks without an end record
+    files: list[str]  # of each rank, from the run's directory
+    bad_steps: str  # what of the steps of phase measure is not sound, with its file; mostly empty
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -66,7 +77,7 @@ class RankTable:
 
 
 def rank_table(
-    record: RepeatRecord, case_id: str, repeat: int, world_size: int, mode: str = "forward"
+    record: RepeatRecord, item: PlannedRepeat, world_size: int, mode: str = "forward"
 ) -> RankTable:
     """Gather what every rank wrote; what is not there stays empty and is named.
 
@@ -82,8 +93,8 @@ def rank_table(
         problems.append("no collective in any profiled step: the phase's numbers are not used")
         profile = {}
     columns: dict[str, Any] = {
-        "case_id": [case_id] * world_size,
-        "repeat": [repeat] * world_size,
+        "case_id": [item.case_id] * world_size,
+        "repeat": [item.repeat] * world_size,
         "rank": range(world_size),
         **_identity(ranks),
         **_scalars(ranks),
@@ -101,7 +112,10 @@ def rank_table(
         for name, kind in COLUMNS.items()
     }
     unfinished = [rank.rank for rank in ranks if rank.end is None]
-    return RankTable(found, step_s, profile, unfinished, problems)
+    files = [f"{item.folder}/{rank.file}" for rank in ranks]
+    bad = _unsound(ranks, "measure", "step_time", "step_ns")
+    bad_steps = f"{item.folder}/{bad}" if bad else ""
+    return RankTable(found, step_s, profile, unfinished, files, bad_steps, problems)
 
 
 def frame_of(tables: Sequence[Columns]) -> pd.DataFrame:
@@ -186,10 +200,23 @@ def _matrix(
         lengths.setdefault(0 if row is None else len(row), []).append(rank.rank)
     if len(lengths) == 1 and 0 not in lengths:
         return np.stack([row for row in rows if row is not None])
-    if any(key in rank.values(phase, collector) for rank in ranks):
+    if unsound := _unsound(ranks, phase, collector, key):
+        problems.append(unsound)
+    elif any(key in rank.values(phase, collector) for rank in ranks):
         found = "; ".join(f"{num} on {of_ranks(who)}" for num, who in sorted(lengths.items()))
         problems.append(f"{phase} {collector}.{key} has unequal numbers of steps: {found}")
     return None
+
+
+def _unsound(ranks: list[RankRecord], phase: Phase, collector: str, key: str) -> str:
+    """The first series that a rank wrote and that cannot be used: file, rank, and what of it; how
+    many ranks more have such ones."""
+    found = [
+        f"{rank.file}: rank {rank.rank}: {phase} {collector}.{key}: {fault_of(values[key])}"
+        for rank in ranks
+        if key in (values := rank.values(phase, collector)) and series_of(values[key]) is None
+    ]
+    return found[0] + (f" (and {len(found) - 1} ranks more)" if found[1:] else "") if found else ""
 
 
 def _part(rank: RankRecord, name: str) -> float:

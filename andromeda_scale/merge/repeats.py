@@ -124,10 +124,10 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
     if item.skip is not None:
         return MergedRepeat(row | _ended(Ending("skipped", item.skip)), None)
     if not directory.is_dir():
-        return MergedRepeat(row | _ended(Ending("pending", "not started")), None)
+        return MergedRepeat(row | _ended(Ending("pending", "not ended")), None)
     size = case.world.size
     record = read_repeat(directory, item.case_id, item.repeat, size)
-    table = rank_table(record, item.case_id, item.repeat, size, case.train.mode)
+    table = rank_table(record, item, size, case.train.mode)
     system = read_system(record, table)
     status, unread = read_status(directory / "status.json")
     ending = _ending(status, record, table, unread)
@@ -172,7 +172,7 @@ def merge_parity_launch(run_dir: Path, item: PlannedRepeat, world_size: int) -> 
     if not status:
         return {}
     record = read_repeat(directory, item.case_id, item.repeat, world_size)
-    ending = _ending(status, record, rank_table(record, item.case_id, item.repeat, world_size))
+    ending = _ending(status, record, rank_table(record, item, world_size))
     found = parity.of_rank_0(record.ranks[0]) if 0 in record.ranks else {}
     return {"status": ending.status, "cause": ending.cause, **found}
 
@@ -246,7 +246,8 @@ def _numbers(table: RankTable, case: Case) -> tuple[dict[str, Any], str]:
     """METRICS of an ok repeat, or why it cannot have any."""
     columns, step_s = table.columns, table.step_s
     if step_s is None:
-        return {}, "the ranks' step times of phase measure are missing or unequal in number"
+        unequal = "the ranks' step times of phase measure are missing or unequal in number"
+        return {}, table.bad_steps or unequal
     window_s, tokens = columns["window_s"], columns["tokens"]
     if not ((window_s > 0) & (tokens > 0)).all() or not math.isfinite(tokens.sum()):
         bad = ~((window_s > 0) & (tokens > 0))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+MAX_SHOWN = 24  # characters of a value that is not sound
 
 Columns = dict[str, np.ndarray]  # a value a rank: texts, or floats that are NaN where absent
 
@@ -20,6 +23,17 @@ def series_of(value: Any) -> np.ndarray | None:
     except OverflowError:
         return None
     return series if 0 <= series.min() and series.max() < math.inf else None  # NaN is neither
+
+
+def fault_of(value: Any) -> str:
+    """What of a value `series_of` does not take."""
+    if not isinstance(value, list) or not value:
+        return "is no list of numbers"
+    for index, one in enumerate(value):
+        if series_of([one]) is None:
+            shown = json.dumps(one)[:MAX_SHOWN]
+            return f"{shown} at index {index} is no finite number from 0 on"
+    return "has no series"
 
 
 def number(values: Any, key: str) -> float:

@@ -45,12 +45,15 @@ def times(ratio: float) -> str:
 
 
 def binary(num_bytes: float) -> str:
-    """Bytes as MiB or GiB (binary units in print only)."""
+    """Bytes in the largest binary unit of which there is one; two or three significant digits."""
     if not math.isfinite(num_bytes):
         return NOT_MEASURED
-    if num_bytes < 2**30:
-        return f"{num_bytes / 2**20:,.0f} MiB"
-    return f"{num_bytes / 2**30:,.2f} GiB"
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:,.2f} GiB"
+    for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.{1 if num_bytes < 10 * size else 0}f} {unit}"
+    return f"{num_bytes:.0f} B"
 
 
 def scientific(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.errors import UserError
@@ -30,4 +31,4 @@ def make_table(results: Results, name: str = "scaling") -> Table:
     """One of TABLES. Raises UserError for another name."""
     if name not in TABLES:
         raise UserError(f"{name!r} is no table; use one of {', '.join(TABLES)}")
-    return TABLES[name](results)
+    return replace(TABLES[name](results), standing=results.standing)

@@ -10,7 +10,9 @@ Each is an extra, imported where it is used, and set up as its own variables say
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,13 @@ def export(results: Results, to: str, run_dir: Path) -> str:
     if not cases:
         raise UserError(f"{run_dir}: no case was measured: there is nothing to export")
     suite = clean(results.suite_name) or "andromeda_scale"
-    return EXPORTERS[to](cases, results.steps, suite, run_dir)
+    try:
+        return EXPORTERS[to](cases, results.steps, suite, run_dir)
+    except OSError as error:
+        raise UserError(
+            f"--to {to}: {error.filename or run_dir / to}: cannot be written "
+            f"({error.strerror or error}); free space there, or mend who may write it"
+        ) from None
 
 
 Cases = Mapping[str, dict[str, Any]]  # by name
@@ -49,13 +57,25 @@ def _tensorboard(cases: Cases, steps: pd.DataFrame, suite: str, run_dir: Path) -
         place = folder / _file_name(name, row["case_id"])
         for old in place.glob("events.out.tfevents.*"):  # of an earlier export of this run
             old.unlink()
-        writer = writers.Writer(str(place))
-        for metric, value in _numbers(row):
-            writer.add_scalar(metric, value, int(row["world_size"]))
-        for repeat, index, seconds in _steps(steps, row["case_id"]):
-            writer.add_scalar(f"step_time_s/launch {repeat}", seconds, index)
-        writer.close()
+        with _silent_threads():
+            writer = writers.Writer(str(place))
+            for metric, value in _numbers(row):
+                writer.add_scalar(metric, value, int(row["world_size"]))
+            for repeat, index, seconds in _steps(steps, row["case_id"]):
+                writer.add_scalar(f"step_time_s/launch {repeat}", seconds, index)
+            writer.close()
     return f"{len(cases)} cases: tensorboard --logdir {folder}"
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """A writer's thread prints no stack of the error that its writer raises too."""
+    before = threading.excepthook
+    threading.excepthook = lambda failed: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _mlflow(cases: Cases, steps: pd.DataFrame, suite: str, run_dir: Path) -> str:

@@ -57,7 +57,8 @@ class Table:
     `verdict`: what the rows answer, in sentences; a terminal shows the first MAX_SAID of them.
     `beside`: columns that are not shown and stand in the frame and in CSV. `under`: a smaller
     table that explains this one, left out where a terminal is too narrow for it. `dispensable`:
-    headers of those that a narrow terminal does without, the first of them first.
+    headers of those that a narrow terminal does without, the first of them first. `standing`: that
+    the run has not ended, which stands on top.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Table:
     verdict: tuple[Sentence, ...] = ()
     verdict_first: bool = False  # on a terminal, where what is read last is seen first
     problems: tuple[str, ...] = ()  # what of the records was not used
+    standing: str = ""
 
     def footnotes(self, most: int | None = MAX_PROBLEMS) -> list[str]:
         """The notes, then the problems; of these the first `most` and where to read the others."""
@@ -95,6 +97,8 @@ class Table:
         if left_out:
             notes.insert(0, f"too narrow for: {', '.join(left_out)}; all are in Markdown and CSV")
         yield Text(clean(self.title), style="bold")
+        if self.standing:
+            yield Text(clean(self.standing), style="yellow")
         if self.verdict_first:
             yield from self._said()
         yield table
@@ -173,7 +177,9 @@ class Table:
         notes = "".join(f"- {markdown(note)}\n" for note in (*said, *self.footnotes(None)))
         grid = self._grid("pipe", markdown_cell)
         verdict = "".join(f"- {markdown(said.text)}\n" for said in self.verdict)
-        parts = [f"{heading} {markdown(self.title)}\n", verdict, f"{grid}\n", notes]
+        title = f"{heading} {markdown(self.title)}\n"
+        standing = f"**{markdown(self.standing)}**\n" if self.standing else ""
+        parts = [title, standing, verdict, f"{grid}\n", notes]
         return "\n".join(part for part in parts if part)
 
     def to_latex(self) -> str:
@@ -181,7 +187,8 @@ class Table:
         said = self.fairness.notes("{}") if self.fairness else []
         headers = [column.header for column in self.columns]
         align = ["left" if column.left else "right" for column in self.columns]
-        own = latex(self.title, headers, self.cells(), align, [*said, *self.footnotes()])
+        notes = [*([self.standing] if self.standing else []), *said, *self.footnotes()]
+        own = latex(self.title, headers, self.cells(), align, notes)
         return own if self.under is None else f"{own}\n{self.under.to_latex()}"
 
     def to_json(self) -> str:
@@ -192,6 +199,7 @@ class Table:
         fairness = self.fairness
         return {
             "title": clean(self.title),
+            "standing": clean(self.standing) or None,
             "verdict": [said.plain() for said in self.verdict],
             "rows": records(self.to_frame()),
             "notes": self.footnotes(None),
@@ -206,6 +214,7 @@ class Table:
         notes = "".join(f"<li>{note}</li>" for note in said)
         under = self.under.to_html() if self.under is not None else ""
         title = f"<p><b>{escape(clean(self.title))}</b></p>"
+        title += f"<p>{escape(clean(self.standing))}</p>" if self.standing else ""
         title += "".join(f"<p>{escape(clean(said.text))}</p>" for said in self.verdict)
         return f"{title}\n{self._grid('html')}\n{under}<ul>{notes}</ul>"
 

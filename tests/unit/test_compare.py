@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,29 @@ def test_cases_of_one_run_alone_are_named_and_runs_that_share_none_are_refused(
     assert "share no measured case" in output
 
 
+def test_runs_that_share_no_case_are_told_the_keys_of_the_nearest(
+    runs: Path, tmp_path: Path
+) -> None:
+    other = make_case("ddp", 2, train={"seq_len": 32}, collect=("memory",))
+    noisy_run(tmp_path / "a", [(DDP, 0.1), (ZERO, 0.1)])
+    noisy_run(tmp_path / "b", [(other, 0.1)])
+    status, output = _compare(tmp_path / "a", tmp_path / "b")
+    assert status == 2
+    assert f"the nearest, {DDP.case_id} and {other.case_id}, differ in " in output
+    assert "train.seq_len (16, 32)" in output
+    assert 'collect (["communication", "memory", "system"], ["memory"])' in output
+    assert "world" not in output
+    _, output = _compare(runs / "old", tmp_path / "b")  # of one the tables alone
+    assert "differ in train.seq_len (16, 32); compare" in output
+
+
+def test_a_run_against_itself_is_said_to_be(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(runs / "old")
+    status, output = _compare(runs / "old", tmp_path / "link")
+    assert (status, "link are the same run" in output) == (0, True)
+    assert "same run" not in _compare(runs / "old", runs / "same")[1]
+
+
 def test_two_launches_decide_nothing(tmp_path: Path) -> None:
     noisy_run(tmp_path / "a", [(DDP, 0.1)], repeats=2)
     noisy_run(tmp_path / "b", [(DDP, 0.2)], repeats=2)
@@ -214,7 +238,8 @@ def test_a_record_of_no_memory_at_all_has_no_ratio(tmp_path: Path) -> None:
     for file in (tmp_path / "old" / "cases").rglob("node-0.jsonl"):
         text = file.read_text()
         file.write_text(text.replace('"peak_memory_bytes": 1000', '"peak_memory_bytes": 0'))
-    status, output = _compare(tmp_path / "old", tmp_path / "old", "--format", "csv")
+    new = shutil.copytree(tmp_path / "old", tmp_path / "new")
+    status, output = _compare(tmp_path / "old", new, "--format", "csv")
     assert status == 0
     assert all(line.endswith(",") for line in output.splitlines()[1:])
     said = [one.text for one in verdict(merge_run(tmp_path / "old"))]

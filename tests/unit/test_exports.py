@@ -64,6 +64,15 @@ def test_a_case_of_a_name_longer_than_a_file_may_have_is_exported(tmp_path: Path
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_a_full_disk_is_said_with_its_path_and_no_stack(
+    run: Path, no_room: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    said = export(run, "tensorboard", code=2)
+    assert f"--to tensorboard: {run}/tensorboard: cannot be written (File too large)" in said
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.thorough
 def test_mlflow_has_a_run_a_case(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")

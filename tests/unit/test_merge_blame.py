@@ -110,7 +110,7 @@ def test_charges_that_are_no_numbers_cost_the_verdict_alone(tmp_path: Path, char
     (row,) = results.cases.to_dict("records")
     assert row["nobody_blamed"] == "no charges recorded"
     assert row["comm_exposed_s"] == pytest.approx(0.04)
-    assert any("charged_s has unequal numbers" in problem for problem in results.problems)
+    assert any("communication.charged_s" in problem for problem in results.problems)
 
 
 def test_the_blamed_gpus_state_is_that_of_its_measured_window(tmp_path: Path) -> None:

@@ -110,6 +110,33 @@ def test_records_that_contradict_themselves_are_invalid(
     assert row["tokens_per_s"] == pytest.approx(640)
 
 
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (-5, "-5 at index 2 is no finite number from 0 on"),
+        (math.nan, "NaN at index 2 is no finite number from 0 on"),
+        (10**400, "100000000000000000000000 at index 2 is no finite number from 0 on"),
+        ("\x1b[31m", '"\\u001b[31m" at index 2 is no finite number from 0 on'),
+    ],
+)
+def test_a_step_time_that_is_no_time_is_named_with_its_file(
+    tmp_path: Path, step: Any, what: str
+) -> None:
+    run, case = even_run(tmp_path)
+    steps = [100_000_000, 100_000_000, step, 100_000_000]
+    change_line(place_of(run, case, 1), 1, "measure", _measured(step_ns=steps))
+    where = f"cases/{case.case_id}/1/node-0.jsonl: rank 1: measure step_time.step_ns"
+    assert case_row(run)["cause"] == f"{where}: {what}"
+
+
+def test_an_absurd_step_is_named_with_its_file(tmp_path: Path) -> None:
+    run, case = even_run(tmp_path)
+    steps = [100_000_000, 100_000_000, 10**20, 100_000_000]
+    change_line(place_of(run, case, 1), 1, "measure", _measured(step_ns=steps))
+    where = f"cases/{case.case_id}/1/node-0.jsonl: rank 1"
+    assert case_row(run)["cause"] == f"{where}: a step of 1e+11 s is absurd"
+
+
 def test_windows_within_the_slack_of_clocks_are_no_contradiction(tmp_path: Path) -> None:
     run, case = even_run(tmp_path, repeats=1)
     change_line(place_of(run, case, 0), 1, "measure", _measured(window_ns=404_000_000 + 900_000))

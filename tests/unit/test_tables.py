@@ -205,7 +205,7 @@ def test_a_run_with_nothing_measured_still_has_a_table(tmp_path: Path) -> None:
     write_plan(tmp_path, [make_case("ddp", 1)])
     table = scaling_table(merge_run(tmp_path))
     assert _cells(table)["status"] == "pending [1]"
-    assert table.notes == ["[1] pending x3: not started"]
+    assert table.notes == ["[1] pending x3: not ended"]
 
 
 def test_many_bases_are_counted_not_all_printed(tmp_path: Path) -> None:
@@ -264,7 +264,9 @@ def test_four_significant_digits(value: float, text: str) -> None:
 def test_shares_print_as_percent_and_bytes_in_binary_units() -> None:
     assert percent(0.1234) == "12.3%"
     assert binary(3 * 2**30) == "3.00 GiB"
-    assert binary(5 * 2**20) == "5 MiB"
+    assert binary(5 * 2**20) == "5.0 MiB"
+    assert [binary(size) for size in (0, 4, 2048, 300_000)] == ["0 B", "4 B", "2.0 KiB", "293 KiB"]
+    assert [binary(2**20 * size) for size in (1.6, 16, 1000)] == ["1.6 MiB", "16 MiB", "1,000 MiB"]
 
 
 def test_every_metric_says_its_unit_rule_and_meaning() -> None:
@@ -302,7 +304,7 @@ def test_rows_with_the_same_failure_share_a_footnote(tmp_path: Path) -> None:
         "skipped [1]",
         "pending [2]",
     ]
-    assert table.notes == ["[1] skipped x3: too large", "[2] pending x3: not started"]
+    assert table.notes == ["[1] skipped x3: too large", "[2] pending x3: not ended"]
 
 
 def _rewrite(directory: Path, case: Case, old: str, new: str) -> None:

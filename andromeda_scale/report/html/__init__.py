@@ -50,6 +50,7 @@ def make_page(
         .get_template("page.html.j2")
         .render(
             title=results.question or results.suite_name or "a run",
+            standing=clean(results.standing),
             summary=sections.summary(source),
             verdict=[said.plain() for said in tables["scaling"].verdict],
             max_said=MAX_SAID,
