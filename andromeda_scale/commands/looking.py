@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
-    from andromeda_scale.commands.sweep import earlier_seconds
+    from andromeda_scale.commands.how_far import earlier_seconds
     from andromeda_scale.launch.run_dir import RUNS
     from andromeda_scale.planning.table import print_plan
 
