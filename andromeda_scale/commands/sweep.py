@@ -83,7 +83,8 @@ def _to_launch(run: RunDir, only_failed: bool) -> str:
     """What a driver is about to do: its first agent imports for seconds."""
     items = [item for item in run.todo(only_failed=only_failed) if item.skip is None]
     searches = sum(item.role == "search" for item in items)
-    what = f"{searches} micro batches to be found" if searches else _launches(len(items))
+    sizes = f"{searches} micro batch{'es' * (searches > 1)} to be found"
+    what = sizes if searches else _launches(len(items))
     return clean(f"{run.plan.suite_name}: {what} in {run.path}")
 
 

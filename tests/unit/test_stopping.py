@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from merging import half_measured_run
 from refusals import GOOD, TWO_CORES
 from typer.testing import CliRunner
 
@@ -65,3 +66,20 @@ def test_a_signal_before_the_driver_listens_ends_alike(
     assert done.exit_code == 130
     assert "before there was a run; give the command again" in done.stderr
     assert not Path("none").exists()
+
+
+def test_a_run_with_a_damaged_record_points_to_what_launches_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("andromeda_scale.launch.driver.run", lambda *_, **__: Outcome({}))
+    half_measured_run(Path("r"))
+    Path("r/fingerprint.json").unlink(missing_ok=True)
+    done = CliRunner().invoke(app, ["resume", "r"])
+    assert "launch again" not in done.stderr
+    (record,) = Path("r").glob("cases/*/0/node-0.jsonl")
+    record.write_bytes(record.read_bytes()[:-20])
+    last = CliRunner().invoke(app, ["resume", "r"]).stderr.splitlines()[-1]
+    again = f"andromeda-scale resume {Path.cwd()}/r --only failed"
+    assert last == f"1 launch failed or left a damaged record; launch again: {again}"
+    done = CliRunner().invoke(app, ["resume", "r", "--only", "failed"])
+    assert "launch again" not in done.stderr
