@@ -53,8 +53,9 @@ def _memory_skip(
     place = "GPU memory for tensors" if device == "cuda" else "host memory"
     if estimate.total + process > room:
         needed, part = estimate.total + process, estimate.largest
-        largest = f"mostly {part}, {binary(getattr(estimate, part))}"
-        largest += f", and {binary(process)} the process itself" if process else ""
+        parts = {part: getattr(estimate, part), "the process itself": process}
+        part = max(parts, key=lambda name: parts[name])
+        largest = f"mostly {part}, {binary(parts[part])}"
     elif device == "cuda" and estimate.host > (
         room := machine.memory_bytes / case.world.ranks_per_node
     ):
