@@ -6,7 +6,7 @@ from pathlib import Path
 
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch.run_dir import RunDir, fresh
+from andromeda_scale.launch.run_dir import NOT_ENDED, RunDir, fresh
 from andromeda_scale.suite import paths
 
 
@@ -60,8 +60,6 @@ def _newest(plan: Plan, parent: Path) -> RunDir | None:
 
 def _unfinished(run: RunDir) -> bool:
     return any(
-        item.skip is None
-        and item.role in ("measure", "probe")
-        and word in ("pending", "interrupted")
+        item.skip is None and item.role in ("measure", "probe") and word in NOT_ENDED
         for item, word in run.statuses()
     )

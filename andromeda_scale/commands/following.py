@@ -15,7 +15,7 @@ import typer
 
 from andromeda_scale.commands.reporting import print_table
 from andromeda_scale.launch import lock
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import NOT_ENDED, RunDir
 from andromeda_scale.merge import merge_run
 from andromeda_scale.report.catalogue import make_table
 from andromeda_scale.report.tables import Table
@@ -79,7 +79,7 @@ def _ended(run: RunDir) -> Counter[str]:
 
 
 def _left(ended: Counter[str]) -> int:
-    return ended["pending"] + ended["interrupted"]
+    return sum(ended[word] for word in NOT_ENDED)
 
 
 def _said(run: RunDir, ended: Counter[str]) -> str:

@@ -17,6 +17,7 @@ from andromeda_scale.commands.options import (
     Sets,
     SuiteName,
     plan_of,
+    run_dir_option,
 )
 
 _NAMES_WIDTH = 300  # characters of one kind's names; of metrics there are many more
@@ -34,7 +35,7 @@ class Kind(StrEnum):
 
 def plan(suite: SuiteName, set_: Sets = None, axis: Axes = None) -> None:
     """Show what would run, what is skipped and why, memory and launches; starts nothing."""
-    from andromeda_scale.commands.sweep import earlier_seconds
+    from andromeda_scale.commands.how_far import earlier_seconds
     from andromeda_scale.launch.run_dir import RUNS
     from andromeda_scale.planning.table import print_plan
 
@@ -84,9 +85,7 @@ def schema() -> None:
 def selftest(
     device: Device = DeviceKind.auto,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer launches of each row.")] = False,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="To make. Default: runs/selftest-DATE-TIME.")
-    ] = None,
+    run_dir: Annotated[Path | None, run_dir_option("runs/selftest-DATE-TIME.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Plant known truths here and print them beside what the instruments found of them.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from andromeda_scale.errors import UserError
+
 if TYPE_CHECKING:
     from andromeda_scale.contracts.planned import Plan
     from andromeda_scale.planning.suite_file import Loaded
@@ -80,7 +82,13 @@ Output = Annotated[
 
 def run_dir_option(default: str) -> Any:
     """`--run-dir` of a command that makes one, with what it is by default."""
-    return typer.Option("--run-dir", help=f"Default: {default}")
+    return typer.Option("--run-dir", help=f"Default: {default}", parser=_named, metavar="<path>")
+
+
+def _named(text: str) -> Path:
+    if not text:  # of a variable that is not set; a Path takes it for the current directory
+        raise UserError("--run-dir '': names no directory; give a path, or leave out --run-dir")
+    return Path(text)
 
 
 def plan_of(suite: str, sets: list[str] | None, axes: list[str] | None) -> tuple[Plan, Loaded]:

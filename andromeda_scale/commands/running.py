@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -43,13 +44,16 @@ def run(
     Status 0: every planned repeat has ended and at least one case was measured; failed cases are
     rows of the table. Status 1: nothing could be measured.
     """
-    from andromeda_scale.planning.plan import require_runnable
 
-    plan, loaded = plan_of(suite, set_, axis)
-    require_runnable(plan, loaded.where)
+    def planned() -> tuple[Plan, str]:
+        from andromeda_scale.planning.plan import require_runnable
+
+        plan, loaded = plan_of(suite, set_, axis)
+        require_runnable(plan, loaded.where)
+        return plan, loaded.text
+
     _launch(
-        plan,
-        loaded.text,
+        planned,
         run_dir,
         new=new,
         only_failed=only is not None,
@@ -72,10 +76,13 @@ def probe(
 
     They are kept for this hardware: runs that start later hold their numbers against them.
     """
-    from andromeda_scale.commands import probing
 
-    plan = probing.plan_here(world, device.value, quick=quick)
-    _launch(plan, probing.SUITE_TEXT, run_dir, new=new, quiet=quiet)
+    def planned() -> tuple[Plan, str]:
+        from andromeda_scale.commands import probing
+
+        return probing.plan_here(world, device.value, quick=quick), probing.SUITE_TEXT
+
+    _launch(planned, run_dir, new=new, quiet=quiet)
 
 
 def resume(
@@ -87,12 +94,15 @@ def resume(
 ) -> None:
     """Go on with a run where it stopped; what has ended stays. What was submitted, is again."""
     from andromeda_scale.commands import submitting, sweep
+    from andromeda_scale.commands.stopping import Stoppable
 
     if submitting.was_submitted(run_dir):
         submission = submitting.again(run_dir)
         _submit(submission, wait=wait, only_failed=only is not None, allow_mixed=allow_mixed)
-    run = sweep.reopen(run_dir, allow_mixed=allow_mixed)
-    raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
+    with Stoppable() as stoppable:
+        stoppable.run_dir = run_dir
+        run = sweep.reopen(run_dir, allow_mixed=allow_mixed)
+        raise typer.Exit(sweep.execute(run, only_failed=only is not None, quiet=quiet))
 
 
 def submit(
@@ -135,16 +145,15 @@ def cancel(run_dir: RunPath) -> None:
 
 def status(run_dir: RunPath) -> None:
     """Say how far a run is: done, running, failed, time left; its SLURM jobs where it has any."""
-    from andromeda_scale.commands import submitting, sweep
+    from andromeda_scale.commands import how_far, submitting
 
     jobs = [str(job) for job in submitting.look(run_dir)]
-    for line in (*jobs, *sweep.progress(run_dir, planned=not jobs)):
+    for line in (*jobs, *how_far.progress(run_dir, planned=not jobs)):
         typer.echo(line)
 
 
 def _launch(
-    plan: Plan,
-    text: str,
+    planned: Callable[[], tuple[Plan, str]],
     run_dir: Path | None,
     *,
     new: bool,
@@ -152,15 +161,20 @@ def _launch(
     only_failed: bool = False,
     allow_mixed: bool = False,
 ) -> NoReturn:
-    """Run a plan where it belongs, or go on with an earlier run of it."""
-    from andromeda_scale.commands import choosing, sweep
-    from andromeda_scale.launch.run_dir import RUNS
+    """Run a plan and its suite's text where it belongs, or go on with an earlier run of it."""
+    from andromeda_scale.commands.stopping import Stoppable
 
-    path, resumed = choosing.choose(plan, RUNS, run_dir, new=new, only_failed=only_failed)
-    run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
-    if resumed and not quiet:
-        typer.echo(f"going on with {path} (--new starts afresh)", err=True)
-    raise typer.Exit(sweep.execute(run, only_failed=only_failed, quiet=quiet))
+    with Stoppable() as stoppable:
+        from andromeda_scale.commands import choosing, sweep
+        from andromeda_scale.launch.run_dir import RUNS
+
+        plan, text = planned()
+        path, resumed = choosing.choose(plan, RUNS, run_dir, new=new, only_failed=only_failed)
+        stoppable.run_dir = path
+        run = sweep.start(path, plan, text, allow_mixed=allow_mixed)
+        if resumed and not quiet:
+            typer.echo(f"going on with {path} (--new starts afresh)", err=True)
+        raise typer.Exit(sweep.execute(run, only_failed=only_failed, quiet=quiet))
 
 
 def _submit(submission: Submission, *, wait: bool, **flags: bool) -> NoReturn:

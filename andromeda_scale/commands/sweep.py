@@ -1,4 +1,4 @@
-"""What the commands do with a run: launch it, merge it, say how far it is.
+"""What the commands do with a run: launch it, merge it, stop it.
 
 Imports the stages where they are used, so that a status or a table costs no torch.
 """
@@ -6,32 +6,31 @@ Imports the stages where they are used, so that a status or a table costs no tor
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import signal
 import socket
-import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
+from andromeda_scale.commands import stopping
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
-from andromeda_scale.launch.run_dir import FAILED, RunDir
+from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.metrics.formats import clean
-from andromeda_scale.planning.table import duration
 
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
     from andromeda_scale.launch.driver import Outcome
 
 MEASURED, NOTHING_MEASURED = 0, 1
+_TABLES = ("table.md", "table.csv", "fairness.csv")
 
 
 def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = False) -> RunDir:
@@ -66,12 +65,41 @@ def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
 
 def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> int:
     """Launch what is left, merge, print; the exit status."""
+    if not quiet:
+        _tell(_to_launch(run, only_failed))
     outcome = refined(run, only_failed=only_failed, quiet=quiet)
     if outcome.error:
         _complain(outcome.error)
     with _deaf_to_hangup():
         measured = finish(run.path, quiet)
+        if outcome.told is not None:
+            _complain(stopping.said(outcome.told, run.path))
+        elif not quiet and not only_failed and (again := _to_launch_again(run.path)):
+            _tell(again)
     return outcome.exit_code or measured
+
+
+def _to_launch(run: RunDir, only_failed: bool) -> str:
+    """What a driver is about to do: its first agent imports for seconds."""
+    items = [item for item in run.todo(only_failed=only_failed) if item.skip is None]
+    searches = sum(item.role == "search" for item in items)
+    sizes = f"{searches} micro batch{'es' * (searches > 1)} to be found"
+    what = sizes if searches else _launches(len(items))
+    return clean(f"{run.plan.suite_name}: {what} in {run.path}")
+
+
+def _to_launch_again(run_dir: Path) -> str | None:
+    """How to launch again what failed or is damaged since; None where nothing is."""
+    roles = Counter(item.role for item in RunDir.open(run_dir).todo(only_failed=True))
+    number = roles.total() - roles["reference"] - roles["parity"]
+    if not number:
+        return None
+    again = f"{stopping.resume_of(run_dir)} --only failed"
+    return f"{_launches(number)} failed or left a damaged record; launch again: {again}"
+
+
+def _launches(number: int) -> str:
+    return f"{number} launch{'es' * (number != 1)}"
 
 
 def refined(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> Outcome:
@@ -92,31 +120,31 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     Status 0 when a case was measured, 1 when none was: failed cases are rows, but a table without
     a number is no result. A full disk is status 1 too, with the table printed.
     """
+    from andromeda_scale.analysis.results import FILES
     from andromeda_scale.commands import probing
     from andromeda_scale.commands.reporting import print_table
 
     if probing.is_probe(run_dir):
         return probing.finish(run_dir, quiet)
     results, full = tables(run_dir)
+    measured = full is None and (results.cases["status"] == "ok").any()
 
     def show() -> None:
         print_table(results)
-        if not quiet and full is None:
-            files = "results.parquet, ranks.parquet, table.md, table.csv, fairness.csv"
-            typer.echo(f"results: {run_dir}/{files}")
+        if not quiet and measured:
+            typer.echo(f"results: {run_dir}/{', '.join([*FILES.values(), *_TABLES])}")
             typer.echo(f"page: andromeda-scale report {shlex.quote(str(run_dir))} --format html")
 
     _while_open(sys.stdout, show)
     if full is not None:
         _complain(full)
-    measured = full is None and (results.cases["status"] == "ok").any()
     return MEASURED if measured else NOTHING_MEASURED
 
 
 def tables(run_dir: Path) -> tuple[Results, str | None]:
     """(the results of a run merged and written beside its records, why nothing was written).
 
-    Writes results.parquet, ranks.parquet, table.md, table.csv, fairness.csv.
+    Writes the FILES of analysis/results.py, and _TABLES.
     """
     from andromeda_scale.launch.disk import full_disk, is_full
     from andromeda_scale.merge import merge_run
@@ -131,33 +159,6 @@ def tables(run_dir: Path) -> tuple[Results, str | None]:
     return results, None
 
 
-def progress(run_dir: Path, *, planned: bool = True) -> Iterator[str]:
-    """Lines that say how far a run is; of one that need not be `planned` yet, none before."""
-    if not planned and not (run_dir / "plan.json").exists():
-        return
-    run = RunDir.open(run_dir)
-    items = [(item, word) for item, word in run.statuses() if item.skip is None]
-    counts = Counter(word for _, word in items)
-    running = _running(run)
-    done = len(items) - counts["pending"] - counts["interrupted"]
-    yield f"{run.plan.suite_name}: {done} of {len(items)} launches ended"
-    yield ", ".join(f"{n} {word}" for word, n in sorted(counts.items()))
-    for item, word in items:
-        if word in FAILED:
-            cause = (run.status(item) or {}).get("cause") or "no cause recorded"
-            yield clean(f"{word}: {item.case_id} repeat {item.repeat}: {cause}")
-    of_running = "running" if run.holder() else "left unfinished, its driver is gone"
-    yield from (f"{of_running}: {name}" for name in running)
-    times = [
-        s for item, word in items if word == "ok" if (s := _seconds(run.status(item))) is not None
-    ]
-    left = len(items) - done
-    if left and times:
-        yield f"time left: about {duration(left * statistics.median(times))}"
-    elif left:
-        yield "time left: not known before the first launch has ended"
-
-
 def interrupt(run_dir: Path) -> int:
     """Tell the driver that holds a run on this machine to stop; its process id."""
     run = RunDir.open(run_dir)
@@ -169,55 +170,6 @@ def interrupt(run_dir: Path) -> int:
         raise UserError(f"{run_dir}: is run by process {pid} on {host}; type this on {host}")
     os.kill(pid, signal.SIGINT)
     return pid
-
-
-def earlier_seconds(plan: Plan, parent: Path) -> dict[str, list[float]]:
-    """By case id, what launches of this plan's cases took that ended ok in runs under `parent` on
-    hardware like this."""
-    from andromeda_scale.hardware import environment
-
-    here = environment.fingerprint(environment.collect())
-    found: dict[str, list[float]] = {}
-    for file in parent.glob("*/fingerprint.json"):
-        measured_on = _json(file)
-        if any(measured_on.get(key) != here[key] for key in environment.HARDWARE):
-            continue
-        for ended in _found(file.parent, "*/*/*/status.json"):
-            case_id, status = ended.parent.parent.name, _json(ended)
-            if ended.parents[2].name == "searches":
-                continue
-            seconds = _seconds(status)
-            if case_id in plan.cases and status.get("status") == "ok" and seconds is not None:
-                found.setdefault(case_id, []).append(seconds)
-    return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """An object from a file, empty where there is none to be read."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _running(run: RunDir) -> list[str]:
-    return [path.name for path in _found(run.path, "running/*") if path.is_dir()]
-
-
-def _found(run_dir: Path, pattern: str) -> list[Path]:
-    """Paths of a run that may be going on, whose directories move while they are listed."""
-    while True:
-        try:
-            return sorted(run_dir.glob(pattern))
-        except FileNotFoundError:
-            continue
-
-
-def _seconds(status: Mapping[str, Any] | None) -> float | None:
-    """What a launch took, of its status.json."""
-    seconds: Any = (status or {}).get("seconds")
-    return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e9 else None
 
 
 def _write_tables(results: Results, run_dir: Path) -> None:
@@ -243,7 +195,11 @@ def texts(results: Results) -> dict[str, str]:
 
 
 def _complain(what: str) -> None:
-    _while_open(sys.stderr, lambda: typer.echo(f"andromeda-scale: {what}", err=True))
+    _tell(f"andromeda-scale: {what}")
+
+
+def _tell(what: str) -> None:
+    _while_open(sys.stderr, lambda: typer.echo(what, err=True))
 
 
 def _while_open(stream: TextIO, show: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from andromeda_scale.launch.preload import modules_of
 from andromeda_scale.launch.process import StopRequest
 from andromeda_scale.launch.rendezvous import wait_for_agents
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.time_left import kind
 from andromeda_scale.launch.verdict import Verdict, judge, rank_summary
 from andromeda_scale.suite import micro_batch
 from andromeda_scale.suite.config import Case
@@ -80,7 +82,9 @@ class Coordinator:
         total, interrupted = len(self._run_dir.plan.repeats), False
         if any(item.role == "search" for item in items):  # how much follows is not known yet
             total = len(items)
-        self._emit({"event": "sweep", "total": total, "done": total - len(items)})
+        cases = self._run_dir.plan.cases
+        left = Counter(kind(i, cases[i.case_id]) for i in items if i.skip is None)
+        self._emit({"event": "sweep", "total": total, "done": total - len(items), "left": left})
         for index, item in enumerate(items):
             case = self._run_dir.plan.cases[item.case_id]
             if item.skip is None:
@@ -154,7 +158,9 @@ class Coordinator:
     def _say_ended(self, item: PlannedRepeat, status: dict[str, Any]) -> None:
         event = "trial" if item.role == "trial" else "end"
         keys = ("status", "rank", "host", "cause", "seconds")
-        self._emit({"event": event, **_name(item), **{k: status[k] for k in keys}})
+        of_kind = kind(item, self._run_dir.plan.cases[item.case_id])
+        named = {**_name(item), "kind": of_kind}
+        self._emit({"event": event, **named, **{k: status[k] for k in keys}})
 
     def _launch(
         self, item: PlannedRepeat, case: Case, attempt: Path, seats: tuple[Seat, ...]

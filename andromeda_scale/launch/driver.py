@@ -34,8 +34,12 @@ class Outcome:
     """How a sweep ended: statuses of the whole plan, and why the agent stopped early if it did."""
 
     statuses: Mapping[str, int]
-    interrupted: bool = False
+    told: int | None = None  # the signal by which it was told to stop
     error: str | None = None  # the agent itself failed
+
+    @property
+    def interrupted(self) -> bool:
+        return self.told is not None
 
     @property
     def exit_code(self) -> int:
@@ -56,27 +60,27 @@ def run(
     Should this process be killed itself, the agent and every rank die with it. `worker` is for
     tests. Raises UserError if another driver holds the run.
     """
-    error, interrupted = None, False
+    error, told = None, None
     try:
         with run_dir.lock() as lock:
             run_dir.recover()
             run_dir.settle()
             items = run_dir.todo(only_failed=only_failed)
-            while items and not (error or interrupted):
-                error, interrupted = _sweep(run_dir, items, worker, lock, quiet)
+            while items and error is None and told is None:
+                error, told = _sweep(run_dir, items, worker, lock, quiet)
                 items = run_dir.after_searches()
     except OSError as failure:
         if not is_full(failure):
             raise
         error = full_disk(run_dir.path, failure)
     counts = Counter(status for _, status in run_dir.statuses())
-    return Outcome(counts, interrupted=interrupted, error=error)
+    return Outcome(counts, told=told, error=error)
 
 
 def _sweep(
     run_dir: RunDir, items: Sequence[PlannedRepeat], worker: str, lock: int, quiet: bool
-) -> tuple[str | None, bool]:
-    """Launch the items; (why the agent stopped early, whether the user asked for it).
+) -> tuple[str | None, int | None]:
+    """Launch the items; (why the agent stopped early, the signal by which the user asked for it).
 
     An agent that is killed costs the repeat it was in: another one goes on with the rest.
     """
@@ -88,9 +92,9 @@ def _sweep(
             code = agent.exit_code
             # An agent that was told before it could listen dies of the signal.
             if not code or code == 130 or told:
-                return agent.error, bool(code)
+                return agent.error, (stop.signal or signal.SIGINT) if code else None
             if code > 0:
-                return agent.error or _last_words(run_dir.path / AGENT_LOG, code), False
+                return agent.error or _last_words(run_dir.path / AGENT_LOG, code), None
             cause = f"the agent was killed by {signal_name(code)}"
             items = items[agent.num_ended :]
             end = close_lost(run_dir, items[0], cause) if items else None
@@ -98,8 +102,8 @@ def _sweep(
                 display.show(end)
                 items = items[1:]
             if not items:
-                return None, False
-        return f"{cause}, as were {MAX_NEW_AGENTS} before it; {len(items)} launches are left", False
+                return None, None
+        return f"{cause}, as were {MAX_NEW_AGENTS} before it; {len(items)} launches are left", None
     finally:
         stop.close()
         display.close()

@@ -11,6 +11,7 @@ from andromeda_scale.launch import searching
 from andromeda_scale.launch.messages import Event
 from andromeda_scale.launch.node_files import write_node_file
 from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.time_left import kind
 from andromeda_scale.launch.verdict import Verdict
 
 
@@ -37,4 +38,5 @@ def close_lost(run_dir: RunDir, item: PlannedRepeat, cause: str) -> Event | None
     end = {**name, **verdict.model_dump(mode="json")}
     run_dir.finish(item, attempt, {"v": SCHEMA_VERSION, **end, "ended_unix_s": time.time()})
     run_dir.recover()
-    return {"event": "end", **end, "seconds": 0.0}
+    of_kind = kind(item, run_dir.plan.cases[item.case_id])
+    return {"event": "end", **end, "seconds": 0.0, "kind": of_kind}

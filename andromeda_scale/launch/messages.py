@@ -109,10 +109,11 @@ class NodeEnd(Schema):
 Event = dict[str, Any]
 """Progress, one JSON object a line:
 
-    {"event": "sweep", "total": n, "done": n}
+    {"event": "sweep", "total": n, "done": n, "left": {kind: n}}    kinds are time_left.py's
     {"event": "start", "case_id", "repeat", "role", "index"}
     {"event": "beat", "case_id", "repeat", "phase", "step", "total_steps", "tokens_per_s"}
-    {"event": "end", "case_id", "repeat", "role", "status", "rank", "host", "cause", "seconds"}
+    {"event": "end", "case_id", "repeat", "role", "status", "rank", "host", "cause", "seconds",
+        "kind"}
     {"event": "trial", ...}          the same of a launch within a search, which ends later
     {"event": "error", "cause"}      the agent itself failed
 """

@@ -49,7 +49,7 @@ class StopRequest:
     """Made by SIGINT, SIGTERM or SIGHUP; after one, SIGINT raises KeyboardInterrupt.
 
     Of SIGHUP a closed terminal sends several, and of SIGTERM SLURM does, to an agent itself and
-    through srun, so only the first counts.
+    through srun, so only the first counts; it is `signal`.
     Signals that the parent had ignored, as nohup does, stay ignored. Outside the main thread
     Python hears none: they stay with whoever has them. With `watch_parent` the parent's death is a
     request too.
@@ -58,7 +58,7 @@ class StopRequest:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self, *, watch_parent: bool = False) -> None:
-        self._told = False
+        self.signal: int | None = None
         self._parent = os.getppid() if watch_parent else None
         heard = [s for s in self.SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():
@@ -66,13 +66,14 @@ class StopRequest:
         self._before = {s: signal.signal(s, self._handle) for s in heard}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._told and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._told = True
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt(number)
+        self.signal = self.signal or number
 
     @property
     def requested(self) -> bool:
-        return self._told or (self._parent is not None and os.getppid() != self._parent)
+        orphaned = self._parent is not None and os.getppid() != self._parent
+        return self.signal is not None or orphaned
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""

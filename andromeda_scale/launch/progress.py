@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from andromeda_scale.launch.messages import Event
+from andromeda_scale.launch.time_left import UNKNOWN, estimate
 
 
 class Display(Protocol):
@@ -36,26 +38,29 @@ class Quiet:
 
 
 class TimeLeft:
-    """Mean time of the repeats that ended, times those that are left."""
+    """How far a sweep is, and what is left of it by the launches of its kinds that ended ok."""
 
     def __init__(self) -> None:
         self.total = self.done = 0
-        self._seconds: list[float] = []
+        self._left: Counter[str] = Counter()
+        self._took: dict[str, list[float]] = {}
 
     def take(self, event: Event) -> None:
         if event["event"] == "sweep":
             self.total, self.done = event["total"], event["done"]
+            self._left = Counter(event["left"])
         elif event["event"] == "end":
             self.done += 1
-            if event["status"] != "skipped":
-                self._seconds.append(event["seconds"])
+            self._left = self._left - Counter([event["kind"]])  # none of a kind is below zero
+            if event["status"] == "ok":
+                self._took.setdefault(event["kind"], []).append(event["seconds"])
 
     def __str__(self) -> str:
-        if not self._seconds:
-            return ""
-        left_s = (self.total - self.done) * sum(self._seconds) / len(self._seconds)
-        minutes, seconds = divmod(round(left_s), 60)
-        return f"{minutes}:{seconds:02d} left"
+        left = estimate(self._left, self._took)
+        if left.total and not left.told:
+            return f"time left {UNKNOWN}"
+        minutes, seconds = divmod(round(left.seconds), 60)
+        return f"{minutes}:{seconds:02d} left{left.of_all}"
 
 
 class Lines:

@@ -40,6 +40,7 @@ FAILED = frozenset(
 # Not kept by a resume: an interrupted repeat never ended, and a skipped one costs nothing to ask
 # again whether it fits the machine now.
 _NOT_FINISHED = frozenset({"interrupted", "skipped"})
+NOT_ENDED = ("pending", "interrupted")  # what is left of a run
 # What may lie in a directory that holds no run yet: a submitted job's files, and what a driver
 # that was killed at once leaves of a plan.
 _BEFORE_A_PLAN = re.compile(r"lock|slurm|tasks|\.(probe|plan\.json)\.\d+")
@@ -219,11 +220,14 @@ class RunDir:
         return status or None
 
     def statuses(self) -> list[tuple[PlannedRepeat, str]]:
-        """Every item of the plan with its status word; "pending" without a status.json."""
-        return [
-            (item, (self.status(item) or {"status": "pending"})["status"])
-            for item in self.plan.repeats
-        ]
+        """Every item of the plan with its status word; "pending" without a status.json, and
+        "interrupted" with one that says nothing known."""
+
+        def word(item: PlannedRepeat) -> str:
+            status, unread = read_status(self.case_dir(item) / "status.json")
+            return str(status.get("status", "interrupted" if unread else "pending"))
+
+        return [(item, word(item)) for item in self.plan.repeats]
 
     def todo(self, *, only_failed: bool = False) -> list[PlannedRepeat]:
         """What is left to launch, in the order of the plan.
@@ -242,7 +246,7 @@ class RunDir:
                 return False
             if only_failed:
                 return word in FAILED or (
-                    word == "ok" and (item.reference_id in lost or self._is_damaged(item))
+                    word == "ok" and (item.reference_id in lost or self.is_damaged(item))
                 )
             return word == "pending" or word in _NOT_FINISHED
 
@@ -260,12 +264,13 @@ class RunDir:
             }
         return [item for item in self.plan.repeats if item in asked]
 
-    def _is_damaged(self, item: PlannedRepeat) -> bool:
+    def is_damaged(self, item: PlannedRepeat) -> bool:
         """Whether a record that ended ok lacks the end of a rank: a merge has no numbers of it."""
+        if item.role != "measure":
+            return False
         directory, size = self.case_dir(item), self.plan.cases[item.case_id].world.size
         found = read_repeat(directory, item.case_id, item.repeat, size)
-        ended = sum(rank.end is not None for rank in found.ranks.values())
-        return item.role == "measure" and 0 < ended + len(found.problems) and ended < size
+        return sum(rank.end is not None for rank in found.ranks.values()) < size
 
     def begin(self, item: PlannedRepeat, attempt: int) -> Path:
         """A fresh directory for an attempt at a repeat."""

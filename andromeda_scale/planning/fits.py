@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ GIB = 1 << 30
 # Of a GPU a rank holds more than torch allocates: CUDA's context, kernels, NCCL's and cuBLAS's
 # buffers. 1.2 to 1.8 GiB on H200s (`outside_allocator_bytes` in docs/results).
 _OUTSIDE = 7 * GIB // 4
+# On a CPU a rank's process counts too, of which closed forms know nothing: its libraries, mostly.
+PROCESS: Mapping[Device, int] = {"cpu": 300 * 2**20, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ def _memory_skip(
     case: Case, device: Device, machine: Machine, estimate: MemoryEstimate
 ) -> str | None:
     """Why a case does not fit: both numbers, its largest part, and one change that would do."""
-    room = capacity(case, device, machine)
+    room, process = capacity(case, device, machine), PROCESS[device]
     place = "GPU memory for tensors" if device == "cuda" else "host memory"
-    if estimate.total > room:
-        needed, part = estimate.total, estimate.largest
-        largest = f"mostly {part}, {binary(getattr(estimate, part))}"
+    if estimate.total + process > room:
+        needed, part = estimate.total + process, estimate.largest
+        parts = {part: getattr(estimate, part), "the process itself": process}
+        part = max(parts, key=lambda name: parts[name])
+        largest = f"mostly {part}, {binary(parts[part])}"
     elif device == "cuda" and estimate.host > (
         room := machine.memory_bytes / case.world.ranks_per_node
     ):
@@ -64,10 +68,11 @@ def _memory_skip(
         if lighter is None or refusal(other, device) is not None:
             continue
         on_host = machine.memory_bytes / case.world.ranks_per_node
-        if lighter.total <= capacity(other, device, machine) and (
+        needed = lighter.total + process
+        if needed <= capacity(other, device, machine) and (
             device == "cpu" or lighter.host <= on_host
         ):
-            return f"{text}; {change} would need {binary(lighter.total)})"
+            return f"{text}; {change} would need {binary(needed)})"
     return f"{text})"
 
 

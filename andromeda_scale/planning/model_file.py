@@ -108,7 +108,9 @@ def _base(base: str, where: Where) -> tuple[dict[str, Any], str, str]:
         if not isinstance(written, dict):
             raise UserError(f"{found}: is not a mapping; write family and sizes as key: value")
     except UserError as error:
-        raise UserError(f"model: {error} ({place(where, 'model')})") from error
+        problem, semicolon, remedy = str(error).partition("; ")
+        at = place(where, "model")
+        raise UserError(f"model: {problem} ({at}){semicolon}{remedy}") from error
     if found.suffix == ".json" and "family" not in written:
         return {"family": "huggingface", "config": written}, str(found), _name_of_json(found)
     written = dict(written)

@@ -59,7 +59,9 @@ def make_plan(suite: Suite, suite_name: str, machine: Machine, where: Where | No
     largest = max((p.case.world.ranks_per_node for p in running), default=1)
     threads = max(1, machine.cpu_cores // largest)
     if suite.threads_per_rank is None:
-        notes.append(f"{threads} threads per rank at every size: cores / {largest} ranks")
+        counts = f"{threads} thread{'s' * (threads > 1)} per rank"
+        ranks = f"{largest} rank{'s' * (largest > 1)}"
+        notes.append(f"{counts} at every size: cores / {ranks}")
     notes.append("each repeat runs every case once, in an order shuffled by seed and repeat")
     known = [p for p in running if p.case.auto is None]
     if len(known) < len(running):

@@ -11,16 +11,13 @@ from dataclasses import dataclass, replace
 
 from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.hardware.machine import Machine
-from andromeda_scale.planning.fits import Placed, capacity, estimate_memory
+from andromeda_scale.planning.fits import PROCESS, Placed, capacity, estimate_memory
 from andromeda_scale.planning.parity import ForParity, for_parity
 from andromeda_scale.suite import micro_batch
 from andromeda_scale.suite.config import Case
 from andromeda_scale.suite.micro_batch import MARGIN
 from andromeda_scale.suite.schema import Device
 from andromeda_scale.suite.world import World
-
-# On a CPU a rank's process counts too, of which closed forms know nothing: some 300 MiB.
-_PROCESS: Mapping[Device, int] = {"cpu": 300 * 2**20, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def guessed(placed: Placed, machine: Machine) -> Placed:
     case, device = placed.case, placed.device
     if case.auto is None or placed.skip or placed.memory_bytes is None:
         return placed
-    room = (1 - MARGIN) * capacity(case, device, machine) - _PROCESS[device]
+    room = (1 - MARGIN) * capacity(case, device, machine) - PROCESS[device]
 
     def with_size(size: int) -> Case:
         return micro_batch.at_size(case, size).model_copy(update={"auto": case.auto})

@@ -61,10 +61,18 @@ def _loaded(
         raise UserError(f"{path}: {found}; write question, model, world and train as key: value")
     _resolve_files(raw, folder, folder)
     overrides: dict[str, str] = {}
+    given: dict[str, str] = {}  # the options by the keys that they name
     for option, assignments in (("--set", sets), ("--axis", axes)):
         for assignment in assignments:
             key = _override(raw, option, assignment)
-            overrides[key] = _source(option, assignment)
+            name, overrides[key] = key.removeprefix("axes."), _source(option, assignment)
+            if name in given:
+                both = f"{_short(given[name])} and {_short(overrides[key])}"
+                all_at_once = f", with all its values: --axis {name}=V1,V2"
+                raise UserError(
+                    f"{name}: is given twice ({both}); keep one{all_at_once * bool(axes)}"
+                )
+            given[name] = overrides[key]
             _resolve_files(raw, Path.cwd(), folder)  # what the file wrote is absolute already
 
     def where(key: str) -> str:

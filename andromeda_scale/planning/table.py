@@ -84,7 +84,8 @@ def summary(plan: Plan, earlier: Mapping[str, Sequence[float]]) -> list[str]:
     launched = [item for item in plan.repeats if item.skip is None]
     roles = Counter(item.role for item in launched)
     shallow = f", {roles['parity']} parity launches" if roles["parity"] else ""
-    searches = f"; {roles['search']} micro batches to be found first" if roles["search"] else ""
+    sizes = f"{roles['search']} micro batch{'es' * (roles['search'] > 1)} to be found first"
+    searches = f"; {sizes}" if roles["search"] else ""
     trials = (
         ", and limits.timeout_s for every trial of a search and reference of what it finds"
         if roles["search"]

@@ -45,11 +45,13 @@ def find(kind: Kind, name: str) -> Path:
     for suffix in _SUFFIXES:
         if os.path.isfile(shipped := SHIPPED / kind / f"{name}{suffix}"):
             return shipped
+    if name and os.path.isdir(name):
+        return Path(name)  # its reader says what may be meant
     close = difflib.get_close_matches(name, names(kind), n=1)
-    remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names(kind))}"
+    remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names(kind))}."
     raise UserError(
         f"{name}: no shipped {kind.removesuffix('s')} of this name; {remedy} "
-        "(a file of yours needs its suffix)"
+        "A file of yours needs its suffix"
     )
 
 

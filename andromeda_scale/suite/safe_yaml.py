@@ -77,7 +77,9 @@ def read(path: Path) -> tuple[Any, str]:
     """(value, text) of one YAML file; raises UserError naming the file, line and remedy."""
     try:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the path of a YAML file")
+            inside = path / "suite.yaml"  # of a run
+            remedy = f"give {inside}" if inside.is_file() else "give the path of a YAML file"
+            raise UserError(f"{path}: is a folder; {remedy}")
         paths.refuse_endless(path)
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

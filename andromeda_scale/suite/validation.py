@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from andromeda_scale.errors import UserError
 from andromeda_scale.registry import KINDS
+from andromeda_scale.suite import safe_yaml
 from andromeda_scale.suite.schema import Schema, shown
 
 S = TypeVar("S", bound=Schema)
@@ -94,11 +95,14 @@ def _paragraph(
 ) -> str:
     # A union reports every branch; the branch that got deepest is the one that was meant.
     errors = error.errors(include_url=False)
-    details = max(errors, key=lambda e: len(e["loc"]))
+    # Of a word and a number equally deep the number's bounds say more.
+    details = max(errors, key=lambda e: (len(e["loc"]), e["type"] != "literal_error"))
     top = [e for e in errors if e["loc"][:1] != details["loc"][:1]]
     inner = ".".join(_location(raw, details)).replace(".[", "[")
     key = ".".join(part for part in (prefix, inner) if part)
     problem, remedy = _problem_and_remedy(schema, details, inner)
+    if words := _words_beside(errors, details):
+        remedy = f"{remedy}, {words}" if " or " in words else f"{remedy}, or {words}"
     # Our own validators look at several keys at once and name the one to change: "key: problem".
     own_key = re.match(r"([\w.\[\]]+): ", problem) if details["type"] == "value_error" else None
     if own_key:
@@ -131,15 +135,34 @@ def _location(raw: Any, details: ErrorDetails) -> list[str]:
 
 
 _EXPECTED = {
-    "int": ("a whole number", "write it as 4, without quotes"),
-    "float": ("a number", "write it as 0.5, without quotes"),
-    "bool": ("true or false", "use true or false, without quotes"),
+    "int": ("a whole number", "use one, such as 4"),
+    "float": ("a number", "use one, such as 0.5"),
+    "bool": ("true or false", "use true or false"),
     "string": ("text", 'quote it: "..."'),
     "tuple": ("a list", "use [first, second]"),
     "dict": ("a mapping", "use {key: value}"),
     "model": ("a mapping", "use {key: value}"),
     "finite": ("a finite number", "use a finite one"),
 }
+
+
+def _words_beside(errors: Sequence[ErrorDetails], details: ErrorDetails) -> str:
+    """The words that a union takes in the place of a number that is wrong: `auto`."""
+    alike = [e for e in errors if e["loc"][:-1] == details["loc"][:-1] and e is not details]
+    words = [e["ctx"]["expected"] for e in alike if e["type"] == "literal_error"]
+    return " or ".join(words).replace("'", "")
+
+
+def _is_quoted(value: Any, kind: str) -> bool:
+    """Whether a text would be what is asked for without its quotes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        plain = type(safe_yaml.parse(value, "the value"))
+    except UserError:
+        return False
+    kinds = {int: ("int", "float"), float: ("float",), bool: ("bool",)}
+    return kind.startswith(kinds.get(plain, ("-",)))
 
 
 def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tuple[str, str]:
@@ -179,5 +202,7 @@ def _problem_and_remedy(schema: type[Schema], e: ErrorDetails, key: str) -> tupl
         return problem, remedy or "change it"
     for name, (noun, remedy) in _EXPECTED.items():
         if kind.startswith(name):
+            if _is_quoted(value, kind):
+                remedy = f"write it as {value.strip()}, without quotes"
             return f"{text} is not {noun}", remedy
     return f"{text}: {e['msg']}", "change it"

@@ -164,7 +164,10 @@ def test_only_failed_runs_again_what_failed_and_keeps_the_rest(tmp_path: Path) -
     good, bad, pending = (make_case(name, 1) for name in ("good", "bad", "pending"))
     run_dir = make_run(tmp_path / "run", [good, bad, pending])
     for item, word in zip(run_dir.plan.repeats, ["ok", "crashed"], strict=False):
-        run_dir.finish(item, run_dir.begin(item, 0), {"status": word, "by": "an earlier driver"})
+        attempt, record = run_dir.begin(item, 0), {"v": 1, "case_id": item.case_id, "repeat": 0}
+        end = {**record, "rank": 0, "kind": "end", "status": word}
+        (attempt / "node-0.jsonl").write_text(json.dumps(end))
+        run_dir.finish(item, attempt, {"status": word, "by": "an earlier driver"})
     with tagged() as (environment, survivors):
         assert start_driver(run_dir, environment, "--only-failed").wait(60) == 0
         assert survivors() == []

@@ -25,8 +25,9 @@ def test_the_good_suite_gets_past_every_check() -> None:
 @pytest.mark.parametrize("size", ["0", "-4"])
 @pytest.mark.parametrize("key", ["seq_len", "micro_batch_size", "grad_accum"])
 def test_a_size_that_is_not_positive(key: str, size: str) -> None:
+    words = ", auto or auto_worlds" if key == "micro_batch_size" else ""
     assert refuse_suite("seq_len: 32", f"{key}: {size}") == (
-        f"train.{key}: {size} is not a positive integer (x.yaml); use 1 or more"
+        f"train.{key}: {size} is not a positive integer (x.yaml); use 1 or more{words}"
     )
 
 
@@ -82,8 +83,10 @@ def test_an_unknown_option_of_a_strategy() -> None:
 
 def test_an_unknown_model() -> None:
     line = refuse_suite("andromeda-tiny", "andromeda-tinny")
-    assert line.startswith("model: andromeda-tinny: no shipped model of this name; did you mean")
-    assert "(x.yaml)" in line
+    assert line == (
+        "model: andromeda-tinny: no shipped model of this name (x.yaml); did you mean "
+        "andromeda-tiny? A file of yours needs its suffix"
+    )
 
 
 def test_yaml_that_cannot_be_read() -> None:
@@ -128,10 +131,42 @@ def test_a_suite_that_is_not_there() -> None:
     assert refuse("nowhere.yaml").startswith("nowhere.yaml: no such file in ")
     assert refuse("quickstrat") == (
         "quickstrat: no shipped suite of this name; did you mean quickstart? "
-        "(a file of yours needs its suffix)"
+        "A file of yours needs its suffix"
     )
-    Path("folder.yaml").mkdir()
-    assert refuse("folder.yaml") == "folder.yaml: is a folder; give the path of a YAML file"
+    for name in ("folder.yaml", "folder"):
+        Path(name).mkdir()
+        assert refuse(name) == f"{name}: is a folder; give the path of a YAML file"
+    Path("folder/suite.yaml").write_text(GOOD, encoding="utf-8")  # as a run has it
+    assert refuse("folder") == "folder: is a folder; give folder/suite.yaml"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ("--axis", "world=1", "--axis", "world=2"),
+            "world: is given twice (--axis world=1 and --axis world=2); keep one, with all its "
+            "values: --axis world=V1,V2",
+        ),
+        (
+            ("--set", "seed=1", "--axis", "seed=1,2"),
+            "seed: is given twice (--set seed=1 and --axis seed=1,2); keep one, with all its "
+            "values: --axis seed=V1,V2",
+        ),
+        (
+            ("--set", "seed=1", "--set", "seed=2"),
+            "seed: is given twice (--set seed=1 and --set seed=2); keep one",
+        ),
+    ],
+)
+def test_a_key_that_is_given_twice(options: tuple[str, ...], expected: str) -> None:
+    assert refuse("quickstart", *options) == expected
+
+
+def test_a_run_dir_without_a_name_is_not_the_current_directory() -> None:
+    assert refuse("quickstart", "--run-dir", "") == (
+        "--run-dir '': names no directory; give a path, or leave out --run-dir"
+    )
 
 
 @pytest.mark.parametrize("text", ["", " \n\n"])

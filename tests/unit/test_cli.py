@@ -20,7 +20,7 @@ from andromeda_scale.cli import app
 from andromeda_scale.commands import choosing, doctor, sweep
 from andromeda_scale.commands.looking import Kind
 from andromeda_scale.commands.showing import Shown
-from andromeda_scale.contracts.planned import Plan
+from andromeda_scale.contracts.planned import Plan, PlannedRepeat
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware import environment
 from andromeda_scale.hardware.machine import Machine
@@ -60,6 +60,14 @@ def end(run: RunDir, statuses: dict[str, str], **fields: Any) -> None:
         if item.case_id in statuses and item.skip is None:
             attempt = run.begin(item, 0)
             run.finish(item, attempt, {"status": statuses[item.case_id], **fields})
+
+
+def started(run: RunDir, item: PlannedRepeat) -> Path:
+    """An attempt whose only rank has ended."""
+    attempt = run.begin(item, 0)
+    end = {"v": 1, "case_id": item.case_id, "repeat": item.repeat, "rank": 0, "kind": "end"}
+    (attempt / "node-0.jsonl").write_text(json.dumps({**end, "status": "ok"}))
+    return attempt
 
 
 # Commands that print
@@ -176,20 +184,39 @@ def test_status_says_what_ended_what_failed_and_how_long_is_left() -> None:
     first = next(i for i in plan.repeats if i.role == "measure")
     text = invoke("status", "r")
     assert "quickstart: 0 of 7 launches ended" in text
-    assert "time left: not known before the first launch has ended" in text
-    run.finish(first, run.begin(first, 0),
-               {"status": "ok", "seconds": 30.0})  # fmt: skip
+    assert "time left: not estimated yet" in text
+    reference = next(i for i in plan.repeats if i.role == "reference")
+    run.finish(reference, run.begin(reference, 0), {"status": "ok", "seconds": 0.5})
+    assert "time left: not estimated yet" in invoke("status", "r")  # a reference is no case
+    run.finish(first, started(run, first), {"status": "ok", "seconds": 30.0})
     second = next(i for i in plan.repeats if i.role == "measure" and i.case_id != first.case_id)
     run.finish(second, run.begin(second, 0), {"status": "oom", "cause": "rank 0: 3 GiB"})
     text = invoke("status", "r")
-    assert "2 of 7 launches ended" in text
-    assert "1 ok, 1 oom, 5 pending" in text
+    assert "3 of 7 launches ended" in text
+    assert "2 ok, 1 oom, 4 pending" in text
     assert f"oom: {second.case_id} repeat 0: rank 0: 3 GiB" in text
-    assert "time left: about 2 min" in text  # 5 launches of 30 s
+    assert "launch these again: andromeda-scale resume" in text
+    assert "time left: about 2 min" in text  # 4 launches of 30 s
     run.begin(second, 1)
-    assert f"its driver is gone: {second.case_id}-0-1" in invoke("status", "r")
+    under_way = f"{second.case_id} repeat 0 (launch 1)"
+    assert f"its driver is gone: {under_way}" in invoke("status", "r")
     with run.lock():
-        assert f"running: {second.case_id}-0-1" in invoke("status", "r")
+        assert f"running: {under_way}" in invoke("status", "r")
+
+
+def test_status_calls_invalid_what_a_merge_does() -> None:
+    half_measured_run(Path("r"))
+    assert "1 ok" in invoke("status", "r")
+    (record,) = Path("r").glob("cases/*/0/node-0.jsonl")
+    record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
+    for _ in range(2):
+        text = invoke("status", "r")
+        assert "1 invalid" in text
+        assert "its record lacks the end of a rank" in text
+        assert f"launch these again: andromeda-scale resume {Path.cwd()}/r --only failed" in text
+        record.write_bytes(b"")
+    record.with_name("status.json").write_bytes(b'{"sta')
+    assert "interrupted: " in invoke("status", "r")
 
 
 def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
@@ -201,18 +228,22 @@ def test_report_prints_the_table_as_text_markdown_and_csv() -> None:
     assert sorted(p.name for p in Path("r").iterdir()) == ["cases", "plan.json"]  # only printed
 
 
-def test_finish_writes_the_tables_beside_the_records_and_says_where() -> None:
+def test_finish_writes_the_tables_beside_the_records_and_says_where(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     half_measured_run(Path("r"))
     assert sweep.finish(Path("r")) == 0
-    written = {"results.parquet", "ranks.parquet", "table.md", "table.csv"}
-    assert written <= {path.name for path in Path("r").iterdir()}
+    said = re.search(r"^results: r/(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert said is not None
+    there = {path.name for path in Path("r").iterdir()}
+    assert set(said[1].split(", ")) == there - {"cases", "plan.json"}
 
 
 def test_a_run_that_measured_nothing_ends_with_status_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_plan(Path("r"), [make_case()], repeats=1)
-    assert sweep.finish(Path("r"), quiet=True) == 1
+    assert sweep.finish(Path("r")) == 1
     assert "results:" not in capsys.readouterr().out
 
 

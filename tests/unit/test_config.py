@@ -54,7 +54,8 @@ _NO_VALUE = (
     [
         (
             {"train": {"micro_batch_size": 0}},
-            "train.micro_batch_size: 0 is not a positive integer (x.yaml); use 1 or more",
+            "train.micro_batch_size: 0 is not a positive integer (x.yaml); "
+            "use 1 or more, auto or auto_worlds",
         ),
         (
             {"train": {"learning_rate": -1.0}},
@@ -68,12 +69,27 @@ _NO_VALUE = (
         ({"seq_len": 4}, "seq_len: unknown key (x.yaml); did you mean train.seq_len?"),
         (
             {"train": {"seq_len": "128"}},
-            "train.seq_len: '128' is not a whole number (x.yaml); write it as 4, without quotes",
+            "train.seq_len: '128' is not a whole number (x.yaml); write it as 128, without quotes",
+        ),
+        *(
+            (
+                {"train": {"seq_len": value}},
+                f"train.seq_len: {text} is not a whole number (x.yaml); use one, such as 4",
+            )
+            for value, text in (("abc", "'abc'"), (None, "null"), (64.5, "64.5"), ("6.5", "'6.5'"))
+        ),
+        (
+            {"train": {"loss_chunks": 0}},
+            "train.loss_chunks: 0 is not a positive integer (x.yaml); use 1 or more, or auto",
+        ),
+        (
+            {"train": {"loss_chunks": "many"}},
+            "train.loss_chunks: 'many' is not a whole number (x.yaml); use one, such as 4, or auto",
         ),
         (
             {"train": {"micro_batch_size": True}},
             "train.micro_batch_size: true is not a whole number (x.yaml); "
-            "write it as 4, without quotes",
+            "use one, such as 4, auto or auto_worlds",
         ),
         (
             {"train": {"precision": "fp8"}},

@@ -13,7 +13,7 @@ from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
 from andromeda_scale.hardware.machine import Machine, visible_devices
 from andromeda_scale.merge import merge_run
-from andromeda_scale.planning.fits import bytes_sent, estimate_memory
+from andromeda_scale.planning.fits import PROCESS, bytes_sent, estimate_memory
 from andromeda_scale.planning.plan import require_runnable
 from andromeda_scale.planning.table import print_plan
 from andromeda_scale.suite.config import Measure
@@ -107,9 +107,26 @@ def test_a_case_above_capacity_is_skipped_with_the_estimate() -> None:
     assert item.estimated_memory_bytes == needed
     assert item.skip is not None
     assert item.skip.startswith(
-        f"needs about {needed / GIB:.2f} GiB per rank, has 16.00 GiB of host memory (mostly states"
+        f"needs about {(needed + PROCESS['cpu']) / GIB:.2f} GiB per rank, has 16.00 GiB of host "
+        "memory (mostly states"
     )
     assert "would need" not in item.skip  # one rank on a CPU: nothing shards, nothing offloads
+
+
+def test_on_a_cpu_the_process_itself_needs_memory_too() -> None:
+    keys = {"strategy": "auto", "world": [1], "device": "cpu", "parity": "off"}
+    small = plan(limits={"memory_gib": 0.0625}, **keys)
+    for case, item in measured(small):
+        if case.strategy.name in ("ddp", "single", "fsdp2", "zero3"):
+            assert item.skip is not None
+            assert "has 64 MiB of host memory" in item.skip
+            assert "mostly the process itself, 300 MiB" in item.skip
+    assert any(item.skip is None for _, item in measured(plan(limits={"memory_gib": 1}, **keys)))
+
+
+def test_one_thread_is_no_plural() -> None:
+    assert any(note.startswith("1 thread per rank at") for note in plan(world=[2]).notes)
+    assert any(note.startswith("2 threads per rank at") for note in plan(world=[1]).notes)
 
 
 def test_a_case_above_capacity_names_one_change_that_would_fit_and_fits() -> None:
