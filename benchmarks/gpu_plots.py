@@ -179,7 +179,9 @@ def _alibi(row: Row) -> str:
 
 
 def _of_strategy(row: Row, name: str) -> str:
-    return name if row["strategy"] == "single" else f"{row['strategy']}, {name}"
+    """A name of two batches or of two strategies would be one bar."""
+    strategy = "" if row["strategy"] == "single" else f"{row['strategy']}, "
+    return f"{strategy}{name}, B {row['micro_batch_size']}"
 
 
 def compiled(row: Row) -> str:
