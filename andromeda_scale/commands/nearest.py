@@ -7,7 +7,7 @@ from pathlib import Path
 from andromeda_scale.analysis.results import Results, rows_of
 from andromeda_scale.contracts.planned import read_plan
 from andromeda_scale.suite import paths, settings
-from andromeda_scale.suite.config import _NOT_IN_ID
+from andromeda_scale.suite.config import NOT_IN_ID
 
 MAX_NAMED = 4
 _COLUMNS = ("strategy", "options", "driver", "model", "model_config", "regime")
@@ -38,7 +38,7 @@ def _planned(run_dir: Path, results: Results) -> dict[str, Keys]:
     cases = read_plan(run_dir).cases
     found = {}
     for case_id in results.cases["case_id"]:
-        keys = settings.by_key(cases[case_id].model_dump(mode="json", exclude=_NOT_IN_ID))
+        keys = settings.by_key(cases[case_id].model_dump(mode="json", exclude=NOT_IN_ID))
         found[case_id] = {key: settings.text(value) for key, value in keys.items()}
     return found
 

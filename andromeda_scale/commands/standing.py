@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from andromeda_scale.commands.stopping import resume_of
 from andromeda_scale.launch import lock
-from andromeda_scale.launch.run_dir import RunDir
+from andromeda_scale.launch.run_dir import NOT_ENDED, RunDir
 
 if TYPE_CHECKING:
     from andromeda_scale.analysis.results import Results
@@ -26,14 +26,13 @@ def standing(run_dir: Path) -> str:
     run = RunDir.open(run_dir)
     held = lock.is_held(run_dir)
     counts = Counter(word for item, word in run.statuses() if item.skip is None)
-    left = counts["pending"] + counts["interrupted"]
+    left = sum(counts[word] for word in NOT_ENDED)
     if not left:
         return ""
     said = f"{counts.total() - left} of {counts.total()} launches ended; the table is of those"
     if held:
         return f"under way: {said}"
-    again = f"andromeda-scale resume {shlex.quote(str(run_dir))}"
-    return f"left unfinished, its driver is gone: {said}; go on with: {again}"
+    return f"left unfinished, its driver is gone: {said}; go on with: {resume_of(run_dir)}"
 
 
 def stale(run_dir: Path, results: Results) -> str:
@@ -52,8 +51,7 @@ def stale(run_dir: Path, results: Results) -> str:
     old = [name for name, text in texts(results).items() if differs(name, text)]
     if not old:
         return ""
-    again = f"andromeda-scale resume {shlex.quote(str(run_dir))}"
     return (
         f"{run_dir}: {', '.join(old)} are older than what is shown: report writes none of them, "
-        f"{again} does"
+        f"{resume_of(run_dir)} does"
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from andromeda_scale.launch.driver import Outcome
 
 MEASURED, NOTHING_MEASURED = 0, 1
-_TABLES = ("table.md", "table.csv", "fairness.csv")
+TEXTS = ("table.md", "table.csv", "fairness.csv")
 
 
 def start(run_dir: Path, plan: Plan, suite_text: str, *, allow_mixed: bool = False) -> RunDir:
@@ -132,7 +132,7 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
     def show() -> None:
         print_table(results)
         if not quiet and measured:
-            typer.echo(f"results: {run_dir}/{', '.join([*FILES.values(), *_TABLES])}")
+            typer.echo(f"results: {run_dir}/{', '.join([*FILES.values(), *TEXTS])}")
             typer.echo(f"page: andromeda-scale report {shlex.quote(str(run_dir))} --format html")
 
     _while_open(sys.stdout, show)
@@ -144,7 +144,7 @@ def finish(run_dir: Path, quiet: bool = False) -> int:
 def tables(run_dir: Path) -> tuple[Results, str | None]:
     """(the results of a run merged and written beside its records, why nothing was written).
 
-    Writes the FILES of analysis/results.py, and _TABLES.
+    Writes the FILES of analysis/results.py, and TEXTS.
     """
     from andromeda_scale.launch.disk import full_disk, is_full
     from andromeda_scale.merge import merge_run
@@ -182,16 +182,13 @@ def _write_tables(results: Results, run_dir: Path) -> None:
 
 
 def texts(results: Results) -> dict[str, str]:
-    """The tables that a run writes as text, by file."""
+    """TEXTS: the tables that a run writes as text, by file."""
     from andromeda_scale.report.fairness import Fairness
     from andromeda_scale.report.scaling import scaling_table
 
     table = scaling_table(results)
-    return {
-        "table.md": table.to_markdown(),
-        "table.csv": table.to_csv(),
-        "fairness.csv": Fairness.of(results).to_csv(),
-    }
+    of_each = (table.to_markdown(), table.to_csv(), Fairness.of(results).to_csv())
+    return dict(zip(TEXTS, of_each, strict=True))
 
 
 def _complain(what: str) -> None:

@@ -175,7 +175,7 @@ def _searched(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     )
     # A trial that crashed or was late does not run either.
     left = f"left {margin:.0%} of every rank's memory free (oom: refused, or less was left)"
-    text = f"auto: the largest micro batch that ran and {left}: {each}"
+    text = f"auto: the largest micro batch whose trial {left}: {each}"
     sizes = [row for row in found if has(row, "micro_batch_found")]
     if any(row["micro_batch_found"] != row["micro_batch_size"] for row in sizes):
         text += "; all worlds of a row have its smallest (auto_worlds)"

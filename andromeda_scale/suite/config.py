@@ -321,7 +321,7 @@ def _refuse_variable(key: str, values: tuple[str, ...]) -> None:
 
 
 # Keys that do not change what a repeat does: they never rename a case.
-_NOT_IN_ID: Any = {
+NOT_IN_ID: Any = {
     "model_name": True,
     "limits": True,
     "measure": {"repeats", "precision", "max_repeats"},
@@ -359,7 +359,7 @@ class Case(Settings):
 
         A new key with a default therefore renames no old case.
         """
-        resolved = self.model_dump(exclude_defaults=True, exclude=_NOT_IN_ID)
+        resolved = self.model_dump(exclude_defaults=True, exclude=NOT_IN_ID)
         if self.auto is not None:  # a guess is the machine's, and names no case
             resolved.get("train", {}).pop("micro_batch_size", None)
             if self.limits.memory_gib is not None:  # what is found is the largest within it

@@ -17,6 +17,8 @@ from andromeda_scale.cli import app
 from andromeda_scale.commands.sweep import tables
 from andromeda_scale.merge import merge_run, write
 
+pytestmark = pytest.mark.slow  # each merges a run of its own
+
 OF_THOSE = "1 of 2 launches ended; the table is of those"
 
 
