@@ -112,19 +112,18 @@ def _precision(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     if not known:
         return []
     worst = max(known, key=lambda row: float(row["half_width"]))
-    text = f"tokens/s known within +-{percent(worst['half_width'])} or better"
+    text = f"widest interval of tokens/s: +-{percent(worst['half_width'])}, {_name(worst, axes)}"
     if len(known) < len(rows):
-        text += f" where there is an interval ({len(known)} of {len(rows)} rows)"
+        text += f" ({len(known)} of {len(rows)} rows have one)"
     if worst["half_width"] <= worst["wanted_precision"]:
         return [text]
-    text += f", the least of all for {_name(worst, axes)}: "
     ways = []
     if has(worst, "launches_needed"):
         ways.append(f"{worst['launches_needed']} launches of as many steps")
     if has(worst, "steps_needed"):
         ways.append(f"{worst['steps_needed']} steps in as many launches")
     wanted = percent(worst["wanted_precision"])
-    return [text + (" or ".join(ways) or "no number of launches") + f" would give +-{wanted}"]
+    return [f"{text}; {' or '.join(ways) or 'no number of launches'} would give +-{wanted}"]
 
 
 def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -81,7 +81,7 @@ def test_the_table_says_how_well_rows_are_known_and_what_would_do(tmp_path: Path
     row = results.cases.iloc[0]
     assert row["half_width"] > row["wanted_precision"] == 0.002
     assert row["launches_needed"] > 5
-    (note,) = [note for note in scaling_table(results).notes if "known within" in note]
+    (note,) = [note for note in scaling_table(results).notes if "widest interval" in note]
     assert f"{row['launches_needed']} launches of as many steps" in note
     assert "would give +-0.2%" in note
     assert -1 < row["step_autocorrelation"] < 1

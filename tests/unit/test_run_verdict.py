@@ -234,8 +234,8 @@ def test_the_fastest_says_that_launches_of_it_failed_and_what_it_does_not_know(
     results = merge_run(tmp_path)
     (fastest,) = _said(results, "fastest")
     assert "launches of it failed (ok x1, oom x2: 2 GiB)" in fastest.text
-    (note,) = [note for note in scaling_table(results).notes if "known within" in note]
-    assert "where there is an interval (1 of 2 rows)" in note
+    (note,) = [note for note in scaling_table(results).notes if "widest interval" in note]
+    assert "(1 of 2 rows have one)" in note
     assert "matched or beaten in all" in _texts(results, "front")  # as much memory is no worse
 
 
