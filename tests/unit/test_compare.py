@@ -18,6 +18,8 @@ from andromeda_scale.analysis.changes import changes
 from andromeda_scale.merge import Results, load_results, merge_run, write
 from andromeda_scale.report.verdict import verdict
 
+pytestmark = pytest.mark.slow  # most merge a run of their own
+
 DDP, ZERO = make_case("ddp", 2), make_case("zero1", 2)
 OOM = {"v": 1, "status": "oom", "cause": "2 GiB"}
 

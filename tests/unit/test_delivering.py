@@ -14,6 +14,8 @@ from andromeda_scale.cli import app
 from andromeda_scale.commands.delivering import deliver, refuse_records
 from andromeda_scale.errors import UserError
 
+pytestmark = pytest.mark.slow  # most merge a run of their own
+
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:

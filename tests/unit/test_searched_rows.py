@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from noisy_runs import noisy_run
 from planning import plan
 from run_files import make_case
@@ -22,6 +23,8 @@ from andromeda_scale.report.fairness import Fairness
 from andromeda_scale.report.rows import arrange
 from andromeda_scale.report.scaling import scaling_table
 from andromeda_scale.report.verdict import verdict
+
+pytestmark = pytest.mark.slow  # most merge a run of their own
 
 
 def run_that_found(path: Path, sizes: dict[str, tuple[int | None, float]], **settings: Any) -> Path:

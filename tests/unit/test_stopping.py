@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from andromeda_scale.cli import app
 from andromeda_scale.launch.driver import Outcome
 
+pytestmark = pytest.mark.slow  # most merge a run of their own
+
 
 @pytest.fixture(autouse=True)
 def _a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
