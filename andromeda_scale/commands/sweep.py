@@ -81,10 +81,13 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
 
 def _to_launch(run: RunDir, only_failed: bool) -> str:
     """What a driver is about to do: its first agent imports for seconds."""
-    items = [item for item in run.todo(only_failed=only_failed) if item.skip is None]
+    todo = run.todo(only_failed=only_failed)
+    items = [item for item in todo if item.skip is None]
     searches = sum(item.role == "search" for item in items)
     sizes = f"{searches} micro batch{'es' * (searches > 1)} to be found"
     what = sizes if searches else _launches(len(items))
+    if skipped := len(todo) - len(items):
+        what += f", {skipped} skipped,"
     return clean(f"{run.plan.suite_name}: {what} in {run.path}")
 
 

@@ -38,7 +38,12 @@ def kind(item: PlannedRepeat, case: Case) -> str:
 
 
 def estimate(left: Counter[str], took: Mapping[str, Sequence[float]]) -> Left:
-    """`left`: how many of each kind; `took`: seconds of those of each that ended ok."""
+    """`left`: how many of each kind; `took`: seconds of those of each that ended ok.
+
+    Where fewer than half of them are of a known kind none is told: it would read as the end.
+    """
     known = {of_kind: number for of_kind, number in left.items() if took.get(of_kind)}
-    seconds = sum(number * median(took[of_kind]) for of_kind, number in known.items())
-    return Left(seconds, sum(known.values()), left.total())
+    told, total = sum(known.values()), left.total()
+    if 2 * told < total:
+        return Left(0.0, 0, total)
+    return Left(sum(n * median(took[of_kind]) for of_kind, n in known.items()), told, total)

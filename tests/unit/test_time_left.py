@@ -28,6 +28,7 @@ def test_only_kinds_of_which_one_ended_are_estimated() -> None:
     assert (left.seconds, left.told, left.total) == (36.0, 3, 5)
     assert left.of_all == " for 3 of 5 launches, the others are not estimated yet"
     assert estimate(Counter({ONE: 1}), {ONE: [1.0]}).of_all == ""
+    assert estimate(Counter({ONE: 1, TWO: 2}), {ONE: [1.0]}).told == 0  # few of all
 
 
 def test_a_sweep_says_nothing_of_cases_before_one_has_ended() -> None:
