@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -46,14 +45,3 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pages import rich_run  # not before OMP_NUM_THREADS is set
 
     return rich_run(tmp_path_factory.mktemp("rich"))
-
-
-@pytest.fixture
-def no_room() -> Iterator[None]:
-    """Let no file grow, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from full_disk import no_room
 from merging import even_run
 from typer.testing import CliRunner
 
@@ -76,10 +77,11 @@ def test_what_report_writes_there_is_replaced(run: Path) -> None:
         assert (run / name).read_text().startswith("## ")
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, no_room: None) -> None:
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "t.md"
     os.link(__file__, file)
-    with pytest.raises(UserError, match=r"t.md: cannot be written \(File too large\)"):
+    message = r"t.md: cannot be written \(File too large\)"
+    with no_room(), pytest.raises(UserError, match=message):
         deliver("new", file)
     assert os.listdir(tmp_path) == ["t.md"]
     assert file.read_text().startswith('"""Where')

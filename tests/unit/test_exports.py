@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import no_room
 from noisy_runs import noisy_run
 from run_files import make_case, write_plan
 from typer.testing import CliRunner
@@ -65,10 +66,11 @@ def test_a_case_of_a_name_longer_than_a_file_may_have_is_exported(tmp_path: Path
 
 
 def test_a_full_disk_is_said_with_its_path_and_no_stack(
-    run: Path, no_room: None, capfd: pytest.CaptureFixture[str]
+    run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    said = export(run, "tensorboard", code=2)
+    with no_room():
+        said = export(run, "tensorboard", code=2)
     assert f"--to tensorboard: {run}/tensorboard: cannot be written (File too large)" in said
     assert "Traceback" not in capfd.readouterr().err
 
