@@ -13,7 +13,11 @@ from andromeda_scale.errors import UserError
 from andromeda_scale.launch.process import StopRequest
 
 INTERRUPTED = 130
-_SENDERS = {signal.SIGINT: " (Ctrl-C or `andromeda-scale cancel`)", signal.SIGHUP: " (hangup)"}
+_SENDERS = {
+    signal.SIGINT: " (Ctrl-C)",
+    signal.SIGTERM: " (`andromeda-scale cancel` or kill)",
+    signal.SIGHUP: " (hangup)",
+}
 
 
 class Stoppable:

@@ -171,7 +171,7 @@ def interrupt(run_dir: Path) -> int:
     pid, host = holder
     if host != socket.gethostname():
         raise UserError(f"{run_dir}: is run by process {pid} on {host}; type this on {host}")
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)  # what a script starts in the background ignores SIGINT
     return pid
 
 

@@ -159,8 +159,10 @@ class _Agent:
         with selectors.DefaultSelector() as selector:
             selector.register(self._read, selectors.EVENT_READ)
             while True:
-                if self._stop.requested and not told:
-                    self._process.send_signal(signal.SIGINT)
+                if self._stop.signal is not None and not told:
+                    # What reached this process reaches the agent: it ignores what this one does,
+                    # SIGINT where a script started the sweep in the background.
+                    self._process.send_signal(self._stop.signal)
                     told = True
                 if not selector.select(timeout=0.2):
                     continue

@@ -102,6 +102,26 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert (pd.read_parquet(run / "results.parquet")["status"] == "ok").all()
 
 
+def test_cancel_ends_what_a_script_started_in_the_background(tmp_path: Path) -> None:
+    single = SUITE.replace("[ddp, single]", "[single]").replace("repeats: 2", "repeats: 99")
+    (tmp_path / "x.yaml").write_text(single, encoding="utf-8")
+    # Of a command with `&` a shell without job control lets SIGINT be ignored.
+    sweep = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND, "run", "x.yaml"], cwd=tmp_path,
+        start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        first_end(tmp_path, sweep)
+        told = command(tmp_path, "cancel", str(only_run(tmp_path)))
+        assert told.stdout == f"told process {sweep.pid} to stop\n"
+        _, err = sweep.communicate(timeout=LIMIT_S)
+    finally:
+        if sweep.poll() is None:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    assert sweep.returncode == 130, err
+    assert "told to stop by SIGTERM (`andromeda-scale cancel` or kill)" in err
+
+
 def first_end(folder: Path, sweep: subprocess.Popen[Any]) -> None:
     """Wait until the first launch has ended."""
     deadline = time.monotonic() + LIMIT_S
