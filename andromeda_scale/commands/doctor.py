@@ -16,6 +16,7 @@ from typing import Any
 
 from andromeda_scale.commands import doctor_probes
 from andromeda_scale.errors import UserError
+from andromeda_scale.hardware.distortion import distortions
 from andromeda_scale.hardware.machine import Machine, detect_machine
 from andromeda_scale.registry import DRIVERS, STRATEGIES, load
 from andromeda_scale.suite import precision
@@ -62,6 +63,7 @@ def examine(run_parent: Path) -> Iterator[Check]:
     memory_gib = machine.memory_bytes / 2**30
     yield Check("machine", True, f"{machine.cpu_cores} cores, {memory_gib:.0f} GiB of memory")
     yield _shared_memory(Path("/dev/shm"), machine)
+    yield _variables(machine)
     yield from _build_tools()
     yield from (_launcher(name, remedy) for name, remedy in _LAUNCHERS.items())
     facts, broken = doctor_probes.torch_facts(("torch", *_PACKAGES))
@@ -107,6 +109,14 @@ def _shared_memory(folder: Path, machine: Machine) -> Check:
         detail = f"{free / 2**20:,.0f} MiB free in {folder}"
     ok = free >= MIN_SHARED_BYTES or not several
     return Check("shared memory", ok, detail, "docker run --shm-size=8g (or --ipc=host)")
+
+
+def _variables(machine: Machine) -> Check:
+    """Whether the shell holds what would distort every number."""
+    found = distortions(os.environ, "cuda" if machine.gpus else "cpu")
+    names = " ".join(line.partition("=")[0] for line in found)
+    effects = "; ".join(line.partition("; ")[0] for line in found)
+    return Check("variables", not found, effects or "none distorts a measurement", f"unset {names}")
 
 
 def _build_tools() -> Iterator[Check]:

@@ -65,6 +65,8 @@ def reopen(run_dir: Path, *, allow_mixed: bool = False) -> RunDir:
 
 def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> int:
     """Launch what is left, merge, print; the exit status."""
+    for line in _distortions(run, only_failed):
+        _tell(f"problem: {line}")
     if not quiet:
         _tell(_to_launch(run, only_failed))
     outcome = refined(run, only_failed=only_failed, quiet=quiet)
@@ -77,6 +79,18 @@ def execute(run: RunDir, *, only_failed: bool = False, quiet: bool = False) -> i
         elif not quiet and not only_failed and (again := _to_launch_again(run.path)):
             _tell(again)
     return outcome.exit_code or measured
+
+
+def _distortions(run: RunDir, only_failed: bool) -> list[str]:
+    """What variables of this shell would do to the numbers of what is about to be launched."""
+    from andromeda_scale.hardware.distortion import distortions
+
+    lines: dict[str, None] = {}
+    for item in run.todo(only_failed=only_failed):
+        if item.skip is None:
+            asked = run.plan.cases[item.case_id].env
+            lines |= dict.fromkeys(distortions(os.environ, item.device, asked))
+    return list(lines)
 
 
 def _to_launch(run: RunDir, only_failed: bool) -> str:

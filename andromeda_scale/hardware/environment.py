@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from andromeda_scale.hardware import distortion
 from andromeda_scale.hardware.machine import detect_machine, torch_cuda_version
 from andromeda_scale.hardware.nvml import Nvml
 from andromeda_scale.suite.secret import is_secret
@@ -50,20 +51,17 @@ _PREFIXES = (
     "UCX_",
 )
 _NAMES = (
+    *distortion.NAMES,
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_DEVICE_ORDER",
-    "CUDA_LAUNCH_BLOCKING",
     "CUDA_MODULE_LOADING",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
     "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",
     "LD_PRELOAD",
-    "NVIDIA_TF32_OVERRIDE",
     "NVIDIA_VISIBLE_DEVICES",
     "PYTHONHASHSEED",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING",
     "SLURM_CPUS_PER_TASK",
     "SLURM_CPU_BIND",
     "SLURM_JOB_ID",
@@ -72,7 +70,6 @@ _NAMES = (
     "SLURM_NTASKS",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "TORCH_COMPILE_DISABLE",
-    "TORCH_DISTRIBUTED_DEBUG",
     "TORCH_LOGS",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def merge_run(run_dir: Path) -> Results:
     }
     helpers = {case_id: _helper(run_dir, plan, items[case_id][0]) for case_id in merged}
     _compare(plan, items, merged, helpers)
+    problems += _distorted([one for of_case in merged.values() for one in of_case])
     launched = [one.ranks for of_case in merged.values() for one in of_case if one.ranks]
     for case_id, of_case in merged.items():
         rows = [one.row for one in of_case]
@@ -96,6 +98,16 @@ def _timed(of_case: Sequence[MergedRepeat]) -> dict[int, Series]:
         for phase in one.steps
         if phase["phase"] == "measure"
     }
+
+
+def _distorted(launches: Sequence[MergedRepeat]) -> list[str]:
+    """One line a variable that distorted launches, and how many where it was not all."""
+    ended = [one for one in launches if one.ranks is not None]
+    counts = Counter(line for one in ended for line in one.distortions)
+    return [
+        line if number == len(ended) else f"in {number} of {len(ended)} launches {line}"
+        for line, number in counts.items()
+    ]
 
 
 def _helper(run_dir: Path, plan: Plan, item: PlannedRepeat) -> dict[str, Any]:

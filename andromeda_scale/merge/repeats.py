@@ -27,7 +27,7 @@ from andromeda_scale.merge.facts import repeat_facts
 from andromeda_scale.merge.profile import profile_columns
 from andromeda_scale.merge.ranks import RankTable, rank_table
 from andromeda_scale.merge.steps import Series, repeat_steps
-from andromeda_scale.merge.system import read_system
+from andromeda_scale.merge.system import distortions, read_system
 from andromeda_scale.merge.values import Columns, integer, most, number, of_ranks, text
 from andromeda_scale.metrics import METRICS
 from andromeda_scale.suite.config import Case
@@ -108,6 +108,7 @@ class MergedRepeat:
     numbers: frozenset[str] = frozenset()  # what the row has because the repeat is ok
     collectives: list[dict[str, Any]] = field(default_factory=list)  # their kinds, if it is ok
     steps: list[Series] = field(default_factory=list)  # of warm-up and window, however it ended
+    distortions: tuple[str, ...] = ()  # by variables that nobody asked for
     first: First | None = None  # its losses and norms, where cases are compared with each other
 
     def condemn(self, cause: str) -> None:
@@ -161,6 +162,7 @@ def merge_repeat(run_dir: Path, item: PlannedRepeat, case: Case) -> MergedRepeat
         frozenset(numbers),
         launch_kinds(record, case.world.ranks_per_node) if numbers and table.profile else [],
         repeat_steps(record, item.case_id, item.repeat),
+        distortions(record, item.device, case.env),
         parity.first_of(record) if case.parity == "cross" else None,
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from andromeda_scale.contracts.records import RepeatRecord
+from andromeda_scale.hardware import distortion
 from andromeda_scale.hardware.environment import fingerprint
 from andromeda_scale.merge.ranks import RankTable
 
@@ -54,6 +56,18 @@ def read_system(record: RepeatRecord, table: RankTable) -> System:
         fingerprint="\n".join(sorted(prints)),
         problems=problems,
     )
+
+
+def distortions(record: RepeatRecord, device: str, asked: Collection[str]) -> tuple[str, ...]:
+    """What variables that the case did not ask for did to the numbers, on any node."""
+    lines: dict[str, None] = {}
+    for node in record.nodes:
+        environment = node.get("environment")
+        variables = environment.get("variables") if isinstance(environment, dict) else None
+        if isinstance(variables, dict):
+            known = {name: value for name, value in variables.items() if isinstance(value, str)}
+            lines |= dict.fromkeys(distortion.distortions(known, device, asked))
+    return tuple(lines)
 
 
 def unlike(fingerprints: list[str]) -> list[str]:
