@@ -32,6 +32,7 @@ from gpu_svg import write_svg
 from gpu_tables import PUBLISHED_MS, SIZES, TABLES, Row
 from plotly import graph_objects as go
 
+from andromeda_scale.registry import load
 from andromeda_scale.report.html.source import COLOURS, GREY, MARKERS
 from andromeda_scale.suite import settings
 
@@ -122,6 +123,62 @@ def sizes(rows: Rows) -> go.Figure:
     return figure
 
 
+def levers(rows: Rows) -> go.Figure:
+    """A dot a launch: what its step takes more than one of the first settings of its time; one of
+    the same settings again shows what chance does."""
+    ((share, _),) = TABLES["levers"].columns.values()
+    times = grouped(rows, lambda row: str(row["run"]).partition("-")[0])
+    placed = [(row, _undone(row, _first(of))) for of in times.values() for row in of]
+    marked = [(row, words) for row, words in placed if row["status"] == "ok"]
+    labels = dict.fromkeys(words for _, words in placed)
+    figure = figure_of(110 + 26 * len(labels))
+    for index, (gpus, of) in enumerate(grouped([row for row, _ in marked], _gpus).items()):
+        figure.add_scatter(
+            x=[100 * (share(row, rows) - 1) for row in of],
+            y=[words for row, words in marked if _gpus(row) == gpus],
+            name=f"{gpus}, {of[0]['model']}",
+            mode="markers",
+            marker={"color": COLOURS[index], "symbol": MARKERS[index], "size": 10},
+        )
+    for row, words in placed:
+        if row["status"] != "ok":
+            mark(figure, failure(row), x=0, y=words, xanchor="left")
+    figure.add_vline(0, line={"color": GREY, "dash": "dash"})
+    figure.update_xaxes(
+        title_text="% that a step takes longer than with the first settings on its host"
+    )
+    figure.update_yaxes(
+        type="category",
+        categoryarray=list(labels),
+        range=[len(labels) - 0.5, -0.5],
+        automargin=True,
+    )
+    return figure
+
+
+def _first(rows: Rows) -> Row:
+    """The first that was measured: what others are held against."""
+    return next((row for row in rows if row["status"] == "ok"), rows[0])
+
+
+def _undone(row: Row, first: Row) -> str:
+    """The keys in which a row's settings differ from the first ones, as the row has them."""
+    keys = [_keys(one) for one in (row, first)]
+    of_strategy = load("strategy", row["strategy"]).Options().model_dump(mode="json")
+    defaults = {key: settings.text(of) for key, of in of_strategy.items()}
+    unlike = dict.fromkeys(key for key in keys[0] | keys[1] if keys[0].get(key) != keys[1].get(key))
+    said = (
+        f"{key.rpartition('.')[2]}={keys[0].get(key) or defaults.get(key) or settings.default(key)}"
+        for key in unlike
+    )
+    return ", ".join(said) or "the first again"
+
+
+def _keys(row: Row) -> dict[str, str]:
+    """Every key that a row's suite set, its strategy's options among them."""
+    return settings.others(row) | dict(part.split("=") for part in row["options"].split())
+
+
 def _andromeda(rows: Rows) -> go.Figure:
     figure = _by_attention(rows, lambda row: f"{row['model']}<br>{_length(row)}", "MFU", ".1f")
     if (bound := _reach("andromeda", rows)) is not None:
@@ -198,6 +255,7 @@ def _and_compiled(row: Row, name: str) -> str:
 
 PLOTS: dict[str, Callable[[Rows], go.Figure]] = {
     "llama": launches,
+    "levers": levers,
     "weak": worlds,
     "cs336": sizes,
     "andromeda": _andromeda,
