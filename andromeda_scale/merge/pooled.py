@@ -12,7 +12,7 @@ from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, PARTS, factor
 from andromeda_scale.analysis.precision import half_width
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import Sample, log_interval, mean_interval
+from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample, log_interval, mean_interval
 from andromeda_scale.merge import blame, energy
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.metrics import METRICS
@@ -58,6 +58,7 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
     row |= _ends(pooled, launches.tokens_per_s.steps)
+    row |= _ablation_error(pooled)
     interval = log_interval(launches.tokens_per_s)
     _, low, high = interval
     row["half_width"] = half_width(interval)
@@ -102,6 +103,16 @@ def _ends(pooled: list[Row], timed: Mapping[int, Series]) -> Row:
             high = max(min(high, 1.0), centre) if high == high else high
         found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
+
+
+def _ablation_error(pooled: list[Row]) -> Row:
+    """Half of the interval of ablation_s over launches, which differ by more than the blocks of
+    one tell; nothing under MIN_LAUNCHES, where those of the launches stand."""
+    values = [one["ablation_s"] for one in pooled if one.get("ablation_s") is not None]
+    if len(values) < MIN_LAUNCHES:
+        return {}
+    _, low, high = mean_interval(values)
+    return {"ablation_error_s": (high - low) / 2}
 
 
 def first(rows: list[Row], key: str) -> Any:
