@@ -265,6 +265,18 @@ def test_the_means_of_the_steps_are_the_launches_ratios_nearly() -> None:
     assert by_step({name: x[:, :1] for name, x in BY_HAND.items()}) == {}
 
 
+def test_a_ratio_that_one_step_alone_has_is_bounded_by_its_launches(tmp_path: Path) -> None:
+    """Without the one step that computes there is no balance, and nothing to draw steps from."""
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], 6)
+    for repeat in range(6):
+        compute_s = [0.0] * 7 + [0.1]
+        lines = [one for r in (0, 1) for one in rank_lines(r, [0.1] * 4, compute_s=compute_s)]
+        write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    (row,) = merge_run(tmp_path).cases.to_dict("records")
+    assert interval_of(row, "load_balance") == (1.0, 1.0, 1.0)
+
+
 def test_from_six_launches_a_share_is_bounded_by_its_steps_too(tmp_path: Path) -> None:
     write_plan(tmp_path, [make_case("ddp", 1)], 6)
     rng = np.random.default_rng(1)
