@@ -397,3 +397,18 @@ def test_settings_leave_a_narrow_terminal_before_results_do(width: int) -> None:
     assert [line.split()[-3:] for line in lines if "ddp" in line] == [["2", "ok", "123"]]
     left_out = " ".join(lines).partition("too narrow for: ")[2]
     assert ("axis_f" in left_out, "tokens/s" in left_out) == (True, False)
+
+
+def test_an_efficiency_against_a_larger_base_is_told_against_the_common_one_too(
+    tmp_path: Path,
+) -> None:
+    cases = [make_case("ddp", world) for world in (1, 2)]
+    cases += [make_case("fsdp2", world) for world in (4, 2)]
+    table = _table(tmp_path / "unlike", *cases)
+    (note,) = [note for note in table.notes if "unequal worlds" in note]
+    assert note.endswith(
+        "do not compare strategies; against the best of any strategy at the smallest world: "
+        "fsdp2 at world 4: 100.0%"
+    )
+    alike = _table(tmp_path / "alike", *cases[:2], make_case("fsdp2", 1), make_case("fsdp2", 2))
+    assert not [note for note in alike.notes if "unequal worlds" in note]
