@@ -44,7 +44,9 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
     """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
     if not pooled:
         return {}
-    row: Row = {name: first(pooled, name) for name in ("num_steps", "num_profile_steps")}
+    counts = [launch["num_steps"] for launch in pooled]
+    row: Row = {"num_steps": min(counts), "num_steps_most": max(counts)}
+    row["num_profile_steps"] = first(pooled, "num_profile_steps")
     row["graph_breaks"] = max(
         (launch["graph_breaks"] for launch in pooled if "graph_breaks" in launch), default=None
     )

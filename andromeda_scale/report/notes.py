@@ -152,7 +152,8 @@ def _precision(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
 
 
 def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    steps = dict.fromkeys(int(row["num_steps"]) for row in rows)
+    counted = ("num_steps", "num_steps_most")  # tables of an older version have the first alone
+    steps = {int(row[name]) for row in rows for name in counted if has(row, name)}
     notes = [
         "step: median over steps of the max over ranks, +- median absolute deviation over steps "
         f"within a launch ({_span(steps)} steps each)"

@@ -326,6 +326,18 @@ def test_rows_whose_warm_up_was_cut_are_one_footnote(tmp_path: Path) -> None:
     ]
 
 
+def test_launches_of_unequal_windows_are_told_with_the_fewest_and_the_most_steps(
+    tmp_path: Path,
+) -> None:
+    """Collecting energy makes a window as long as its seconds ask, in each launch another."""
+    case = make_case()
+    write_plan(tmp_path, [case], 3)
+    for repeat, steps in enumerate((40, 4, 400)):
+        write_repeat(tmp_path, case, repeat, rank_lines(0, [0.1] * steps, tokens=32 * steps))
+    (note,) = [n for n in scaling_table(merge_run(tmp_path)).notes if n.startswith("step: ")]
+    assert note.endswith("within a launch (4 to 400 steps each)")
+
+
 def test_graph_breaks_are_a_footnote_with_the_rows(tmp_path: Path) -> None:
     cases = [make_case("ddp", world, train={"compile": True}) for world in (1, 2)]
     _table(tmp_path, *cases)
