@@ -76,7 +76,7 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
     for name in ("throttled", "memory_pressure", *energy.COLUMNS):
         row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one.get(name)))
     if "profile_step_s" in row:  # sums are divided, ratios are not averaged
-        row |= factors(row)
+        row |= _about(factors(row), row)
     row["exposed_method"] = first(pooled, "exposed_method")
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
@@ -105,6 +105,17 @@ def _ends(pooled: list[Row], timed: Mapping[int, Series]) -> Row:
             high = max(min(high, 1.0), centre) if high == high else high
         found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
+
+
+def _about(found: Row, row: Row) -> Row:
+    """FACTORS of summed seconds with their ends, as far from them as those of the launches' factors
+    are from their mean, which `row` holds: one long launch has more of the sums than of that."""
+    ends: Row = {}
+    for name, factor in found.items():
+        if row.get(name, 0.0) > 0 and not math.isclose(factor, row[name]):
+            scale = factor / row[name]
+            ends |= {f"{name}_{end}": row[f"{name}_{end}"] * scale for end in ("low", "high")}
+    return found | ends
 
 
 def _ablation_error(pooled: list[Row]) -> Row:
