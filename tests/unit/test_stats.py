@@ -130,6 +130,14 @@ def test_imbalance_shows_a_rank_late_in_a_third_of_the_steps() -> None:
     assert found["imbalance_transient"] == found["imbalance"]
 
 
+def test_no_part_of_an_imbalance_is_more_than_the_whole() -> None:
+    """Late in 11 of 20 steps: the medians say 50 %, the steps on average 27.5 %."""
+    found = imbalance(np.array([[1.0] * 20, [3.0] * 11 + [1.0] * 9]))
+    assert found["imbalance"] == pytest.approx(0.275)
+    assert found["imbalance_persistent"] == found["imbalance"]
+    assert found["imbalance_transient"] == 0
+
+
 def test_ranks_that_compute_nothing_are_balanced() -> None:
     assert imbalance(np.zeros((2, 3)))["imbalance"] == 0.0
 
