@@ -9,10 +9,11 @@ def imbalance(compute_s: np.ndarray) -> dict[str, float]:
     """Excess of the slowest rank over the mean, from (ranks, steps) seconds of computing.
 
     `imbalance` averages over steps, so that a rank late in 30 % of them shows (a median would
-    hide it); the persistent part is that of the ranks' medians, the transient part the rest.
+    hide it); the persistent part is that of the ranks' medians, but no more than the whole, which a
+    rank late in little more than half of the steps has less of; the transient part is the rest.
     """
     total = float(np.mean(_excess(compute_s)))
-    persistent = float(_excess(np.median(compute_s, axis=1)))
+    persistent = min(float(_excess(np.median(compute_s, axis=1))), total)
     return {
         "imbalance": total,
         "imbalance_persistent": persistent,

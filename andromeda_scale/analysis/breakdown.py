@@ -55,7 +55,8 @@ def additive(series: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def by_step(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(steps,) of what `additive` says, whose mean that is, or nearly: of ratios the pseudo-values
-    of the jackknife, n f - (n - 1) f without this step (Tukey 1958). Empty for one step."""
+    of the jackknife, n f - (n - 1) f without this step (Tukey 1958). Empty for one step; without a
+    ratio that is none as soon as one step is left out."""
     seconds = _by_step(series)
     num = len(seconds["profile_step_s"])
     if num < 2:
@@ -64,7 +65,8 @@ def by_step(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     every = _ratios({name: float(x.mean()) for name, x in seconds.items()})
     with np.errstate(divide="ignore", invalid="ignore"):
         without = _ratios(others)
-    return seconds | {name: num * f - (num - 1) * without[name] for name, f in every.items()}
+    values = {name: num * f - (num - 1) * without[name] for name, f in every.items()}
+    return seconds | {name: x for name, x in values.items() if np.isfinite(x).all()}
 
 
 def _by_step(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

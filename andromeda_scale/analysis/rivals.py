@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from andromeda_scale.analysis.comparison import Ratio, compare_launches, jointly
+from andromeda_scale.analysis.comparison import Ratio, compare_launches, compare_samples, jointly
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.results import Results
 from andromeda_scale.analysis.scaling import SPREAD, signature
@@ -93,7 +93,8 @@ def standings(
 ) -> tuple[Row, list[Standing]]:
     """The best of rivals by a metric, and every other against it, the best of them first.
 
-    They are judged together. `launches`: that metric of every launch.
+    They are judged together. `launches`: that metric of every launch. Pairs that find the other
+    better, where launches of it failed, leave the two as independent samples.
     """
     more = METRICS[name].better == "higher"
     ranked = sorted(rows, key=lambda row: float(row[name]), reverse=more)
@@ -103,7 +104,11 @@ def standings(
     ratios = []
     for row in others:
         other = launches.get(row["case_id"], nothing)
-        ratios.append(compare_launches(*((mine, other) if more else (other, mine))))
+        both = (mine, other) if more else (other, mine)
+        ratio = compare_launches(*both)
+        if mine.values.keys() != other.values.keys() and ratio.estimate.mean < 0:
+            ratio = compare_samples(*both)
+        ratios.append(ratio)
     judged = jointly(ratios, of_the_best=True)
     return best, [Standing(*one) for one in zip(others, judged, strict=True)]
 

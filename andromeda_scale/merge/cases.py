@@ -58,7 +58,8 @@ COLUMNS: dict[str, str] = {
     "threads_per_rank": "int64",
     "software": "str",
     "warmup_ended_by": "str",  # every rule that ended a launch's warm-up
-    "num_steps": "Int64",
+    "num_steps": "Int64",  # of the window, the fewest of any launch: seconds may decide
+    "num_steps_most": "Int64",
     "num_profile_steps": "Int64",
     **{name: "float64" for name in METRICS if name not in OF_CASES},
     **{f"{name}_{end}": "float64" for name in BOUNDED for end in ("low", "high")},

@@ -12,7 +12,7 @@ from andromeda_scale.analysis.breakdown import FACTORS, IN_A_STEP, PARTS, factor
 from andromeda_scale.analysis.precision import half_width
 from andromeda_scale.analysis.resampling import Series
 from andromeda_scale.analysis.scaling import Launches
-from andromeda_scale.analysis.stats import Sample, log_interval, mean_interval
+from andromeda_scale.analysis.stats import MIN_LAUNCHES, Sample, log_interval, mean_interval
 from andromeda_scale.merge import blame, energy
 from andromeda_scale.merge.repeats import OF_CASES
 from andromeda_scale.metrics import METRICS
@@ -44,7 +44,9 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
     """METRICS over the pooled launches, each by its own rule; nothing without a launch."""
     if not pooled:
         return {}
-    row: Row = {name: first(pooled, name) for name in ("num_steps", "num_profile_steps")}
+    counts = [launch["num_steps"] for launch in pooled]
+    row: Row = {"num_steps": min(counts), "num_steps_most": max(counts)}
+    row["num_profile_steps"] = first(pooled, "num_profile_steps")
     row["graph_breaks"] = max(
         (launch["graph_breaks"] for launch in pooled if "graph_breaks" in launch), default=None
     )
@@ -58,6 +60,7 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
         else:
             row[name] = float(values.max() if metric.launches == "max" else values.mean())
     row |= _ends(pooled, launches.tokens_per_s.steps)
+    row |= _ablation_error(pooled)
     interval = log_interval(launches.tokens_per_s)
     _, low, high = interval
     row["half_width"] = half_width(interval)
@@ -73,7 +76,7 @@ def numbers(pooled: list[Row], launches: Launches) -> Row:
     for name in ("throttled", "memory_pressure", *energy.COLUMNS):
         row[name] = "; ".join(dict.fromkeys(one[name] for one in pooled if one.get(name)))
     if "profile_step_s" in row:  # sums are divided, ratios are not averaged
-        row |= factors(row)
+        row |= _about(factors(row), row)
     row["exposed_method"] = first(pooled, "exposed_method")
     judged = [launch["blame"] for launch in pooled if "blame" in launch]
     return row | (blame.case_columns(judged) if judged else {})
@@ -102,6 +105,27 @@ def _ends(pooled: list[Row], timed: Mapping[int, Series]) -> Row:
             high = max(min(high, 1.0), centre) if high == high else high
         found[f"{name}_low"], found[f"{name}_high"] = low, high
     return found
+
+
+def _about(found: Row, row: Row) -> Row:
+    """FACTORS of summed seconds with their ends, as far from them as those of the launches' factors
+    are from their mean, which `row` holds: one long launch has more of the sums than of that."""
+    ends: Row = {}
+    for name, factor in found.items():
+        if row.get(name, 0.0) > 0 and not math.isclose(factor, row[name]):
+            scale = factor / row[name]
+            ends |= {f"{name}_{end}": row[f"{name}_{end}"] * scale for end in ("low", "high")}
+    return found | ends
+
+
+def _ablation_error(pooled: list[Row]) -> Row:
+    """Half of the interval of ablation_s over launches, which differ by more than the blocks of
+    one tell; nothing under MIN_LAUNCHES, where those of the launches stand."""
+    values = [one["ablation_s"] for one in pooled if one.get("ablation_s") is not None]
+    if len(values) < MIN_LAUNCHES:
+        return {}
+    _, low, high = mean_interval(values)
+    return {"ablation_error_s": (high - low) / 2}
 
 
 def first(rows: list[Row], key: str) -> Any:

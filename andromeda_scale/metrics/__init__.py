@@ -116,7 +116,8 @@ METRICS: dict[str, Metric] = {
     "imbalance_persistent": Metric(
         "1", "lower", "max / mean - 1 of medians", "the part that is always the same rank's",
         "mean", "profile", percent,
-        "max over ranks of the rank's median compute_s / mean of those medians - 1",
+        "max over ranks of the rank's median compute_s / mean of those medians - 1, at most "
+        "imbalance",
     ),
     "imbalance_transient": Metric(
         "1", "lower", "difference", "the part that moves from rank to rank", "mean", "profile",

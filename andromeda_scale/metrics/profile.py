@@ -95,7 +95,8 @@ PROFILE_METRICS["ablation_s"] = Metric(
 )  # fmt: skip
 PROFILE_METRICS["ablation_error_s"] = Metric(
     "s", "lower", "mean", _MEANS, "mean", "inspect", milliseconds,
-    "half of the 95 % t interval of ablation_s over the pairs of blocks of a launch",
+    "half of the 95 % t interval of ablation_s over launches; of one launch, and under 3, over its "
+    "pairs of blocks",
 )  # fmt: skip
 PROFILE_METRICS["contention_s"] = Metric(
     "s", "lower", "mean", _MEANS, "mean", "inspect", milliseconds,

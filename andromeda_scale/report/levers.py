@@ -1,4 +1,5 @@
-"""What one value of a setting buys against another where all else is equal. No torch."""
+"""What one value of a setting buys against another where all else is equal, code and hardware too.
+No torch."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from andromeda_scale.report.sentence import Sentence, case_ids, doubt, listed, t
 
 # These ask another question than how to train the same.
 _OTHER_WORK = ("model", "regime", "mode")
+# What no suite sets: rows that differ in it differ by more than their settings.
+_MADE_ON = ("software", "device_name")
 
 
 class _Pair(NamedTuple):
@@ -40,7 +43,7 @@ def _pairs(
 ) -> list[_Pair]:
     by_place: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Row]]] = {}
     for row in sorted(fair, key=world_of):
-        place = (label(row), *(str(row[other]) for other in others))
+        place = (label(row), *(str(row.get(other)) for other in (*others, *_MADE_ON)))
         by_place.setdefault(place, {}).setdefault(world_of(row), {})[str(row[axis])] = row
     values = list(dict.fromkeys(str(row[axis]) for row in fair))
     found: list[tuple[Row, Row]] = []

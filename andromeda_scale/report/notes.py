@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ def footnotes(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     failures = {row["mark"]: failure(row) for row in rows if "mark" in row}
     notes = [f"[{mark}] {text}" for mark, text in failures.items()]
     if measured:
-        notes += [_what(measured, axes), _bases(measured, axes), _launches(measured)]
+        notes += [_what(measured, axes), _bases(measured, axes)]
+        notes += [*_unequal_bases(measured, axes), _launches(measured)]
         notes += _precision(measured, axes)
         notes += _explanations(measured, axes)
     notes += [
@@ -92,6 +94,29 @@ def _bases(rows: Sequence[Row], axes: Sequence[str]) -> str:
     )
 
 
+def _unequal_bases(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """Efficiencies of rows whose base is larger than that of others that do the same work: what the
+    strategy lost below its base is in none of them."""
+    smallest = {row["case_id"]: row["world_size"] for row in rows}
+    found = [
+        row
+        for row in rows
+        if has(row, "efficiency_common")
+        and not is_base(row)
+        and row["base_world_size"] > smallest.get(row["common_base_case_id"], math.inf)
+    ]
+    if not found:
+        return []
+    each = "; ".join(
+        f"{_name(row, axes)}: {percent(row['efficiency_common'])}" for row in found[:MAX_BASES]
+    )
+    more = f"; and {len(found) - MAX_BASES} more" if len(found) > MAX_BASES else ""
+    return [
+        "efficiencies against bases of unequal worlds do not compare strategies; against the best "
+        f"of any strategy at the smallest world: {each}{more}"
+    ]
+
+
 def _launches(rows: Sequence[Row]) -> str:
     counts = sorted({int(row["num_launches"]) for row in rows})
     num = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -127,7 +152,8 @@ def _precision(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
 
 
 def _explanations(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    steps = dict.fromkeys(int(row["num_steps"]) for row in rows)
+    counted = ("num_steps", "num_steps_most")  # tables of an older version have the first alone
+    steps = {int(row[name]) for row in rows for name in counted if has(row, name)}
     notes = [
         "step: median over steps of the max over ranks, +- median absolute deviation over steps "
         f"within a launch ({_span(steps)} steps each)"

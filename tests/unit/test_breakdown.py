@@ -256,6 +256,25 @@ def test_a_factor_and_a_share_have_the_interval_of_their_launches(tmp_path: Path
     assert math.isnan(interval_of(base, "host_eff_vs_base").low)
 
 
+def test_a_factor_lies_within_its_interval_where_one_launch_is_many_times_as_long(
+    tmp_path: Path,
+) -> None:
+    case = make_case("single")
+    write_plan(tmp_path, [case], 5)
+    for repeat, step_s in enumerate((0.2, 0.2, 0.2, 0.2, 5.0)):
+        lines = rank_lines(0, [0.1] * 4, compute_s=[0.1] * 20)
+        series = next(x for x in lines if x.get("phase") == "profile")["values"]["communication"]
+        data_s = step_s - 0.19 + 0.001 * repeat
+        series |= {"step_s": [step_s] * 20, "data_s": [data_s] * 20}
+        series["host_s"] = [step_s - data_s - 0.14] * 20
+        write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    (row,) = merge_run(tmp_path).cases.to_dict("records")
+    for name in FACTORS:
+        found = interval_of(row, name)
+        assert found.low <= found.centre <= found.high
+    assert row["data_eff"] == pytest.approx(0.16, abs=0.01)  # of all seconds; of launches 0.8
+
+
 def test_the_means_of_the_steps_are_the_launches_ratios_nearly() -> None:
     found, steps = additive(BY_HAND), by_step(BY_HAND)
     assert steps.keys() == found.keys()
@@ -263,6 +282,18 @@ def test_the_means_of_the_steps_are_the_launches_ratios_nearly() -> None:
         assert x.shape == (2,)
         assert x.mean() == pytest.approx(found[name], rel=1e-9 if name.endswith("_s") else 0.02)
     assert by_step({name: x[:, :1] for name, x in BY_HAND.items()}) == {}
+
+
+def test_a_ratio_that_one_step_alone_has_is_bounded_by_its_launches(tmp_path: Path) -> None:
+    """Without the one step that computes there is no balance, and nothing to draw steps from."""
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], 6)
+    for repeat in range(6):
+        compute_s = [0.0] * 7 + [0.1]
+        lines = [one for r in (0, 1) for one in rank_lines(r, [0.1] * 4, compute_s=compute_s)]
+        write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    (row,) = merge_run(tmp_path).cases.to_dict("records")
+    assert interval_of(row, "load_balance") == (1.0, 1.0, 1.0)
 
 
 def test_from_six_launches_a_share_is_bounded_by_its_steps_too(tmp_path: Path) -> None:

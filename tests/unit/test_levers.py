@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from noisy_runs import noisy_run
+from noisy_runs import noisy_run, other_torch
 from run_files import make_case
 
 from andromeda_scale.merge import Results, merge_run
@@ -65,3 +66,14 @@ def test_rows_that_are_not_fair_buy_nothing(tmp_path: Path) -> None:
         (make_case(parity=how, train={"compile": how == "off"}), 0.1) for how in ("full", "off")
     ]
     assert _levers(merge_run(noisy_run(tmp_path, cases))) == []
+
+
+def test_rows_of_other_software_show_no_setting(tmp_path: Path) -> None:
+    plain, low = make_case("ddp", 2), make_case("ddp", 2, train={"precision": "bf16"})
+    noisy_run(tmp_path / "new", [(low, 0.1)], environment=other_torch())
+    run = noisy_run(tmp_path / "run", [(plain, 0.2), (low, 0.1)])
+    assert [set(one.rows) for one in _levers(merge_run(run))] == [{plain.case_id, low.case_id}]
+    place = Path("cases", low.case_id)
+    shutil.rmtree(run / place)
+    shutil.copytree(tmp_path / "new" / place, run / place)
+    assert _levers(merge_run(run)) == []

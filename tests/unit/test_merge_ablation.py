@@ -76,3 +76,21 @@ def test_steps_that_still_communicate_are_no_ablation(
     assert row["exposed_method"] == ("profiler, ablation" if used else "profiler")
     named = any("ablation on rank 0: steps without" in problem for problem in results.problems)
     assert named is not used
+
+
+def test_launches_that_differ_make_the_error_of_an_ablation(tmp_path: Path) -> None:
+    case = make_case("ddp", 2)
+    write_plan(tmp_path, [case], 3)
+    for repeat, exposed_s in enumerate((0.01, 0.03, 0.05)):
+        found = {"full_s": [0.1 + exposed_s] * 3, "without_s": [0.1, 0.1, 0.1001]}
+        lines: list[dict[str, Any]] = []
+        for rank in (0, 1):
+            *rest, ended = rank_lines(rank, [0.1] * 4)
+            head = {"kind": "phase", "rank": rank, "phase": "inspect", "start_s": 4.0, "end_s": 5.0}
+            lines += [*rest, {**head, "values": {"ablation": found}}, ended]
+        write_repeat(tmp_path, case, repeat, lines, environment=ENVIRONMENT)
+    results = merge_run(tmp_path)
+    (row,) = results.cases.to_dict("records")
+    # s = 0.02 of three launches, t(0.975, 2) = 4.3027; within each the blocks differ by 0.1 ms
+    assert row["ablation_error_s"] == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-5)
+    assert results.repeats["ablation_error_s"].max() < 2e-4

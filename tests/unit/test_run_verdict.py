@@ -264,3 +264,25 @@ def test_an_error_in_markdown_keeps_its_angle_brackets_and_pipes(tmp_path: Path)
     text = scaling_table(merge_run(tmp_path)).to_markdown()
     assert "TypeError: &lt;class 'X'> | &lt;/details>" in text
     assert "<" not in text
+
+
+def test_launches_of_the_best_alone_do_not_make_its_rivals_pairs_say_the_opposite(
+    tmp_path: Path,
+) -> None:
+    """ddp is the fastest by two launches that fsdp2 did not survive, and slower in the pairs."""
+    step_s = {
+        "ddp": (0.1, 0.1005, 0.0998, 0.077, 0.077),
+        "fsdp2": (0.095, 0.0953, 0.0949, None, None),
+    }
+    cases = {name: make_case(name, 2) for name in step_s}
+    write_plan(tmp_path, [*cases.values()], 5)
+    for name, times in step_s.items():
+        for repeat, time_s in enumerate(times):
+            lines = [line for rank in (0, 1) for line in rank_lines(rank, [time_s or 0.1] * 4)]
+            write_repeat(tmp_path, cases[name], repeat, lines, None if time_s else OOM)
+    results = merge_run(tmp_path)
+    (fastest,) = _said(results, "fastest")
+    rates = results.cases.set_index("strategy")["tokens_per_s"]
+    assert fastest.text.startswith("Fastest: ddp at world 2")
+    assert fastest.numbers["ratio"] == pytest.approx(rates["ddp"] / rates["fsdp2"])
+    assert "the next there, which noise could explain" in fastest.text

@@ -25,6 +25,7 @@ from andromeda_scale.analysis.resampling import (
     correlation_time,
 )
 from andromeda_scale.analysis.stats import (
+    WIDEST,
     Estimate,
     Interval,
     Sample,
@@ -129,6 +130,14 @@ def test_imbalance_shows_a_rank_late_in_a_third_of_the_steps() -> None:
     assert found["imbalance_transient"] == found["imbalance"]
 
 
+def test_no_part_of_an_imbalance_is_more_than_the_whole() -> None:
+    """Late in 11 of 20 steps: the medians say 50 %, the steps on average 27.5 %."""
+    found = imbalance(np.array([[1.0] * 20, [3.0] * 11 + [1.0] * 9]))
+    assert found["imbalance"] == pytest.approx(0.275)
+    assert found["imbalance_persistent"] == found["imbalance"]
+    assert found["imbalance_transient"] == 0
+
+
 def test_ranks_that_compute_nothing_are_balanced() -> None:
     assert imbalance(np.zeros((2, 3)))["imbalance"] == 0.0
 
@@ -221,6 +230,20 @@ def test_from_six_launches_steps_are_resampled_within_them() -> None:
     assert bootstrap == log_interval(sample)  # the same records, the same table
     five = Sample({key: sample.values[key] for key in range(5)}, sample.steps)
     assert log_interval(five) == log_interval(list(five.values.values()))
+
+
+def test_one_slow_launch_of_six_does_not_make_the_bootstrap_say_nothing() -> None:
+    """Draws without it have the error of the others, which is no error of the mean."""
+    rng = np.random.default_rng(0)
+    values = dict(enumerate([1000.0, 1001.0, 999.0, 1000.5, 999.5, 900.0]))
+    steps = {key: np.exp(0.01 * rng.standard_normal(50)) / rate for key, rate in values.items()}
+    of_launches = log_interval([*values.values()])
+    found = log_interval(Sample(values, steps))
+    assert found.centre == pytest.approx(of_launches.centre)
+    # Student's is [939, 1027]; the draws alone said [420, 2296]
+    assert math.log(found.high / found.low) == pytest.approx(
+        WIDEST * math.log(of_launches.high / of_launches.low)
+    )
 
 
 def test_bootstrap_intervals_of_six_launches_cover_95_percent() -> None:

@@ -326,6 +326,18 @@ def test_rows_whose_warm_up_was_cut_are_one_footnote(tmp_path: Path) -> None:
     ]
 
 
+def test_launches_of_unequal_windows_are_told_with_the_fewest_and_the_most_steps(
+    tmp_path: Path,
+) -> None:
+    """Collecting energy makes a window as long as its seconds ask, in each launch another."""
+    case = make_case()
+    write_plan(tmp_path, [case], 3)
+    for repeat, steps in enumerate((40, 4, 400)):
+        write_repeat(tmp_path, case, repeat, rank_lines(0, [0.1] * steps, tokens=32 * steps))
+    (note,) = [n for n in scaling_table(merge_run(tmp_path)).notes if n.startswith("step: ")]
+    assert note.endswith("within a launch (4 to 400 steps each)")
+
+
 def test_graph_breaks_are_a_footnote_with_the_rows(tmp_path: Path) -> None:
     cases = [make_case("ddp", world, train={"compile": True}) for world in (1, 2)]
     _table(tmp_path, *cases)
@@ -397,3 +409,18 @@ def test_settings_leave_a_narrow_terminal_before_results_do(width: int) -> None:
     assert [line.split()[-3:] for line in lines if "ddp" in line] == [["2", "ok", "123"]]
     left_out = " ".join(lines).partition("too narrow for: ")[2]
     assert ("axis_f" in left_out, "tokens/s" in left_out) == (True, False)
+
+
+def test_an_efficiency_against_a_larger_base_is_told_against_the_common_one_too(
+    tmp_path: Path,
+) -> None:
+    cases = [make_case("ddp", world) for world in (1, 2)]
+    cases += [make_case("fsdp2", world) for world in (4, 2)]
+    table = _table(tmp_path / "unlike", *cases)
+    (note,) = [note for note in table.notes if "unequal worlds" in note]
+    assert note.endswith(
+        "do not compare strategies; against the best of any strategy at the smallest world: "
+        "fsdp2 at world 4: 100.0%"
+    )
+    alike = _table(tmp_path / "alike", *cases[:2], make_case("fsdp2", 1), make_case("fsdp2", 2))
+    assert not [note for note in alike.notes if "unequal worlds" in note]
