@@ -41,7 +41,7 @@ Table = Literal[
 TABLES: tuple[Table, ...] = get_args(Table)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # frames have no one answer to ==
 class Run:
     """A run as its files were when it was loaded."""
 
@@ -143,13 +143,23 @@ def load_run(path: str | Path) -> Run:
 def _assignments(values: Mapping[str, Any], *, are_axes: bool = False) -> list[str]:
     """KEY=VALUE as the command line takes it, values in JSON, which is YAML too."""
     option = "axes" if are_axes else "sets"
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        example = '{"strategy": ["ddp", "fsdp2"]}' if are_axes else '{"train.seq_len": 4096}'
+        raise UserError(f"{option}: is no mapping of dotted keys; write {example}")
     found = []
     for key, value in values.items():
         if are_axes and (isinstance(value, str) or not isinstance(value, Sequence)):
             raise UserError(f"{option}: {key}: {value!r} is not a list; give the axis [its values]")
         try:
             if key.startswith("env."):  # variables are text, taken as it stands
-                text = ",".join(map(str, value)) if are_axes else str(value)
+                given = value if are_axes else [value]
+                texts = [_variable(f"{option}: {key}", one) for one in given]
+                if are_axes and any("," in one for one in texts):
+                    raise UserError(
+                        f"{option}: {key}: holds a comma, which parts the values of an axis; write "
+                        f'sets={{"env": {{"{key.removeprefix("env.")}": [its values]}}}}'
+                    )
+                text = ",".join(texts)
             else:
                 text = json.dumps(list(value))[1:-1] if are_axes else json.dumps(value)
         except TypeError as error:
@@ -158,3 +168,13 @@ def _assignments(values: Mapping[str, Any], *, are_axes: bool = False) -> list[s
             ) from None
         found.append(f"{key}={text}")
     return found
+
+
+def _variable(place: str, value: Any) -> str:
+    """A value of a variable as text: what a process would be given of others is a guess. It may be
+    a secret, and is not shown."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(
+        f"{place}: {type(value).__name__} is not text; quote it, or give several as an axis"
+    )

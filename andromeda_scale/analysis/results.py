@@ -128,8 +128,10 @@ def read(directory: Path) -> Results:
             table = pq.read_table(directory / file)
             about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            # pyarrow says of a file that is not there its name alone.
+            why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             raise UserError(
-                f"{directory / file}: cannot be read ({str(error).splitlines()[0]}); give the "
+                f"{directory / file}: cannot be read ({why.splitlines()[0]}); give the "
                 "directory of a run that has finished, with its plan.json and cases or its "
                 "Parquet files"
             ) from error

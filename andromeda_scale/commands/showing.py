@@ -57,6 +57,8 @@ def report(
 
     if follow and (to or output or fairness or format_ is not Format.terminal):
         raise UserError("--follow: draws a table on the terminal; leave the other options out")
+    if to and (table or output or fairness or format_ is not Format.terminal):
+        raise UserError(f"--to {to.value}: sends every number; leave the other options out")
     if table is not None and format_ is Format.html:
         raise UserError(
             f"--table {table.value}: the page has every table; leave it out, or use --format "

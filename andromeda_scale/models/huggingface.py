@@ -63,6 +63,12 @@ class HuggingFaceConfig(Family):
             )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             inner = " (a model of text and more: use its text_config)" * ("text_config" in value)
+            if size is None and not inner:
+                raise ValueError(
+                    f"vocab_size: is missing, so this {kind} is no model of text, or leaves its "
+                    "size to transformers; use the config.json of a causal language model, or "
+                    "write the number of its tokens"
+                )
             raise ValueError(
                 f"vocab_size: {size!r} is no number of tokens{inner}; write a positive integer"
             )

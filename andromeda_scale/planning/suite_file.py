@@ -84,7 +84,8 @@ def _loaded(
         expand(suite, where)  # every point must be valid before anything starts
     except UserError as error:
         raise UserError(_without_brackets(str(error), axes)) from error
-    comments = "".join(f"# {option}\n" for option in overrides.values())
+    lines = [line for option in overrides.values() for line in option.splitlines()]
+    comments = "".join(f"# {line}\n" for line in lines)
     return Loaded(suite, path.stem, text.rstrip("\n") + "\n" + comments, where)
 
 
@@ -172,9 +173,13 @@ def _override(raw: dict[str, Any], option: str, assignment: str) -> str:
     if not equals or not key or not all(key.split(".")):
         example = "train.seq_len=4096" if option == "--set" else "strategy=ddp,fsdp2"
         raise UserError(f"{place}: is not KEY=VALUE; write {option} {example}")
-    value = safe_yaml.parse(text if option == "--set" else f"[{text}]", place)
+    value: Any
     if key.startswith("env."):  # variables are text, and a shell has no quotes left to show it
+        if re.search("[\ud800-\udfff]", text):  # as Python shows an argument's other bytes
+            raise UserError(f"{ascii(place)[1:-1]}: is not UTF-8; a suite is stored as text")
         value = [s.strip() for s in text.split(",")] if option == "--axis" else text
+    else:
+        value = safe_yaml.parse(text if option == "--set" else f"[{text}]", place)
     if option == "--axis":
         return _set_axis(raw, key, value, place)
     axes = raw.get("axes")

@@ -71,6 +71,12 @@ def test_a_run_shows_itself_as_one_line_and_as_an_escaped_table(stored: Path) ->
     assert page.count("<tr>") == 3  # a header and two rows
 
 
+def test_runs_can_be_compared_and_kept_in_a_set(stored: Path) -> None:
+    run, again = andromeda_scale.load_run(stored), andromeda_scale.load_run(stored)
+    assert len({run, again, run}) == 2
+    assert run != again
+
+
 def test_what_is_no_run_and_no_table_is_named(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'speed' is no table; use one of scaling, breakdown"):
         andromeda_scale.load_run(stored).table("speed")
@@ -94,6 +100,14 @@ def test_a_mapping_means_what_the_same_file_means() -> None:
     [
         ({"sets": {"train.seqlen": 3}}, r"--set train.seqlen=3\); did you mean seq_len"),
         ({"sets": {"train.seq_len": object()}}, "sets: train.seq_len: .* not JSON serializable"),
+        ({"sets": ["train.seq_len=3"]}, "sets: is no mapping of dotted keys; write"),
+        ({"axes": {3: [1]}}, "axes: is no mapping of dotted keys; write .*strategy"),
+        ({"sets": {"env.A": ["a", "b"]}}, "sets: env.A: list is not text; .* an axis"),
+        ({"axes": {"env.A": [None, "a"]}}, "axes: env.A: NoneType is not text"),
+        (
+            {"axes": {"env.A": ["a,b", "c"]}},
+            r'env.A: holds a comma, .*; write sets=\{"env": \{"A": \[its values\]\}\}',
+        ),
         ({"axes": {"strategy": "ddp"}}, r"axes: strategy: 'ddp' is not a list"),
         ({"axes": {"strategy": ["ddp", "ddq"]}}, "'ddq' is no strategy"),
         ({"axes": {"train.seq_len": []}}, "has no values"),

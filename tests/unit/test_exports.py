@@ -31,6 +31,14 @@ def export(run: Path, to: str, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
+@pytest.mark.parametrize("other", ["--output=x", "--table=memory", "--format=csv", "--fairness"])
+def test_an_export_takes_no_option_that_it_would_ignore(run: Path, other: str) -> None:
+    done = CliRunner().invoke(app, ["report", str(run), "--to", "tensorboard", other])
+    assert done.exit_code == 2
+    assert "--to tensorboard: sends every number; leave the other options out" in done.stderr
+    assert not (run / "tensorboard").exists()
+
+
 @pytest.mark.slow
 def test_tensorboard_shows_numbers_by_world_and_every_step(run: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")

@@ -320,6 +320,9 @@ def test_what_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"results\.parquet: cannot be read"):
         load_results(tmp_path)
+    pd.DataFrame({"case_id": ["a"]}).to_parquet(tmp_path / "results.parquet")
+    with pytest.raises(UserError, match=r"repeats\.parquet: cannot be read \(no such file\); "):
+        load_results(tmp_path)
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(UserError, match=r"plan\.json: suite_name: Field required; .*a new run"):
         merge_run(tmp_path)

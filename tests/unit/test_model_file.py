@@ -119,6 +119,7 @@ MODEL_REFUSALS = {
     "model.config.vocab_size: None is no number of tokens (a model of text and more": {
         "model_type": "gemma3", "text_config": {"vocab_size": 9},
     },
+    "model.config.vocab_size: is missing, so this vit is no model of text": {"model_type": "vit"},
     "model.config.auto_map: is set, and its class is code outside transformers": {
         **LLAMA, "auto_map": {"AutoModelForCausalLM": "modeling.Mine"},
     },

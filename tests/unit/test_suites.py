@@ -166,6 +166,22 @@ def test_set_changes_one_key() -> None:
     assert yaml.safe_load(text)["question"] == suite.question
 
 
+def test_a_variable_is_taken_as_it_stands() -> None:
+    suite, *_ = read_suite("quickstart", ["env.OMP_PLACES={0},{1}", "env.B=@a: [b"])
+    assert suite.env == {"OMP_PLACES": "{0},{1}", "B": "@a: [b"}
+    suite, *_ = read_suite("quickstart", axes=["env.OMP_PLACES={0:2},{0"])
+    assert suite.env["OMP_PLACES"] == ("{0:2}", "{0")
+    with pytest.raises(UserError, match=r"--set env.B=\\udcff: is not UTF-8; "):
+        read_suite("quickstart", ["env.B=\udcff"])
+
+
+def test_the_text_of_a_suite_stays_yaml_whatever_lines_an_override_has() -> None:
+    suite, _, text, _ = read_suite("quickstart", ['question="a\n\n  b: c"', "env.A=1\nworld: 7"])
+    assert suite.env["A"] == "1\nworld: 7"
+    assert yaml.safe_load(text)["world"] != 7
+    assert text.endswith("# --set env.A=1\n# world: 7\n")
+
+
 def test_axis_replaces_the_values_of_an_axis_and_adds_others() -> None:
     suite, *_ = read_suite(
         "quickstart",
