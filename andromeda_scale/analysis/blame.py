@@ -1,20 +1,23 @@
 """Which ranks the others waited for, beyond chance, and why those were late. No torch.
 
-A step is one piece of evidence. In it a rank is late by what the others waited for it, less what it
-waited itself, for each of them: `(charged_s - exposed_wait_s) / (ranks - 1)`. A launch of MIN_STEPS
-has a verdict of its own, and `of_launches` counts these; shorter ones are judged together, by
-`of_short_launches`.
+A step is one piece of evidence, or less where lateness wanders over many. In it a rank is late by
+what the others waited for it, less what it waited itself, for each of them:
+`(charged_s - exposed_wait_s) / (ranks - 1)`. A launch of MIN_STEPS has a verdict of its own, and a
+case that of most of its launches, or else of the steps of all together.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import stdtr
 
 from andromeda_scale.analysis.comparison import holm
+from andromeda_scale.analysis.resampling import autocorrelation, correlation_time_of
 from andromeda_scale.analysis.stats import sign_test
 
 MIN_STEPS = 20  # fewer steps allow no verdict on a rank
@@ -67,8 +70,10 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
     A rank is blamed if the median of its lateness (persistent), or else the mean (transient), is
     above max(MIN_SHARE of the step, floor) and a sign test over the steps in which it is off by
     more than that, and than half of what it is blamed for, passes Holm over the ranks: beside long
-    delays in some steps short noise in the others says nothing. A median of less than half the
-    mean is what noise makes of a rank that is late in some steps.
+    delays in some steps short noise in the others says nothing. So does a t test of the mean over
+    as many steps as are independent: of a rank that is late for a while, and then another is,
+    the signs alone would count each step. A median of less than half the mean is what noise makes
+    of a rank that is late in some steps.
     """
     num_ranks, num_steps = series["step_s"].shape
     if num_ranks < 2:
@@ -83,7 +88,8 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
     chances = []
     for one, centre in zip(late, np.maximum(medians, means), strict=True):
         least = max(limit, centre / 2)
-        chances.append(sign_test(int((one > least).sum()), int((np.abs(one) > least).sum())))
+        signs = sign_test(int((one > least).sum()), int((np.abs(one) > least).sum()))
+        chances.append(max(signs, _chance_of_mean(one)))
     beyond = np.array(holm(chances, ALPHA)) & (np.maximum(medians, means) > limit)
     if beyond.all():  # each is late in most steps because one comes early in turn: none is slow
         return Verdict((), NOBODY)
@@ -101,6 +107,19 @@ def blame(series: Mapping[str, np.ndarray], floor_s: float | None) -> Verdict:
     ]
     why = "" if found else NOBODY
     return Verdict(tuple(sorted(found, key=lambda one: -one.late_s)), why)
+
+
+def _chance_of_mean(late: np.ndarray) -> float:
+    """P(a mean of at least this | the truth is 0), of a series whose steps may be correlated.
+
+    One-sided t test; r is too small by about (1 + 4r)/n in a series of n (Kendall 1954).
+    """
+    mean, spread, num = float(late.mean()), float(late.std(ddof=1)), len(late)
+    if spread == 0:
+        return float(mean <= 0)
+    r = autocorrelation(late)
+    independent = num / correlation_time_of(r + (1 + 4 * max(r, 0.0)) / num)
+    return float(stdtr(num - 1, -mean / spread * math.sqrt(independent)))
 
 
 def limit_s(series: Mapping[str, np.ndarray], floor_s: float | None) -> float:
@@ -142,13 +161,19 @@ def of_launches(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(tuple(sorted(agreed, key=lambda one: -one.late_s)), _why(verdicts, agreed))
 
 
-def of_short_launches(
-    launches: Sequence[Mapping[str, np.ndarray]], floor_s: float | None
+def of_case(
+    verdicts: Sequence[Verdict],
+    launches: Sequence[Mapping[str, np.ndarray]],
+    floor_s: float | None,
 ) -> Verdict:
-    """The verdict on the steps of all launches together, none of which has enough alone.
+    """What most launches say; where that is nobody, what the steps of all `launches` say together.
 
-    A rank is blamed if it was late on average in more than half of the launches too.
+    A launch of few steps has no verdict, and one of few delays none beyond chance. A rank is then
+    blamed if it was late on average in more than half of the launches too.
     """
+    agreed = of_launches(verdicts)
+    if agreed.blamed or not launches:
+        return agreed
     names = launches[0].keys()
     together = blame(
         {x: np.concatenate([one[x] for one in launches], axis=1) for x in names}, floor_s
@@ -159,7 +184,10 @@ def of_short_launches(
         for one in together.blamed
         if 2 * sum(bool(late[one.rank] > limit) for late, limit in means) > len(launches)
     )
-    return Verdict(blamed, "" if blamed else together.why or NO_MAJORITY)
+    if blamed:
+        return Verdict(blamed, "")
+    short = all(one["step_s"].shape[1] < MIN_STEPS for one in launches)
+    return Verdict((), (together.why or NO_MAJORITY) if short else agreed.why)
 
 
 def _why(verdicts: Sequence[Verdict], agreed: Sequence[Blamed]) -> str:

@@ -31,7 +31,11 @@ def correlation_time(steps: Series) -> float:
 
     That of a first-order autoregressive series with lag-1 correlation r.
     """
-    r = autocorrelation(steps)
+    return correlation_time_of(autocorrelation(steps))
+
+
+def correlation_time_of(r: float) -> float:
+    """`correlation_time` of a series whose lag-1 correlation is r; 1 where r is NaN."""
     r = min(max(r, 0.0), MAX_CORRELATION) if r == r else 0.0
     return (1 + r) / (1 - r)
 

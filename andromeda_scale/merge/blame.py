@@ -10,14 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from andromeda_scale.analysis.blame import (
-    CAUSES,
-    MIN_STEPS,
-    Verdict,
-    blame,
-    of_launches,
-    of_short_launches,
-)
+from andromeda_scale.analysis.blame import CAUSES, Verdict, blame, of_case
 from andromeda_scale.hardware import calibration
 from andromeda_scale.merge.ranks import RankTable
 from andromeda_scale.merge.values import Columns, number
@@ -44,9 +37,9 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LaunchBlame:
-    """The verdict of a launch, and host, device and READINGS of each rank it may blame.
+    """The verdict of a launch, what it was judged by, and host, device and READINGS by rank.
 
-    `series`: what it was judged by, where that is too short to count alone.
+    `series` is None where there is nobody to blame, or nothing to judge by.
     """
 
     verdict: Verdict
@@ -67,26 +60,25 @@ def of_launch(run_dir: Path, device: str, table: RankTable) -> Row:
     """COLUMNS and metrics of one launch with profiled steps, and `blame`: its LaunchBlame."""
     floor = floor_s(calibration.read(run_dir / calibration.FILE), device, table.world_size)
     verdict = blame(table.profile, floor)
-    series = _if_short(table.profile)
-    ranks = [one.rank for one in verdict.blamed] if series is None else range(table.world_size)
+    series = _judged(table.profile)
+    ranks = range(table.world_size) if series is not None else ()
     places = {rank: _place(table.columns, rank) for rank in ranks}
     found = LaunchBlame(verdict, places, floor, series)
     return {"blame": found, "blame_floor_s": floor, **_columns(verdict, [found])}
 
 
 def case_columns(launches: Sequence[LaunchBlame]) -> Row:
-    """COLUMNS and metrics of a case: what most of its launches say, or short ones together."""
-    short = [one.series for one in launches if one.series is not None]
-    if len(short) == len(launches):
-        return _columns(of_short_launches(short, launches[0].floor_s), launches)
-    return _columns(of_launches([one.verdict for one in launches]), launches)
+    """COLUMNS and metrics of a case: what most of its launches say, or all of them together."""
+    series = [one.series for one in launches if one.series is not None]
+    together = series if len(series) == len(launches) else []
+    found = of_case([one.verdict for one in launches], together, launches[0].floor_s)
+    return _columns(found, launches)
 
 
-def _if_short(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """What `blame` reads of a launch of several ranks with fewer steps than it needs."""
-    num_ranks, num_steps = series["step_s"].shape
+def _judged(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """What `blame` reads of a launch of several ranks."""
     names = ("step_s", "charged_s", "exposed_wait_s", *CAUSES.values())
-    if num_ranks < 2 or num_steps >= MIN_STEPS or any(name not in series for name in names):
+    if len(series["step_s"]) < 2 or any(name not in series for name in names):
         return None
     return {name: series[name] for name in names}
 
@@ -95,7 +87,8 @@ def _columns(verdict: Verdict, launches: Sequence[LaunchBlame]) -> Row:
     if not verdict.blamed:
         return {"nobody_blamed": verdict.why, **dict.fromkeys(("blame_s", *READINGS))}
     first = verdict.blamed[0]
-    places = [one.places[first.rank] for one in launches if first.rank in one.places]
+    blaming = [one for one in launches if first.rank in (x.rank for x in one.verdict.blamed)]
+    places = [one.places[first.rank] for one in blaming or launches]
     readings = {name: [place[name] for place in places] for name in READINGS}
     return {
         "slow_rank": first.rank,

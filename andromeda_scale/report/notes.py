@@ -278,9 +278,9 @@ def _blame(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     blamed = "".join(f"; {_name(row, axes)}: {_blamed(row)}" for row in shared if _is_blamed(row))
     notes = [
         "imbalance: max / mean - 1 of compute over ranks; rN: the rank that the others wait for, "
-        f"named where more than half of the launches find it late by over {MIN_SHARE:.0%} of the "
-        f"step and the null floor in the median or mean of at least {MIN_STEPS} steps "
-        f"(shorter launches together), beyond chance{blamed}"
+        "named where more than half of the launches, or else the steps of all together, find it "
+        f"late by over {MIN_SHARE:.0%} of the step and the null floor in the median or mean of at "
+        f"least {MIN_STEPS} steps, beyond chance{blamed}"
     ]
     unjudged: dict[str, list[str]] = {}
     for row in shared:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from andromeda_scale.analysis.blame import Blamed, Verdict, blame, late_s, lateness, of_launches
+from andromeda_scale.analysis.blame import (
+    Blamed,
+    Verdict,
+    blame,
+    late_s,
+    lateness,
+    of_case,
+    of_launches,
+)
 
 Series = dict[str, np.ndarray]
 STEP_S = 0.1
@@ -107,6 +115,57 @@ def test_nobody_is_blamed_for_noise(ranks: int) -> None:
         blame(steps_of(arrivals(ranks, 20), rng, noise_s=0.01), None).blamed for _ in range(200)
     ]
     assert sum(map(bool, blamed)) <= 0.05 * 200
+
+
+def wandering(rng: np.random.Generator, ranks: int, steps: int, correlation: float) -> np.ndarray:
+    """(ranks, steps) of noise in which a step is so much like the one before; spread 1."""
+    drawn = rng.standard_normal((ranks, 50 + steps))
+    for step in range(1, drawn.shape[1]):
+        fresh = np.sqrt(1 - correlation**2) * drawn[:, step]
+        drawn[:, step] = correlation * drawn[:, step - 1] + fresh
+    return drawn[:, 50:]
+
+
+def test_a_rank_that_is_late_for_a_while_by_chance_is_rarely_blamed() -> None:
+    rng = np.random.default_rng(8)
+    blamed = [
+        blame(steps_of(0.005 * wandering(rng, 8, 20, 0.8), rng, noise_s=0), None).blamed
+        for _ in range(100)
+    ]
+    assert sum(map(bool, blamed)) <= 15  # the signs alone: 40 and more
+
+
+def test_a_slow_rank_that_wanders_is_blamed() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        late = arrivals(4, 20, {2: 0.03}) + 0.002 * wandering(rng, 4, 20, 0.8)
+        (one,) = blame(steps_of(late, rng, noise_s=0), None).blamed
+        assert (one.rank, one.kind) == (2, "persistent")
+
+
+def test_lateness_without_a_spread_is_beyond_chance() -> None:
+    rng = np.random.default_rng(10)
+    (one,) = blame(steps_of(arrivals(2, 20, {1: 0.03}), rng, noise_s=0), None).blamed
+    assert one == Blamed(1, pytest.approx(0.03), "persistent", "compute")
+
+
+def test_launches_with_too_few_delays_to_tell_tell_together() -> None:
+    rng = np.random.default_rng(11)
+    series = []
+    for _ in range(5):
+        late = arrivals(8, 20)
+        late[3, rng.permutation(20)[:5]] = 0.1
+        series.append(steps_of(late, rng))
+    verdicts = [blame(one, None) for one in series]
+    assert of_launches(verdicts) == Verdict((), "nobody beyond chance")
+    (one,) = of_case(verdicts, series, None).blamed
+    assert (one.rank, one.kind, one.cause) == (3, "transient", "compute")
+    assert one.late_s == pytest.approx(0.025, rel=0.1)
+    # One launch's accident is not the others'.
+    quiet = [steps_of(arrivals(8, 20), rng) for _ in range(4)]
+    few = [steps_of(arrivals(8, 20, {3: 0.1}), rng), *quiet]
+    assert not of_case([blame(one, None) for one in few], few, None).blamed
+    assert of_case(verdicts, [], None) == Verdict((), "nobody beyond chance")
 
 
 def test_a_delay_below_the_null_floor_is_not_blamed() -> None:
