@@ -260,6 +260,11 @@ def _has_text(part: NDArray[Any]) -> bool:
 
 
 def _check_ids(path: Path, part: NDArray[Any], vocab_size: int) -> None:
+    if path.suffix == ".bin" and vocab_size > 1 << 16:
+        raise UserError(
+            f"data.files: {path} holds 16-bit ids, as a .bin shard does, which end before "
+            f"model.vocab_size {vocab_size}; convert it to .npy: longer ids would be read as pairs"
+        )
     for chunk in _chunks(part):
         for value in (int(chunk.max()), int(chunk.min())):
             if not 0 <= value < vocab_size:

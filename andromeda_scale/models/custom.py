@@ -102,8 +102,8 @@ class CustomConfig(Family):
         except OSError as error:
             return f"callable: {spec.origin} cannot be read ({error.strerror}); mend the file"
         except (SyntaxError, ValueError) as error:
-            line = getattr(error, "lineno", None) or 0
-            return f"callable: {spec.origin} is not Python, line {line}: {error}; mend that line"
+            line, why = getattr(error, "lineno", None) or 0, getattr(error, "msg", error)
+            return f"callable: {spec.origin} is not Python, line {line}: {why}; mend that line"
         names = _bound_names(tree)
         first = attribute.partition(".")[0]
         if names is not None and first not in names:

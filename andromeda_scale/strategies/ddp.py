@@ -31,6 +31,8 @@ class DdpOptions(Schema):
     bucket_cap_mb: PositiveFloat = 25.0
     gradient_as_bucket_view: bool = True  # False: buckets beside the gradients, 4 bytes more
     static_graph: bool = False  # needs train.grad_accum 1
+    # For a model with parameters that a forward may leave out; looks through the graph every step.
+    find_unused_parameters: bool = False
     # What a bucket is cast to on its way, by torch's own hooks; gradients stay float32.
     compression: Literal["none", "bf16", "fp16"] = "none"
 
@@ -104,6 +106,7 @@ class Ddp(Single):
             bucket_cap_mb=None if self.options.bucket_cap_mb == 25 else self.options.bucket_cap_mb,
             gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             static_graph=self.options.static_graph,
+            find_unused_parameters=self.options.find_unused_parameters,
         )
         if self.options.compression != "none":
             hook = getattr(default_hooks, f"{self.options.compression}_compress_hook")
@@ -121,6 +124,7 @@ class Ddp(Single):
             bucket_cap_mb=self.options.bucket_cap_mb,
             gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             static_graph=self.options.static_graph,
+            find_unused_parameters=self.options.find_unused_parameters,
             comm_hook=hook,
         )
         return {"kwargs_handlers": [keywords]}
@@ -164,6 +168,7 @@ class Ddp(Single):
                 "cap_bytes": int(log["bucket_cap_bytes"]),
                 "gradient_as_bucket_view": bool(log["gradient_as_bucket_view"]),
                 "static_graph": bool(log.get("static_graph", False)),
+                "find_unused_parameters": bool(log["find_unused_parameters"]),
                 "backend": log["backend_name"],
             },
         }

@@ -164,6 +164,7 @@ def test_impossible_data_is_refused_with_its_name_and_a_remedy(tmp_path: Path) -
         (STDLIB, 100, "model.vocab_size: 100 cannot hold text"),
         (_files(text, shard), 256, "files of one kind"),
         (_files(made("odd.bin", b"123")), 256, "odd number of bytes"),
+        (_files(shard), 65537, "a.bin holds 16-bit ids.* model.vocab_size 65537.*to .npy"),
         (_files(shard), 1, "holds the id 1, outside 0..0"),
         (_files(made("no.npy", b"not numpy")), 256, "no.npy is no array"),
         (_files(made("cut.npy", b"")), 256, "cut.npy is no array"),
