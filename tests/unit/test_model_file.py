@@ -180,7 +180,7 @@ CALLABLE_REFUSALS = {
     "model.callable: there is no module own_model in ": ("own_model:Model", ""),
     "model.callable: there is no module own_models.sub in ": ("own_models.sub:Model", ""),
     "own_models.py defines no Modell": ("own_models:Modell", ""),
-    "broken.py is not Python, line 1: invalid syntax; mend": ("broken:f", "def f(:\n"),
+    "broken.py is not Python, line 1: invalid syntax (--set": ("broken:f", "def f(:\n"),
 }
 
 
