@@ -32,6 +32,8 @@ from andromeda_scale.analysis.stats import CONFIDENCE, Interval
 MIN_SIZES = 5
 REACH = 4  # times the largest measured world
 RISE = 0.03  # of throughput per rank from one size to the next, which no added rank explains
+_LEAST = 1e-12  # speed-up of a curve on its way to a fit
+_MOVE = 1e-4  # of a parameter, or of itself where that is 0, to find a slope
 
 Array = NDArray[np.float64]
 
@@ -73,18 +75,33 @@ class Fit:
     residuals: tuple[float, ...]  # measured S over the law's, less 1, by size
     worlds: tuple[int, ...]
     base: int
+    covariance: Array  # of the parameters
+    quantile: float  # Student's, for a 95 % interval
 
     @property
     def speaks_to(self) -> int:
         """The largest world it may speak about."""
         return REACH * self.worlds[-1]
 
-    def speedup(self, world: int) -> float:
-        """Raises ValueError for a world it may not speak about."""
+    def speedup(self, world: int) -> Interval:
+        """By the law, with its 95 % interval: that of ln S, by the delta method.
+
+        It is of the parameters alone: that the law holds there is assumed. Raises ValueError for a
+        world it may not speak about.
+        """
         if not self.worlds[0] <= world <= self.speaks_to:
             raise ValueError(f"{self.law} speaks of {self.worlds[0]} to {self.speaks_to} ranks")
-        values = [one.centre for one in self.parameters.values()]
-        return float(LAWS[self.law].curve(np.array([world / self.base]), *values)[0])
+        p = np.array([world / self.base])
+        values = np.array([one.centre for one in self.parameters.values()])
+
+        def log_speedup(*values: float) -> float:
+            return math.log(max(float(LAWS[self.law].curve(p, *values)[0]), _LEAST))
+
+        moves = _MOVE * np.diag(np.maximum(np.abs(values), _MOVE))
+        found = log_speedup(*values)
+        slopes = np.array([log_speedup(*values + one) - found for one in moves]) / moves.sum(axis=1)
+        half = self.quantile * math.sqrt(max(0.0, float(slopes @ self.covariance @ slopes)))
+        return Interval(*(math.exp(found + more) for more in (0.0, -half, half)))
 
     def peak(self) -> Interval | None:
         """The world beyond which throughput falls; None where it lies out of reach, or where it
@@ -130,7 +147,7 @@ def _fit(name: str, law: Law, p: Array, measured: Array, worlds: Sequence[int]) 
     from scipy.optimize import least_squares  # a quarter of a second of every report without laws
 
     def error(values: Array) -> Array:
-        found: Array = np.log(np.maximum(law.curve(p, *values), 1e-12)) - np.log(measured)
+        found: Array = np.log(np.maximum(law.curve(p, *values), _LEAST)) - np.log(measured)
         return found
 
     scaled = "lambda" in law.names
@@ -143,7 +160,8 @@ def _fit(name: str, law: Law, p: Array, measured: Array, worlds: Sequence[int]) 
     df = len(p) - len(law.start) - (not scaled)
     squared = float(found.fun @ found.fun) / df
     covariance = squared * np.linalg.pinv(found.jac.T @ found.jac)
-    halves = float(stdtrit(df, (1 + CONFIDENCE) / 2)) * np.sqrt(np.diag(covariance))
+    quantile = float(stdtrit(df, (1 + CONFIDENCE) / 2))
+    halves = quantile * np.sqrt(np.diag(covariance))
     low, high = (np.array(bound) for bound in law.bounds)
     ends = np.clip(found.x - halves, low, high), np.clip(found.x + halves, low, high)
     parameters = {
@@ -151,7 +169,7 @@ def _fit(name: str, law: Law, p: Array, measured: Array, worlds: Sequence[int]) 
         for parameter, value, a, b in zip(law.names, found.x, *ends, strict=True)
     }
     residuals = tuple(float(one) for one in np.expm1(-error(found.x)))
-    return Fit(name, parameters, residuals, tuple(worlds), worlds[0])
+    return Fit(name, parameters, residuals, tuple(worlds), worlds[0], covariance, quantile)
 
 
 def odd_rows(rows: Sequence[Row]) -> list[tuple[Row, Row, float]]:

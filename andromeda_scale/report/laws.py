@@ -7,11 +7,13 @@ from typing import Any
 from andromeda_scale.analysis import laws, rivals
 from andromeda_scale.analysis.laws import MIN_SIZES, REACH, Fit
 from andromeda_scale.analysis.results import Results
+from andromeda_scale.metrics.formats import percent
 from andromeda_scale.report.columns import Column
 from andromeda_scale.report.rows import arrange
 from andromeda_scale.report.sentence import bounded
 from andromeda_scale.report.tables import Table, identity
 
+_ENDS = ("", "_low", "_high")
 _COLUMNS = (
     Column("law", ("law",), lambda row: str(row["law"]), left=True),
     Column("worlds", ("worlds",), lambda row: str(row["worlds"]), left=True, folds=True),
@@ -24,8 +26,8 @@ _COLUMNS = (
     Column("speaks to", ("speaks_to",), lambda row: str(row["speaks_to"])),
     Column(
         "efficiency there",
-        ("efficiency_there",),
-        lambda row: f"{row['efficiency_there']:.1%}",
+        ("efficiency_there", "efficiency_there_low", "efficiency_there_high"),
+        lambda row: "{} [{}, {}]".format(*(percent(row[f"efficiency_there{x}"]) for x in _ENDS)),
     ),
     Column("peak", ("peak",), lambda row: str(row["peak"])),
 )
@@ -34,7 +36,8 @@ _NOTES = (
     "(weak) S = p - s(p-1); USL S = lambda p/(1 + sigma(p-1) + kappa p(p-1)): sigma contention, "
     "kappa the cost of keeping all pairs coherent; peak: where throughput falls from",
     "[low, high]: 95 % of the least squares on ln S; misses by: the largest |measured S / the "
-    f"law's - 1|; speaks to: {REACH} times the largest measured world, a law says nothing beyond",
+    f"law's - 1|; speaks to: {REACH} times the largest measured world, a law says nothing beyond; "
+    "efficiency there: if the law holds, which its interval takes for granted",
 )
 
 
@@ -64,6 +67,9 @@ def _columns(fit: Fit) -> dict[str, Any]:
         "worst_residual": max(map(abs, fit.residuals)),
         "residuals": " ".join(f"{one:+.4f}" for one in fit.residuals),
         "speaks_to": fit.speaks_to,
-        "efficiency_there": fit.speedup(fit.speaks_to) / (fit.speaks_to / fit.base),
+        **{
+            f"efficiency_there{end}": value / (fit.speaks_to / fit.base)
+            for end, value in zip(_ENDS, fit.speedup(fit.speaks_to), strict=True)
+        },
         "peak": "-" if (peak := fit.peak()) is None else bounded(peak),
     }

@@ -72,7 +72,25 @@ def test_a_law_finds_the_parameters_of_its_own_curve(
     found = [one.centre for one in fit.parameters.values()]
     assert found == pytest.approx(values, rel=1e-3)
     assert max(map(abs, fit.residuals)) < 1e-4
-    assert fit.speedup(64) == pytest.approx(curve(np.array([64.0]), *values)[0], rel=1e-3)
+    assert fit.speedup(64).centre == pytest.approx(curve(np.array([64.0]), *values)[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "regime", "values"),
+    [("Amdahl", "strong", [0.08]), ("Gustafson", "weak", [0.1]), ("USL", "weak", [1, 0.04, 1e-3])],
+)
+def test_what_a_law_says_of_a_larger_world_holds_the_truth_as_often_as_it_claims(
+    name: str, regime: str, values: list[float]
+) -> None:
+    rng, curve = np.random.default_rng(0), LAWS[name].curve
+    truth = curve(np.array([128.0]), *values)[0]
+    exact = curve(np.array(SIZES, dtype=float), *values)
+    held = 0
+    for _ in range(100):
+        measured = exact * np.exp(0.01 * rng.standard_normal(len(SIZES)))
+        _, low, high = _fitted(name, measured.tolist(), regime).speedup(128)
+        held += low <= truth <= high
+    assert held >= 88
 
 
 def test_each_law_is_of_its_regime() -> None:
@@ -86,7 +104,7 @@ def test_no_law_under_five_sizes_and_none_beyond_four_times_the_largest() -> Non
     (fit, _) = fits(_series([1, 1.9, 3.7, 7.3, 14.5], "weak"))
     assert len(fit.worlds) == MIN_SIZES
     assert fit.speaks_to == 64
-    assert fit.speedup(64) > 50
+    assert fit.speedup(64).centre > 50
     with pytest.raises(ValueError, match="1 to 64 ranks"):
         fit.speedup(65)
 

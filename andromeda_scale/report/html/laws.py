@@ -43,7 +43,7 @@ def _line(fit: laws.Fit, base_rate: float, label: str, series: Trace) -> Trace:
         "type": "scatter",
         "legendgroup": label,
         "x": sizes,
-        "y": [num(base_rate * fit.speedup(size)) for size in sizes],
+        "y": [num(base_rate * fit.speedup(size).centre) for size in sizes],
         "mode": "lines",
         "line": {"color": series.get("line", {}).get("color"), "dash": DASHES[fit.law], "width": 1},
         "hovertemplate": f"{fit.law}, misses none by more than {worst:.1%}: %{{x}} ranks: %{{y}}",
