@@ -14,7 +14,7 @@ from andromeda_scale.launch.process import StopRequest
 
 INTERRUPTED = 130
 _SENDERS = {
-    signal.SIGINT: " (Ctrl-C)",
+    signal.SIGINT: " (Ctrl-C or `andromeda-scale cancel`)",
     signal.SIGTERM: " (`andromeda-scale cancel` or kill)",
     signal.SIGHUP: " (hangup)",
 }

@@ -22,6 +22,7 @@ import typer
 from andromeda_scale.commands import stopping
 from andromeda_scale.contracts.planned import Plan
 from andromeda_scale.errors import UserError
+from andromeda_scale.launch.process import ignores
 from andromeda_scale.launch.run_dir import RunDir
 from andromeda_scale.metrics.formats import clean
 
@@ -185,7 +186,9 @@ def interrupt(run_dir: Path) -> int:
     pid, host = holder
     if host != socket.gethostname():
         raise UserError(f"{run_dir}: is run by process {pid} on {host}; type this on {host}")
-    os.kill(pid, signal.SIGTERM)  # what a script starts in the background ignores SIGINT
+    # A notebook's kernel would die of SIGTERM outside a sweep; what a script starts in the
+    # background ignores SIGINT.
+    os.kill(pid, signal.SIGTERM if ignores(pid, signal.SIGINT) else signal.SIGINT)
     return pid
 
 

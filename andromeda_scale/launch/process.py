@@ -45,6 +45,16 @@ def kernel_oom_kills() -> int | None:
         return None
 
 
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether a process ignores a signal; False where the kernel does not say."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        masks = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        return bool(int(masks["SigIgn"], 16) & 1 << (number - 1))
+    except (OSError, KeyError, ValueError):
+        return False
+
+
 class StopRequest:
     """Made by SIGINT, SIGTERM or SIGHUP; after one, SIGINT raises KeyboardInterrupt.
 

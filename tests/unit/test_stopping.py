@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from andromeda_scale.cli import app
 from andromeda_scale.launch.driver import Outcome
+from andromeda_scale.launch.process import ignores
 
 pytestmark = pytest.mark.slow  # most merge a run of their own
 
@@ -85,3 +87,15 @@ def test_a_run_with_a_damaged_record_points_to_what_launches_it_again(
     assert last == f"1 launch failed or left a damaged record; launch again: {again}"
     done = CliRunner().invoke(app, ["resume", "r", "--only", "failed"])
     assert "launch again" not in done.stderr
+
+
+def test_whether_a_process_ignores_a_signal() -> None:
+    for trap, found in (('trap "" INT; ', True), ("", False)):
+        shell = subprocess.Popen(["sh", "-c", f"{trap}echo; exec sleep 60"], stdout=subprocess.PIPE)
+        assert shell.stdout is not None
+        with shell:
+            shell.stdout.readline()
+            assert ignores(shell.pid, signal.SIGINT) is found
+            assert not ignores(shell.pid, signal.SIGTERM)
+            shell.kill()
+    assert not ignores(shell.pid, signal.SIGINT)
