@@ -75,6 +75,7 @@ def test_a_law_finds_the_parameters_of_its_own_curve(
     assert fit.speedup(64).centre == pytest.approx(curve(np.array([64.0]), *values)[0], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "regime", "values"),
     [("Amdahl", "strong", [0.08]), ("Gustafson", "weak", [0.1]), ("USL", "weak", [1, 0.04, 1e-3])],
